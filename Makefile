@@ -1,0 +1,38 @@
+# The project's commands; `make help` lists them. CI runs the same ones.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test test-long check format clean
+
+help:  ## List the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=python3.12" * (sys.version_info < (3, 11)))'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## Unlearn in the embedded world and show the report (3 minutes, offline, CPU)
+	$(BIN)/spunge demo
+
+test: $(INSTALLED)  ## Run the test suite
+	$(BIN)/pytest -n 2 -m 'not long'
+
+test-long: $(INSTALLED)  ## Run what is too slow for `make test`
+	$(BIN)/pytest -m long
+
+check: $(INSTALLED)  ## Format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
+
+format: $(INSTALLED)  ## Format, and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove everything that these commands made
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis

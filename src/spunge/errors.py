@@ -1,0 +1,46 @@
+"""The errors Spunge raises for mistakes of the user's or the world's.
+
+SpungeError
+├── RecipeError (ValueError)                a recipe, an override or an option is wrong
+├── DataError (ValueError)                  a forget, retain or evaluation set cannot be used as asked
+├── ModelError (ValueError)                 a model is missing, unreadable or of the wrong shape
+├── IncompatibleTaskVectors (ValueError)    task vectors that cannot be merged with each other or the base
+├── ArtifactError (OSError)                 a file or directory is missing, damaged or cannot be written
+├── TrainingDiverged (ArithmeticError)      a loss became NaN or infinite
+└── MissingExtra (ImportError)              an optional dependency is not installed
+
+Each message names the thing and the fix in its first line. The command line prints it and exits with code 2;
+any other exception is a bug in Spunge.
+"""
+
+
+class SpungeError(Exception):
+    """Anything that the user, or the world around them, can mend."""
+
+
+class RecipeError(SpungeError, ValueError):
+    """A recipe, an override or an option is wrong."""
+
+
+class DataError(SpungeError, ValueError):
+    """A data set cannot be used as asked."""
+
+
+class ModelError(SpungeError, ValueError):
+    """A model is missing, unreadable, or not of the shape that was asked for."""
+
+
+class IncompatibleTaskVectors(SpungeError, ValueError):
+    """Task vectors do not belong to one base model, or do not fit it."""
+
+
+class ArtifactError(SpungeError, OSError):
+    """A file or directory is missing, damaged or cannot be written."""
+
+
+class TrainingDiverged(SpungeError, ArithmeticError):
+    """A loss became NaN or infinite."""
+
+
+class MissingExtra(SpungeError, ImportError):
+    """An optional dependency is not installed."""
