@@ -1,0 +1,239 @@
+"""Hugging Face checkpoints as files: read single tensors, write base + task vector in the base's own layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from spunge.errors import ArtifactError, IncompatibleTaskVectors, ModelError
+from spunge.task_vector import TaskVector, TensorPlace, add, as_bytes, check_shape, load, read_header
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_BLOCK = 1 << 20
+_PIECE = 1 << 24
+_NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".lock")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a checkpoint directory by name, read without loading the model."""
+
+    directory: Path
+    places: Mapping[str, TensorPlace]
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Checkpoint:
+        """Reads the index and the headers only.
+
+        Raises:
+            ModelError: No safetensors weights, a shard name that is not a plain file name, or a damaged header.
+        """
+        directory = Path(directory)
+        if not directory.is_dir():
+            raise ModelError(f"{directory}: no such model directory")
+        index = directory / INDEX
+        listed: set[str] | None = None
+        shards: list[Any] = [SINGLE]
+        if index.exists():
+            try:
+                weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                listed, shards = set(weight_map), sorted(set(weight_map.values()))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise ModelError(f"{index}: damaged index: {error}") from error
+        places: dict[str, TensorPlace] = {}
+        for shard in shards:
+            # transformers would follow ../ out of the directory; a shard is a plain file name or it is refused.
+            if not isinstance(shard, str) or not shard or shard in (".", "..") or shard != Path(shard).name:
+                raise ModelError(f"{index}: shard name {shard!r} is not a plain file name")
+            if not (directory / shard).exists():
+                raise ModelError(f"{directory}: no {shard}: only safetensors weights are read, never pickles")
+            places.update(read_header(directory / shard))
+        if listed is not None and (missing := sorted(listed - set(places))):
+            raise ModelError(f"{index}: lists {missing[0]!r}, which is in none of the shards")
+        return cls(directory, places)
+
+    def place(self, name: str) -> TensorPlace:
+        """Returns where a tensor lies.
+
+        Raises:
+            IncompatibleTaskVectors: The checkpoint has no such tensor.
+        """
+        if name not in self.places:
+            raise IncompatibleTaskVectors(
+                f"{self.directory}: no parameter {name!r}: the task vector is of another model"
+            )
+        return self.places[name]
+
+    def read(self, name: str) -> Tensor:
+        """Returns one tensor, in the checkpoint's dtype."""
+        return load(self.place(name))
+
+    def digest(self, name: str) -> str:
+        """The sha256 of one tensor's bytes."""
+        return self.place(name).digest()
+
+    def changed(self, task_vector: TaskVector, name: str) -> Tensor:
+        """Returns one parameter with the task vector added, exactly as `export` writes it."""
+        return task_vector_at(self, task_vector, name, 0, None).reshape(self.place(name).shape)
+
+
+def task_vector_at(base: Checkpoint, task_vector: TaskVector, name: str, start: int, stop: int | None) -> Tensor:
+    """Returns elements `start:stop` of a parameter with the task vector added, flat, in the base's dtype."""
+    place = base.place(name)
+    check_shape(name, place.shape, task_vector.shape(name))
+    weight = place.read(start, stop)
+    return add(weight, task_vector.read(name, start, start + len(weight)), task_vector.scale)
+
+
+def export(base: str | Path, task_vector: TaskVector, out: str | Path, *, card: str | None = None) -> Path:
+    """Writes base + task vector as a checkpoint in the base's shard layout; unchanged bytes are copied as they are.
+
+    Args:
+        base: The base model's directory.
+        task_vector: What to add.
+        out: The new directory; it must not exist, and exists afterwards only if all went well.
+        card: The text of its README.md.
+
+    Raises:
+        IncompatibleTaskVectors: The task vector does not fit the base.
+        ArtifactError: `out` exists or cannot be written.
+    """
+    checkpoint = Checkpoint.open(base)
+    for name in task_vector:
+        check_shape(name, checkpoint.place(name).shape, task_vector.shape(name))
+    with new_directory(out) as building:
+        written = Written(rewrite(checkpoint, building, set(task_vector)))
+        for name in task_vector:
+            size = task_vector.shape(name).numel()
+            for start in range(0, size, _BLOCK):
+                stop = min(start + _BLOCK, size)
+                written.write(name, start, task_vector_at(checkpoint, task_vector, name, start, stop))
+        if card is not None:
+            (building / "README.md").write_text(card, encoding="utf-8")
+        written.verify()
+    return Path(out)
+
+
+def rewrite(base: Checkpoint, directory: Path, changed: Collection[str]) -> dict[str, TensorPlace]:
+    """Copies a checkpoint's files, all but the bytes of the `changed` tensors; returns where those have to go."""
+    shards: dict[Path, list[TensorPlace]] = {}
+    for name, place in base.places.items():
+        shards.setdefault(place.file, []).extend([place] if name in changed else [])
+    for file in sorted(base.directory.iterdir()):
+        if file in shards:
+            _copy_but(file, directory / file.name, shards[file])
+        elif file.is_file() and not file.name.endswith(_NOT_COPIED):
+            shutil.copyfile(file, directory / file.name)
+    return {
+        name: replace(place, file=directory / place.file.name) for name, place in base.places.items() if name in changed
+    }
+
+
+class Written:
+    """Tensors that are being written to files, front to back; afterwards they are read again and compared."""
+
+    def __init__(self, places: Mapping[str, TensorPlace]) -> None:
+        self._places = places
+        self._checks = dict.fromkeys(places, 0)
+
+    def write(self, name: str, start: int, values: Tensor) -> None:
+        """Writes the next elements of one tensor."""
+        values = values.cpu().contiguous()
+        self._checks[name] = zlib.crc32(as_bytes(values), self._checks[name])
+        self._places[name].write(start, values)
+
+    def verify(self) -> None:
+        """Brings the files to the disk, reads every written tensor back and compares.
+
+        Raises:
+            ArtifactError: The disk holds something else than was written.
+        """
+        for file in {place.file for place in self._places.values()}:
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+                if hasattr(os, "posix_fadvise"):
+                    # Let go of the cached pages, so that the reading below comes from the disk.
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+        for name, place in self._places.items():
+            if place.checksum() != self._checks[name]:
+                raise ArtifactError(f"{place.file}: {name} reads back other than it was written: a failing disk?")
+
+
+@contextmanager
+def new_directory(out: str | Path) -> Iterator[Path]:
+    """A directory that is filled under a passing name and becomes `out` if all goes well, else is gone.
+
+    Raises:
+        ArtifactError: `out` exists or cannot be written.
+    """
+    out = Path(out)
+    if out.exists():
+        raise ArtifactError(f"{out}: exists already; give another --out or remove it")
+    building = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        yield building
+        for file in [*building.iterdir(), building]:
+            _sync(file)
+        building.chmod(0o755)
+        building.rename(out)
+        _sync(out.parent)
+    except ArtifactError:
+        raise
+    except OSError as error:
+        raise ArtifactError(f"{out}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if building is not None:
+            shutil.rmtree(building, ignore_errors=True)
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy_but(source: Path, target: Path, holes: list[TensorPlace]) -> None:
+    """Copies a file but for the bytes in `holes`, which are left zero."""
+    with source.open("rb") as reading, target.open("wb") as writing:
+        size = os.fstat(reading.fileno()).st_size
+        writing.truncate(size)
+        position = 0
+        for start, stop in sorted((hole.start, hole.stop) for hole in holes):
+            _copy_range(reading.fileno(), writing.fileno(), position, start)
+            position = max(position, stop)
+        _copy_range(reading.fileno(), writing.fileno(), position, size)
+
+
+def _copy_range(source: int, target: int, position: int, stop: int) -> None:
+    in_kernel = hasattr(os, "copy_file_range")
+    while position < stop:
+        count = min(stop - position, _PIECE)
+        if in_kernel:
+            try:
+                copied = os.copy_file_range(source, target, count, position, position)
+            except OSError:  # across file systems, or on one that cannot
+                in_kernel = False
+                continue
+        else:
+            copied = os.pwrite(target, os.pread(source, count, position), position)
+        if not copied:
+            raise OSError("the source file became shorter")
+        position += copied

@@ -1,0 +1,205 @@
+"""The architecture on one page: what a splitter, an unlearner, a merger and an evaluator are, and what they share.
+
+A method is one frozen settings class that holds its hyperparameters and one verb, in one small file. To add your own,
+copy a file of the same kind; a recipe finds it as `package.module:Class`, or add it to the union in the package's
+`__init__`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import polars as pl
+from pydantic import Field
+
+from spunge.data import Corpus
+from spunge.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from spunge.language_model import LanguageModel, Resident
+    from spunge.task_vector import TaskVector
+
+ITEM_SCHEMA: Mapping[str, type[pl.DataType]] = {
+    "suite": pl.String,
+    "task": pl.String,
+    "item": pl.String,
+    "attributes": pl.String,
+    "metric": pl.String,
+    "value": pl.Float64,
+    "text": pl.String,
+}
+"""One row a variant, item and metric. `item`: `data.item_id` of the item's content. `attributes`: a JSON object such
+as `{"group": "mexican"}` (a list where an item has several values). `value`: the metric, 0 or 1 where it is a verdict.
+`text`: what the value is about (a prompt, a completion), null where there is nothing to show."""
+
+ItemTable = pl.DataFrame
+
+
+class Progress(Protocol):
+    """Told of every step: what is being done, how far it is, and the figures so far."""
+
+    def __call__(self, what: str, done: int, total: int, /, **figures: float) -> None: ...
+
+
+def silent(what: str, done: int, total: int, /, **figures: float) -> None:
+    """The progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """How to run, never what: nothing here may change a result, but the seed."""
+
+    resident: Resident
+    """The loaded base model and the caches that tasks on one device share; holds device and dtype."""
+    output: Path
+    """The artifact's directory while it is made: a method may leave side files in it (`metrics.jsonl`)."""
+    scratch: Path
+    """A directory for checkpoints and memory maps that outlives a killed attempt, and goes with success."""
+    seed: int = 0
+    """The seed of this very task."""
+    progress: Progress = silent
+
+    @property
+    def device(self) -> str:
+        """The torch device to compute on."""
+        return self.resident.device
+
+
+@dataclass(frozen=True)
+class LoadedVariant:
+    """A variant ready to be asked: the base model with a task vector in its weights."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    digest: str
+    """Of base and task vector: equal digests give equal answers."""
+
+
+class Splitter(Settings):
+    """Says which subsets each row of the forget set belongs to."""
+
+    min_size: int = Field(default=1, ge=1)
+    """The fewest rows a subset may have, after the processing filter."""
+    small: Literal["error", "drop"] = "error"
+    """What becomes of a subset under `min_size`."""
+
+    @abstractmethod
+    def split(self, forget: Corpus, base: LanguageModel, work: Work) -> list[tuple[str, ...]]:
+        """Returns the names of every row's subsets; `()` for a row in none."""
+
+
+class Unlearner(Settings):
+    """Makes the base model forget a set of rows."""
+
+    scaled_by: ClassVar[str | None] = None
+    """The setting that only scales the result: `lambda` of task vector negation. It stays out of the training key,
+    and the trained task vector is read with minus its value as the scale (see `scale_of`)."""
+
+    @abstractmethod
+    def unlearn(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> TaskVector:
+        """Returns what to add to the base model's weights.
+
+        Raises:
+            DataError: The method needs a retain set and has none, or too few rows.
+            TrainingDiverged: The loss became NaN or infinite.
+        """
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a merger must be given before its first block, and in what pieces."""
+
+    granularity: Literal["element", "row", "tensor"] = "element"
+    """The smallest piece it can combine, which bounds the memory of a merge."""
+    densities: tuple[float, ...] = ()
+    """For each, the smallest magnitude that keeps this share of a variant's entries: `Block.thresholds`."""
+    scope: Literal["tensor", "changed", "model"] = "tensor"
+    """What the share is of: one tensor, all changed tensors taken as one, or the whole model."""
+    threshold_ties: Literal["include", "exclude"] = "include"
+    """Whether entries that tie at the threshold are kept when that is more than the share."""
+    linear: bool = False
+    """Whether the result is a fixed combination of the deltas, so that LoRA factors merge exactly."""
+    grams: bool = False
+    """Gram matrices of each changed matrix's inputs, on every subset and on the retain set: `Block.grams`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """The same piece of one tensor in every variant, for a merger to combine."""
+
+    deltas: torch.Tensor
+    """Float32 [variants, elements]; [variants, rows, columns] for mergers of rows or tensors. Not to be overwritten."""
+    weights: tuple[float, ...]
+    """What each variant counts for."""
+    thresholds: tuple[tuple[float, ...], ...]
+    """[variants][densities]: entries of at least this magnitude are within the density."""
+    variants: tuple[str, ...]
+    """The names of the variants."""
+    tensor: str
+    """The parameter's name."""
+    start: int
+    """The position of the first element in the whole tensor."""
+    seed: int
+    """What random draws depend on, with the variant, the tensor and the element, and on nothing else."""
+    grams: tuple[torch.Tensor, ...] | None = None
+    """[in, in] for each variant's subset and, last, for the retain set; None for a tensor without such inputs."""
+
+
+class Merger(Settings):
+    """Combines the task vectors of the subsets into one; `merging.merge` does the reading, blocks and writing."""
+
+    lambda_: float = Field(default=1.0, alias="lambda")
+    """What the merged task vector is multiplied by at the end."""
+    weights: dict[str, float] = {}
+    """Subset (or variant) → what its task vector counts for; 1 for those not named."""
+
+    @abstractmethod
+    def needs(self) -> Needs:
+        """Says what the engine must find out first, and in what pieces to call `combine`."""
+
+    @abstractmethod
+    def combine(self, block: Block) -> torch.Tensor:
+        """Combines one block: pure, float32.
+
+        Returns:
+            The merged delta in the shape of one variant's, λ not yet applied.
+        """
+
+
+class Evaluator(Settings):
+    """Asks a variant questions and notes every answer."""
+
+    headline: ClassVar[tuple[str, ...]] = ()
+    """The metrics that tables show, the most important first."""
+
+    suite: str
+    """The name of this evaluation in tables and in `results.json`."""
+    goal: Literal["forget", "retain"]
+    """Whether this suite asks for what must go (lower is better) or for what must stay."""
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a report needs to know of this suite, as JSON values."""
+        method = getattr(self, "method", type(self).__name__)
+        return {"suite": self.suite, "method": method, "goal": self.goal, "headline": list(self.headline)}
+
+    @abstractmethod
+    def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
+        """Returns one row an item and metric, in `ITEM_SCHEMA`."""
+
+
+def scale_of(unlearner: Unlearner) -> float:
+    """Returns what a freshly trained task vector of this unlearner is multiplied by when it is read."""
+    return 1.0 if unlearner.scaled_by is None else -float(getattr(unlearner, unlearner.scaled_by))
+
+
+Subsets = Mapping[str, Sequence[int]]
+"""Subset name → the indices of its rows."""
