@@ -1,0 +1,198 @@
+"""How long a merge takes, and how much memory: Spunge beside mergekit and the disk, on generated models."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+WIDTH, FEED, VOCABULARY = 1024, 2816, 32000
+PER_LAYER = 4 * WIDTH * WIDTH + 3 * WIDTH * FEED + 2 * WIDTH
+RMU = [f"model.layers.{layer}.mlp.down_proj.weight" for layer in (5, 6, 7)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--millions", type=float, default=670, help="parameters of the base model, in millions")
+    parser.add_argument("--variants", type=int, default=5)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--directory", type=Path, default=Path("/tmp/spunge-merge-benchmark"))
+    parser.add_argument("--mergekit", help="the mergekit-yaml of another environment; without it, Spunge alone")
+    parser.add_argument("--cases", nargs="+", default=["all", "few"], choices=["all", "few"])
+    parser.add_argument("--keep", action="store_true", help="keep the generated models")
+    options = parser.parse_args()
+
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    options.directory.mkdir(parents=True, exist_ok=True)
+    base = options.directory / "base"
+    if not base.exists():
+        child("generate", base, options.millions, options.dtype)
+    out = options.directory / "out"
+    spunge = [sys.executable, __file__, "_merge", str(base), str(out), options.device]
+    runs: dict[str, list[str]] = {"start": [sys.executable, "-c", "import spunge.merging"]}
+    runs["cp -r base"] = ["cp", "-r", str(base), str(out)]
+    for case in options.cases:
+        checkpoints = [options.directory / f"{case}-{index}" for index in range(options.variants)]
+        vectors = [options.directory / f"{case}-{index}-vector" for index in range(options.variants)]
+        for index, (checkpoint, vector) in enumerate(zip(checkpoints, vectors, strict=True)):
+            if not checkpoint.exists():
+                child("vary", base, checkpoint, vector, index, case)
+        if options.mergekit:
+            recipe = options.directory / f"{case}.yaml"
+            recipe.write_text(mergekit_recipe(base, checkpoints, options.dtype))
+            runs[f"mergekit, {case}, checkpoints"] = [options.mergekit, str(recipe), str(out)]
+        runs[f"spunge, {case}, checkpoints"] = [*spunge, *map(str, checkpoints)]
+        runs[f"spunge, {case}, task vectors"] = [*spunge, *map(str, vectors)]
+
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
+    for repeat in range(options.repeats):
+        for name, command in runs.items():  # alternating, so that a slow spell of the machine meets all alike
+            shutil.rmtree(out, ignore_errors=True)
+            measured[name].append(measure(command))
+            shown = "  ".join(f"{what} {value:9.2f}" for what, value in measured[name][-1].items())
+            print(f"{repeat + 1}/{options.repeats}  {name:32} {shown}", flush=True)
+    print(f"\nmedians of {options.repeats}, {options.millions:g} M parameters, {options.variants} variants")
+    for name, rows in measured.items():
+        middle = {what: statistics.median(row[what] for row in rows) for what in rows[0]}
+        print(f"{name:32} " + "  ".join(f"{what} {value:9.2f}" for what, value in middle.items()))
+    shutil.rmtree(out, ignore_errors=True)
+    if not options.keep:
+        shutil.rmtree(options.directory)
+
+
+def measure(command: list[str]) -> dict[str, float]:
+    """Runs a command and returns its wall time, processor time, peak memory, and bytes read and written."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    io = Path(f"/proc/{process.pid}/io")
+    read = written = 0
+    while True:
+        # The zombie's counters are still there until it is waited for.
+        ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        try:
+            counters = dict(line.split(": ") for line in io.read_text().splitlines())
+            read, written = int(counters["rchar"]), int(counters["wchar"])
+        except OSError:
+            pass
+        if ended:
+            break
+        time.sleep(0.05)
+    wall = time.perf_counter() - started
+    error = process.stderr.read() if process.stderr else b""
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{command[0]} failed:\n{error.decode(errors='replace')[-2000:]}")
+    return {
+        "wall s": wall,
+        "cpu s": usage.ru_utime + usage.ru_stime,
+        "peak MB": usage.ru_maxrss / 1024,
+        "read MB": read / 1e6,
+        "written MB": written / 1e6,
+    }
+
+
+def child(*arguments: object) -> None:
+    subprocess.run(
+        [sys.executable, __file__, *(f"_{a}" if i == 0 else str(a) for i, a in enumerate(arguments))], check=True
+    )
+
+
+def generate(base: Path, millions: float, dtype: str) -> None:
+    """Writes a Llama-shaped checkpoint of random weights in shards of about 300 MB."""
+    import torch
+    from safetensors.torch import save_file
+
+    layers = max(8, round((millions * 1e6 - VOCABULARY * WIDTH * 2) / PER_LAYER))
+    shapes = {
+        "model.embed_tokens.weight": (VOCABULARY, WIDTH),
+        "lm_head.weight": (VOCABULARY, WIDTH),
+        "model.norm.weight": (WIDTH,),
+    }
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}"
+        shapes |= {f"{prefix}.self_attn.{side}_proj.weight": (WIDTH, WIDTH) for side in "qkvo"}
+        shapes |= {f"{prefix}.mlp.{side}_proj.weight": (FEED, WIDTH) for side in ("gate", "up")}
+        shapes |= {f"{prefix}.mlp.down_proj.weight": (WIDTH, FEED)}
+        shapes |= {f"{prefix}.{norm}_layernorm.weight": (WIDTH,) for norm in ("input", "post_attention")}
+    base.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name, shape in shapes.items():
+        tensor = (torch.randn(shape, generator=generator) * 0.02).to(getattr(torch, dtype))
+        if size > 300e6:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    for name, shard in zip(names, shards, strict=True):
+        save_file(shard, base / name, metadata={"format": "pt"})
+    weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": WIDTH, "intermediate_size": FEED,
+        "num_hidden_layers": layers, "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": VOCABULARY,
+        "torch_dtype": dtype, "tie_word_embeddings": False,
+    }  # fmt: skip
+    (base / "config.json").write_text(json.dumps(config))
+
+
+def vary(base: Path, checkpoint: Path, vector: Path, index: int, case: str) -> None:
+    """Writes a variant of the base, as a task vector and as a checkpoint: all weights differ, or three matrices."""
+    import torch
+
+    from spunge.checkpoint import Checkpoint, export
+    from spunge.task_vector import TaskVector
+
+    source = Checkpoint.open(base)
+    generator = torch.Generator().manual_seed(1 + index)
+    names = sorted(source.places) if case == "all" else RMU
+    entries = {name: torch.randn(source.places[name].shape, generator=generator) * 1e-3 for name in names}
+    task_vector = TaskVector(entries)
+    task_vector.save(vector)
+    export(base, task_vector, checkpoint)
+
+
+def merge(base: Path, out: Path, device: str, variants: list[str]) -> None:
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    from spunge import merging
+    from spunge.checkpoint import Checkpoint
+    from spunge.merge import Ties
+
+    opened = Checkpoint.open(base)
+    merging.write(Ties(), merging.open_variants(variants, opened), out, base=opened, device=device)
+
+
+def mergekit_recipe(base: Path, variants: list[Path], dtype: str) -> str:
+    recipe = {
+        "merge_method": "ties",
+        "base_model": str(base),
+        "models": [{"model": str(variant), "parameters": {"weight": 1.0, "density": 0.2}} for variant in variants],
+        "parameters": {"normalize": True, "int8_mask": False},
+        "dtype": dtype,
+    }
+    return json.dumps(recipe)  # JSON is YAML
+
+
+if __name__ == "__main__":
+    what, *rest = sys.argv[1:] or [""]
+    if what == "_generate":
+        generate(Path(rest[0]), float(rest[1]), rest[2])
+    elif what == "_vary":
+        vary(Path(rest[0]), Path(rest[1]), Path(rest[2]), int(rest[3]), rest[4])
+    elif what == "_merge":
+        merge(Path(rest[0]), Path(rest[1]), rest[2], rest[3:])
+    else:
+        main()

@@ -1,0 +1,69 @@
+"""The merge methods: the union is the registry, one small file each."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, get_args
+
+from pydantic import BeforeValidator, Field
+
+from spunge.interfaces import Merger
+from spunge.merge.breadcrumbs import Breadcrumbs
+from spunge.merge.consensus import Consensus
+from spunge.merge.dare import Dare
+from spunge.merge.della import Della
+from spunge.merge.emr_unified import EmrUnified
+from spunge.merge.linear import Linear
+from spunge.merge.magmax import MagMax
+from spunge.merge.magnitude_prune import MagnitudePrune
+from spunge.merge.retain_regmean import RetainRegMean
+from spunge.merge.task_arithmetic import TaskArithmetic
+from spunge.merge.ties import Ties
+
+REFUSED = {
+    "model_stock": "Model Stock returns the base model when the task vectors are nearly orthogonal, as those of "
+    "separately unlearned models are: nothing would be removed; use ties or task_arithmetic"
+}
+"""Methods that a user may well ask for and must not be given, with the reason."""
+
+
+def _refuse(settings: Any) -> Any:
+    if isinstance(settings, dict) and settings.get("method") in REFUSED:
+        raise ValueError(REFUSED[settings["method"]])
+    return settings
+
+
+_Methods = (
+    Ties
+    | Linear
+    | TaskArithmetic
+    | MagnitudePrune
+    | Dare
+    | Della
+    | MagMax
+    | Consensus
+    | Breadcrumbs
+    | EmrUnified
+    | RetainRegMean
+)
+AnyMerger = Annotated[Annotated[_Methods, Field(discriminator="method")], BeforeValidator(_refuse)]
+"""The settings of any merger, told apart by `method`."""
+
+MERGERS: dict[str, type[Merger]] = {merger.model_fields["method"].default: merger for merger in get_args(_Methods)}
+"""Name → class."""
+
+__all__ = [
+    "MERGERS",
+    "REFUSED",
+    "AnyMerger",
+    "Breadcrumbs",
+    "Consensus",
+    "Dare",
+    "Della",
+    "EmrUnified",
+    "Linear",
+    "MagMax",
+    "MagnitudePrune",
+    "RetainRegMean",
+    "TaskArithmetic",
+    "Ties",
+]
