@@ -1,0 +1,63 @@
+"""Hidden states of the frozen base model, computed once and kept for every task on the device."""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+import warnings
+from collections.abc import Callable, Hashable
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+RAM_SHARE = 0.25
+"""The share of the free memory, when the first state is kept, that the cache may take."""
+
+
+class StateCache:
+    """Tensors by key: in memory up to a budget, beyond it in a memory map.
+
+    The file of the memory map has no name from the moment it is made: nothing can damage it, and it goes with the
+    process. Where it cannot be made, states are computed anew.
+    """
+
+    def __init__(self, budget: int | None = None) -> None:
+        self.budget = int(psutil.virtual_memory().available * RAM_SHARE) if budget is None else budget
+        self.in_memory = 0
+        self.on_disk = 0
+        self._states: dict[Hashable, Tensor] = {}
+        self._spilling = True
+
+    def get(self, key: Hashable, build: Callable[[], Tensor], scratch: Path) -> Tensor:
+        """Returns the state under this key on the device it was built on, building it the first time."""
+        kept = self._states.get(key)
+        if kept is not None:
+            return kept
+        state = build()
+        size = state.numel() * state.element_size()
+        if self.in_memory + size <= self.budget:
+            self._states[key] = state
+            self.in_memory += size
+        elif self._spilling:
+            try:
+                self._states[key] = _mapped(state, scratch)
+                self.on_disk += size
+            except OSError as error:
+                self._spilling = False
+                warnings.warn(
+                    f"{scratch}: hidden states cannot be kept here ({error}); they are computed anew",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        return state
+
+
+def _mapped(state: Tensor, scratch: Path) -> Tensor:
+    data = memoryview(state.contiguous().view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        file.write(data)  # written, not mapped for writing: a full disk is then an error, not a signal
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE)
+    return torch.frombuffer(mapped, dtype=torch.uint8).view(state.dtype).reshape(state.shape)

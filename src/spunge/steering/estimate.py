@@ -1,0 +1,89 @@
+"""What a run will take, known before any weight is read: memory for the model, its training and the cached states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from spunge.errors import ModelError
+from spunge.language_model import LanguageModel
+from spunge.steering import SteeredUnlearner
+from spunge.steering.truncated import find_layers, skeleton_of
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes."""
+
+    weights: int
+    """Embeddings and the layers up to the steered one."""
+    training: int
+    """The changed matrices, their gradients, masters and the optimiser's moments."""
+    activations: int
+    """What one backward pass keeps of the longest batch."""
+    states_per_token: int
+    """What the cache keeps of a token: what enters the first updated layer and what leaves the last."""
+
+    @property
+    def needed(self) -> int:
+        """What must fit at once; the cached states take what is left, or the disk."""
+        return self.weights + self.training + self.activations
+
+
+def estimate(
+    settings: SteeredUnlearner,
+    base: LanguageModel,
+    parameters: Mapping[int, Sequence[str]],
+    *,
+    tokens: int,
+    dtype: str | None = None,
+) -> Estimate:
+    """Returns what a run takes, for a longest row of so many tokens.
+
+    Raises:
+        ModelError: The architecture or the layer is not to be had.
+    """
+    skeleton = skeleton_of(base, settings.layer + 1)
+    layers = find_layers(skeleton)
+    chosen = dtype or base.dtype
+    compute = skeleton.config.dtype if chosen == "auto" else getattr(torch, chosen)
+    size = compute.itemsize if isinstance(compute, torch.dtype) else 4
+    master = size if settings.master == "model" else 4
+    changed = sum(layers[layer].get_parameter(name).numel() for layer, names in parameters.items() for name in names)
+    # Every matrix product's output is kept, and about as much again of norms, products and activations between them.
+    per_token = 2 * sum(p.shape[0] for p in layers[-1].parameters() if p.ndim > 1)
+    depth = settings.layer + 1 - min(parameters)
+    width = skeleton.config.hidden_size
+    return Estimate(
+        weights=sum(parameter.numel() for parameter in skeleton.parameters()) * size,
+        training=changed * (2 * size + 4 * master),
+        activations=settings.batch_size * tokens * depth * per_token * size,
+        states_per_token=2 * width * size,
+    )
+
+
+def check_memory(expected: Estimate, device: str) -> None:
+    """Refuses what cannot fit.
+
+    Raises:
+        ModelError: The device has less memory left than the run needs.
+    """
+    free = free_memory(device)
+    if expected.needed > free:
+        raise ModelError(
+            f"about {expected.needed / GIB:.1f} GiB are needed and {free / GIB:.1f} are free on {device}: weights "
+            f"{expected.weights / GIB:.1f}, training {expected.training / GIB:.1f}, activations "
+            f"{expected.activations / GIB:.1f}; lower batch_size or max_length, or compute in bfloat16"
+        )
+
+
+def free_memory(device: str) -> int:
+    """Returns the bytes that are free on a device."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

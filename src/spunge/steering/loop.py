@@ -1,0 +1,495 @@
+"""The loop of RMU: steer the forget set's activations, hold the retain set's, change a few matrices."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import pickle
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spunge.data import Corpus
+from spunge.errors import ArtifactError, DataError, TrainingDiverged
+from spunge.interfaces import Work
+from spunge.language_model import LanguageModel
+from spunge.steering import SteeredUnlearner
+from spunge.steering.batches import Batch, orders, pad, tokenise
+from spunge.steering.cache import StateCache
+from spunge.steering.estimate import check_memory, estimate
+from spunge.steering.optimisers import AdamWEpsilonOutside
+from spunge.steering.truncated import Call, TruncatedModel, choose_parameters, load_truncated
+from spunge.task_vector import TaskVector
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+METRICS = "metrics.jsonl"
+CONTROL_VECTORS = "control_vectors.safetensors"
+CHECKPOINT = "steering.pt"
+LAST_GOOD = "last_good"
+CHECKPOINT_SECONDS = 60.0
+"""A killed run repeats at most this much; when it was saved cannot change what comes out."""
+
+Record = dict[str, Any]
+
+
+def steer(
+    settings: SteeredUnlearner,
+    base: LanguageModel,
+    forget: Corpus,
+    retain: Corpus | None,
+    work: Work,
+    *,
+    coefficient: Callable[[float], float],
+) -> TaskVector:
+    """Runs RMU's loop; see the settings for what can be chosen.
+
+    Args:
+        settings: What to do.
+        base: The model, of which only the layers up to the steered one are read.
+        forget: The forget set; its subsets are topics that take turns.
+        retain: The retain set.
+        work: How to run.
+        coefficient: From the mean length of a topic's activations to its steering coefficient.
+
+    Raises:
+        DataError: The retain set is missing, empty or smaller than a batch.
+        ModelError: The architecture, the layer or the parameters are not to be had.
+        TrainingDiverged: A loss or gradient became NaN or infinite; the weights before it are kept in the scratch.
+    """
+    topics = forget.topics()
+    if retain is None or not len(retain):
+        raise DataError(
+            f"{_method(settings)} needs a retain set: name one with --retain, or under `retain` in a recipe"
+        )
+    count = batches_per_epoch(settings, topics, retain)
+    parameters = choose_parameters(base, settings.updated, settings.layer + 1, settings.parameters)
+    batches = Batches(settings, base.load_tokenizer(), topics, retain, count, work.seed)
+
+    def load() -> TruncatedModel:
+        dtype = work.resident.dtype
+        check_memory(estimate(settings, base, parameters, tokens=batches.longest, dtype=dtype), work.device)
+        return load_truncated(base, settings.layer + 1, device=work.device, dtype=dtype)
+
+    model = work.resident.cached(("truncated", base, settings.layer + 1), load)
+    cache = work.resident.cached("hidden states", StateCache)
+    states = States(model, base, settings.updated[0], None if settings.shuffle else cache, work)
+    matrices = Matrices(model, parameters, settings)
+
+    norms = {topic: states.mean_norm(batches.first(topic)) for topic in topics}
+    coefficients = {topic: coefficient(norm) for topic, norm in norms.items()}
+    controls = {
+        topic: coefficients[topic] * direction(settings, model.hidden_size, work.seed, topic) for topic in topics
+    }
+    safetensors.torch.save_file(controls, work.output / CONTROL_VECTORS)
+    targets = {topic: control.to(model.device, _loss_dtype(settings, model)) for topic, control in controls.items()}
+
+    journal = Journal(work, _key(settings, base, forget, retain, work))
+    steps = count * len(topics) * settings.epochs
+    steps = steps if settings.max_steps is None else min(steps, settings.max_steps)
+    stopped = "finished"
+    done = journal.resume(matrices)
+    for step, (topic, forget_batch, retain_batch) in islice(enumerate(batches), done, steps):
+        forget_batch, retain_batch = forget_batch.to(model.device), retain_batch.to(model.device)
+        figures = gradients(
+            settings, states, matrices, forget_batch, targets[topic], retain_batch,
+            measured=step // len(topics) % settings.cosine_every == 0,
+        )  # fmt: skip
+        if not (_finite(figures) and matrices.finite_gradients()):
+            matrices.roll_back()
+            _diverged(settings, step, model.stored(matrices.deltas()), work)
+        journal.write({"step": step, "topic": topic, **figures})
+        work.progress(_method(settings), step + 1, steps, **{k: v for k, v in figures.items() if v is not None})
+        done = step
+        if settings.retain_floor is not None and figures["retain_cosine"] < settings.retain_floor:
+            matrices.roll_back()
+            done, stopped = max(0, step - 1), "retain_floor"
+            break
+        if settings.early_stop_cosine is not None and steered(settings, journal.records, topics):
+            stopped = "early_stop_cosine"
+            break
+        matrices.update()
+        done = step + 1
+        if done < steps:
+            journal.checkpoint(done, matrices)
+        else:  # nothing has looked at the weights since the last update
+            loss, cosine = retained(states, matrices, retain_batch)
+            if not math.isfinite(loss):
+                matrices.roll_back()
+                _diverged(settings, done, model.stored(matrices.deltas()), work)
+            if settings.retain_floor is not None and cosine < settings.retain_floor:
+                matrices.roll_back()
+                done, stopped = step, "retain_floor"
+    return TaskVector(
+        model.stored(matrices.deltas()),
+        provenance={
+            "method": _method(settings),
+            "settings": settings.dump(),
+            "steps": done,
+            "stopped": stopped,
+            "batches_per_epoch": count,
+            "coefficients": coefficients,
+            "mean_norms": norms,
+        },
+    )
+
+
+def gradients(
+    settings: SteeredUnlearner,
+    states: States,
+    matrices: Matrices,
+    forget: Batch,
+    target: Tensor,
+    retain: Batch,
+    *,
+    measured: bool,
+) -> Record:
+    """Accumulates the gradients of one step, the forget loss first, and returns its figures."""
+    model, start = states.model, states.start
+    hidden, calls = states.entering(forget)
+    steered = model.run(hidden, calls, start, matrices.leaves)
+    forget_loss = mean_squared_difference(steered, target, forget.counted, settings.loss_dtype)
+    forget_loss.backward()
+    forget_cosine = None
+    if measured:
+        forget_cosine = mean_cosine(steered.detach(), states.frozen(forget, hidden, calls), forget.counted).item()
+
+    hidden, calls = states.entering(retain)
+    frozen = states.frozen(retain, hidden, calls)
+    held = model.run(hidden, calls, start, matrices.leaves)
+    retain_loss = mean_squared_difference(held, frozen, retain.counted, settings.loss_dtype)
+    (settings.alpha * retain_loss).backward()
+    return {
+        "forget_loss": forget_loss.item(),
+        "retain_loss": retain_loss.item(),
+        "forget_cosine": forget_cosine,
+        "retain_cosine": mean_cosine(held.detach(), frozen, retain.counted).item(),
+    }
+
+
+@torch.no_grad()
+def retained(states: States, matrices: Matrices, retain: Batch) -> tuple[float, float]:
+    """Returns the loss on a retain batch, and the cosine between the changed and the base model's activations."""
+    hidden, calls = states.entering(retain)
+    held = states.model.run(hidden, calls, states.start, matrices.leaves)
+    frozen = states.frozen(retain, hidden, calls)
+    loss = mean_squared_difference(held, frozen, retain.counted)
+    return loss.item(), mean_cosine(held, frozen, retain.counted).item()
+
+
+def mean_squared_difference(hidden: Tensor, target: Tensor, counted: Tensor, dtype: str = "float32") -> Tensor:
+    """The mean over the counted tokens and the width of the squared difference.
+
+    Args:
+        hidden: [batch, tokens, width].
+        target: [width], or the shape of `hidden`.
+        counted: [batch, tokens], True for tokens that count.
+        dtype: `float32`, or `model` for that of `hidden`.
+    """
+    hidden, target = hidden[counted], target.expand_as(hidden)[counted]
+    if dtype == "model":
+        return F.mse_loss(hidden, target)  # the reference's call: its backward rounds in another order
+    return (hidden.float() - target.float()).square().mean()
+
+
+def mean_cosine(hidden: Tensor, other: Tensor, counted: Tensor) -> Tensor:
+    """The mean over the counted tokens of the cosine between two hidden states, float32."""
+    return F.cosine_similarity(hidden[counted].float(), other[counted].float(), dim=-1).mean()
+
+
+def direction(settings: SteeredUnlearner, width: int, seed: int, topic: str) -> Tensor:
+    """Draws u: entries uniform on [0, 1), then of length one; [width], float32."""
+    origin = ("shared", settings.control_seed) if settings.control == "shared" else ("subset", seed, topic)
+    uniform = torch.rand(width, generator=_generator("control", *origin))
+    return uniform / uniform.norm()
+
+
+def batches_per_epoch(settings: SteeredUnlearner, topics: Mapping[str, Corpus], retain: Corpus) -> int:
+    """Returns how many batches of every topic an epoch has: as many as the smallest of the sets.
+
+    Raises:
+        DataError: There is nothing to forget, or the retain set is smaller than a batch.
+    """
+    if not topics or not all(len(corpus) for corpus in topics.values()):
+        raise DataError("the forget set is empty")
+    if len(retain) < settings.batch_size:
+        raise DataError(
+            f"the retain set has {len(retain)} rows, fewer than a batch: add some, or set batch_size={len(retain)}"
+        )
+    rows = min(len(retain), *(len(corpus) for corpus in topics.values()))
+    count = math.ceil(rows / settings.batch_size)
+    return count if settings.max_batches is None else min(count, settings.max_batches)
+
+
+def steered(settings: SteeredUnlearner, records: Sequence[Record], topics: Mapping[str, Corpus]) -> bool:
+    """Whether every topic's forget cosine, averaged over its last measurements, is below the threshold."""
+    assert settings.early_stop_cosine is not None
+    recent = records[-settings.early_stop_window * settings.cosine_every * len(topics) :]
+    for topic in topics:
+        cosines = [r["forget_cosine"] for r in recent if r["topic"] == topic and r["forget_cosine"] is not None]
+        if len(cosines) < settings.early_stop_window or sum(cosines) / len(cosines) >= settings.early_stop_cosine:
+            return False
+    return True
+
+
+class Batches:
+    """The batches of every step: topic i mod T, and batch i div T of its forget set and of the retain set."""
+
+    def __init__(
+        self,
+        settings: SteeredUnlearner,
+        tokenizer: PreTrainedTokenizerBase,
+        topics: Mapping[str, Corpus],
+        retain: Corpus,
+        count: int,
+        seed: int,
+    ) -> None:
+        self.settings = settings
+        self.count = count
+        self.seed = seed
+        self._pad_id = cast("int | None", tokenizer.pad_token_id) or 0
+        self._bos_id = cast("int | None", tokenizer.bos_token_id)
+        self._forget = {
+            name: tokenise(tokenizer, self._used(corpus), settings.max_length, "forget")
+            for name, corpus in topics.items()
+        }
+        self._retain = tokenise(tokenizer, self._used(retain), settings.retain_max_length, "retain")
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that a row has."""
+        return max(len(row) for rows in (self._retain, *self._forget.values()) for row in rows)
+
+    def first(self, topic: str) -> Batch:
+        """The first batch of a topic in file order."""
+        return self._batch(self._forget[topic], range(len(self._forget[topic])), 0)
+
+    def __iter__(self) -> Iterator[tuple[str, Batch, Batch]]:
+        """Yields the topic, the forget and the retain batch of every step."""
+        forget = {name: self._orders(rows, "forget", name) for name, rows in self._forget.items()}
+        for retain_order in self._orders(self._retain, "retain"):
+            orders_now = {name: next(order) for name, order in forget.items()}
+            for index in range(self.count):
+                for name, rows in self._forget.items():
+                    yield (
+                        name,
+                        self._batch(rows, orders_now[name], index),
+                        self._batch(self._retain, retain_order, index),
+                    )
+
+    def _used(self, corpus: Corpus) -> Corpus:
+        if self.settings.shuffle:
+            return corpus
+        return corpus.select(range(min(len(corpus), self.count * self.settings.batch_size)))
+
+    def _orders(self, rows: Sequence[Any], *names: str) -> Iterator[list[int]]:
+        generator = _generator("order", self.seed, *names) if self.settings.shuffle else None
+        return orders(len(rows), self.settings.epochs, generator)
+
+    def _batch(self, rows: Sequence[list[int]], order: Sequence[int], index: int) -> Batch:
+        size = self.settings.batch_size
+        chosen = [rows[row] for row in order[index * size : (index + 1) * size]]
+        return pad(chosen, self._pad_id, self._bos_id, self.settings.loss_mask)
+
+
+@dataclass(frozen=True, eq=False)
+class States:
+    """Hidden states of the frozen model: those entering the first updated layer, and those leaving the last."""
+
+    model: TruncatedModel
+    base: LanguageModel
+    start: int
+    cache: StateCache | None
+    work: Work
+
+    @torch.no_grad()
+    def entering(self, batch: Batch) -> tuple[Tensor, Sequence[Call]]:
+        """Returns [batch, tokens, width] entering the first updated layer, and the calls from there on."""
+        computed: list[Sequence[Call]] = []
+
+        def compute() -> Tensor:
+            hidden, calls = self.model.enter(batch.ids, batch.mask, self.start)
+            computed.append(calls)
+            return hidden
+
+        hidden = self._kept(batch, self.start, compute)
+        calls = computed[0] if computed else self.model.enter(batch.ids, batch.mask, self.start, hidden)[1]
+        return hidden, calls
+
+    @torch.no_grad()
+    def frozen(self, batch: Batch, hidden: Tensor, calls: Sequence[Call]) -> Tensor:
+        """Returns [batch, tokens, width], the base model's output at the steered layer."""
+        return self._kept(batch, len(self.model.layers), lambda: self.model.run(hidden, calls, self.start))
+
+    def mean_norm(self, batch: Batch) -> float:
+        """The mean length of the base model's activations at the steered layer over the counted tokens."""
+        batch = batch.to(self.model.device)
+        hidden, calls = self.entering(batch)
+        return self.frozen(batch, hidden, calls)[batch.counted].float().norm(dim=-1).mean().item()
+
+    def _kept(self, batch: Batch, cut: int, compute: Callable[[], Tensor]) -> Tensor:
+        if self.cache is None:
+            return compute()
+        model = self.model
+        key = (self.base, batch.digest, cut, model.dtype, model.device, model.kernel)
+        return self.cache.get(key, compute, self.work.scratch)
+
+
+class Matrices:
+    """The few matrices that change: what the passes use, their masters, and the optimisers of the masters."""
+
+    def __init__(self, model: TruncatedModel, parameters: Mapping[int, Sequence[str]], settings: SteeredUnlearner):
+        self._base = {(layer, name): model.parameter(layer, name) for layer in parameters for name in parameters[layer]}
+        leaves = {place: value.detach().clone().requires_grad_() for place, value in self._base.items()}
+        self.leaves = {layer: {name: leaves[layer, name] for name in names} for layer, names in parameters.items()}
+        self._leaves = list(leaves.values())
+        self._masters = self._leaves
+        if settings.master == "float32" and model.dtype != torch.float32:
+            self._masters = [leaf.detach().float() for leaf in self._leaves]
+        self._previous = [master.detach().clone() for master in self._masters]
+        # One optimiser a matrix: the float32 gradient of one is let go before that of the next is made.
+        self._optimisers = [_optimiser(settings, master) for master in self._masters]
+
+    def finite_gradients(self) -> bool:
+        return all(bool(leaf.grad.isfinite().all()) for leaf in self._leaves if leaf.grad is not None)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Keeps the weights, which have just proved good, takes a step and forgets the gradients."""
+        for index, (leaf, master) in enumerate(zip(self._leaves, self._masters, strict=True)):
+            self._previous[index].copy_(master)
+            if master is not leaf and leaf.grad is not None:
+                master.grad, leaf.grad = leaf.grad.float(), None
+            self._optimisers[index].step()
+            self._optimisers[index].zero_grad()
+            if master is not leaf:
+                leaf.copy_(master)
+
+    @torch.no_grad()
+    def roll_back(self) -> None:
+        """Returns to the weights before the last update."""
+        for leaf, master, previous in zip(self._leaves, self._masters, self._previous, strict=True):
+            master.copy_(previous)
+            leaf.copy_(previous)
+
+    @torch.no_grad()
+    def deltas(self) -> dict[tuple[int, str], Tensor]:
+        """Returns (layer, name) → float32 difference to the base model."""
+        pairs = zip(self._base.items(), self._masters, strict=True)
+        return {place: (master.detach().float() - value.float()).cpu() for (place, value), master in pairs}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "masters": [master.detach() for master in self._masters],
+            "previous": self._previous,
+            "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._previous = [
+            previous.to(master.device) for previous, master in zip(state["masters"], self._masters, strict=True)
+        ]
+        self.roll_back()
+        for previous, value in zip(self._previous, state["previous"], strict=True):
+            previous.copy_(value)
+        for optimiser, value in zip(self._optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(value)
+
+
+class Journal:
+    """The figures of every step as JSON lines, and the mid-run checkpoint."""
+
+    def __init__(self, work: Work, key: str) -> None:
+        self.records: list[Record] = []
+        self._metrics = work.output / METRICS
+        self._checkpoint = work.scratch / CHECKPOINT
+        self._key = key
+        self._saved = time.monotonic()
+
+    def resume(self, matrices: Matrices) -> int:
+        """Restores the last checkpoint of the same task, if there is one; returns how many steps are done."""
+        state = self._saved_state()
+        if state is not None:
+            matrices.load(state)
+            self.records = state["records"]
+        self._metrics.write_text("".join(_line(record) for record in self.records))
+        return state["done"] if state is not None else 0
+
+    def _saved_state(self) -> dict[str, Any] | None:
+        if not self._checkpoint.exists():
+            return None
+        try:
+            state = torch.load(self._checkpoint, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            warnings.warn(f"{self._checkpoint}: damaged, so the run begins anew: {error}", RuntimeWarning, stacklevel=4)
+            return None
+        return state if state["key"] == self._key else None
+
+    def write(self, record: Record) -> None:
+        self.records.append(record)
+        with self._metrics.open("a") as stream:
+            stream.write(_line(record))
+
+    def checkpoint(self, done: int, matrices: Matrices) -> None:
+        """Saves everything that the rest of the run depends on, when the last time is long enough ago."""
+        if time.monotonic() - self._saved < CHECKPOINT_SECONDS:
+            return
+        building = self._checkpoint.with_suffix(".new")
+        try:
+            torch.save({"key": self._key, "done": done, "records": self.records, **matrices.state()}, building)
+            building.replace(self._checkpoint)
+        except (OSError, RuntimeError) as error:
+            raise ArtifactError(f"{self._checkpoint}: the checkpoint cannot be written: {error}") from error
+        self._saved = time.monotonic()
+
+
+def _optimiser(settings: SteeredUnlearner, master: Tensor) -> torch.optim.Optimizer:
+    if settings.optimizer == "hf_adamw":
+        return AdamWEpsilonOutside([master], lr=settings.learning_rate)
+    return torch.optim.AdamW([master], lr=settings.learning_rate, weight_decay=0.0, fused=master.is_cuda)
+
+
+def _finite(figures: Record) -> bool:
+    return math.isfinite(figures["forget_loss"]) and math.isfinite(figures["retain_loss"])
+
+
+def _diverged(settings: SteeredUnlearner, step: int, kept: Mapping[str, Tensor], work: Work) -> NoReturn:
+    good = max(0, step - 1)
+    place = TaskVector(kept, provenance={"method": _method(settings), "steps": good}).save(work.scratch / LAST_GOOD)
+    raise TrainingDiverged(
+        f"{_method(settings)}: a loss or gradient is not finite at step {step}: lower learning_rate or "
+        f"steering_coefficient; the weights after {good} steps, the last good ones, are in {place}"
+    )
+
+
+def _loss_dtype(settings: SteeredUnlearner, model: TruncatedModel) -> torch.dtype:
+    return torch.float32 if settings.loss_dtype == "float32" else model.dtype
+
+
+def _method(settings: SteeredUnlearner) -> str:
+    return settings.dump()["method"]
+
+
+def _key(settings: SteeredUnlearner, base: LanguageModel, forget: Corpus, retain: Corpus, work: Work) -> str:
+    parts = [settings.dump(), base.dump(), forget.fingerprint, retain.fingerprint, work.seed, work.device,
+             work.resident.dtype]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _generator(*names: Any) -> torch.Generator:
+    digest = hashlib.sha256(json.dumps(names).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record) + "\n"

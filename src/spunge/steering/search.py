@@ -1,0 +1,128 @@
+"""Finds layer, steering coefficient and α for a model that nobody has tuned RMU for, in about ten short runs.
+
+The activations' own length makes coefficients comparable between models: what is searched is the ratio of c to it. From
+the middle of every range, one setting at a time is moved to its best value: α first, because under a wrong one nothing
+else shows; then the layer, the ratio, and α's neighbours once more. Runs share the truncated models and the cached
+hidden states.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from spunge.data import Corpus
+from spunge.errors import TrainingDiverged
+from spunge.interfaces import Work, silent
+from spunge.language_model import LanguageModel
+from spunge.steering import SteeredUnlearner
+from spunge.steering.loop import METRICS, steer
+
+TABLE = "search.jsonl"
+RATIOS = (1.0, 2.0, 4.0, 8.0)
+ALPHAS = (1.0, 10.0, 100.0, 1000.0)
+WINDOW = 5
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One short run and how it ended."""
+
+    layer: int
+    ratio: float
+    """c over the mean length of the base model's activations."""
+    alpha: float
+    steering_coefficient: float
+    """c, averaged over the topics."""
+    forget_cosine: float
+    """Mean over the last steps; small is what is wanted."""
+    retain_cosine: float
+    """Mean over the last steps; 1 is what is wanted."""
+
+    @property
+    def score(self) -> float:
+        """What is held less what is left; past a right angle nothing more is forgotten."""
+        return self.retain_cosine - max(self.forget_cosine, 0.0)
+
+
+def search(
+    settings: SteeredUnlearner,
+    base: LanguageModel,
+    forget: Corpus,
+    retain: Corpus,
+    work: Work,
+    *,
+    layers: Sequence[int],
+    ratios: Sequence[float] = RATIOS,
+    alphas: Sequence[float] = ALPHAS,
+) -> list[Trial]:
+    """Returns the trials, the best first; leaves them as lines of `search.jsonl` too.
+
+    Args:
+        settings: Everything that is not searched; `max_steps` says how long a trial is, and is best as long as the run
+            it is for.
+        base: The model.
+        forget: The forget set.
+        retain: The retain set.
+        work: How to run.
+        layers: The layers to try, in order; a quarter to half of the depth is usual.
+        ratios: The ratios of c to the activations' length, in order.
+        alphas: The weights of the retain loss, in order.
+
+    Raises:
+        SpungeError: As the run itself would.
+    """
+    trials: dict[tuple[int, float, float], Trial] = {}
+    ranges: tuple[Sequence[float], ...] = (layers, ratios, alphas)
+    place = [len(values) // 2 for values in ranges]
+    most = sum(len(values) - 1 for values in ranges) + 3
+
+    def tried(indices: Sequence[int]) -> float:
+        layer, ratio, alpha = layers[indices[0]], ratios[indices[1]], alphas[indices[2]]
+        if (layer, ratio, alpha) not in trials:
+            trials[layer, ratio, alpha] = attempt(
+                settings.model_copy(update={"layer": layer, "alpha": alpha}), ratio, base, forget, retain, work
+            )
+            work.progress("search", len(trials), most, score=trials[layer, ratio, alpha].score)
+        return trials[layer, ratio, alpha].score
+
+    def moved(axis: int, index: int) -> list[int]:
+        return [*place[:axis], index, *place[axis + 1 :]]
+
+    for axis in (2, 0, 1):
+        place[axis] = max(range(len(ranges[axis])), key=lambda index, axis=axis: tried(moved(axis, index)))
+    for index in {max(place[2] - 1, 0), min(place[2] + 1, len(alphas) - 1)}:
+        tried(moved(2, index))
+    best_first = sorted(trials.values(), key=lambda trial: -trial.score)
+    lines = [json.dumps({**asdict(trial), "score": trial.score}) + "\n" for trial in best_first]
+    (work.output / TABLE).write_text("".join(lines))
+    return best_first
+
+
+def attempt(
+    settings: SteeredUnlearner, ratio: float, base: LanguageModel, forget: Corpus, retain: Corpus, work: Work
+) -> Trial:
+    """Runs one trial; a diverging one forgets nothing and holds nothing."""
+    place = work.scratch / f"layer {settings.layer}, ratio {ratio:g}, alpha {settings.alpha:g}"
+    place.mkdir(parents=True, exist_ok=True)
+    quiet = replace(work, output=place, scratch=place, progress=silent)
+    try:
+        vector = steer(settings, base, forget, retain, quiet, coefficient=lambda norm: ratio * norm)
+    except TrainingDiverged:
+        return Trial(settings.layer, ratio, settings.alpha, float("nan"), 1.0, 0.0)
+    records = [json.loads(line) for line in (place / METRICS).read_text().splitlines()]
+    coefficients = list(vector.provenance["coefficients"].values())
+
+    def recent(figure: str) -> float:
+        values = [record[figure] for record in records if record[figure] is not None][-WINDOW:]
+        return sum(values) / len(values)
+
+    return Trial(
+        settings.layer,
+        ratio,
+        settings.alpha,
+        sum(coefficients) / len(coefficients),
+        recent("forget_cosine"),
+        recent("retain_cosine"),
+    )

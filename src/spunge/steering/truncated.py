@@ -1,0 +1,345 @@
+"""The first layers of a decoder, read alone from the checkpoint; its last ones can be replayed with other matrices."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from spunge.checkpoint import Checkpoint
+from spunge.errors import ModelError
+from spunge.language_model import LanguageModel, checkpoint_names, no_loading_bars
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+OUTPUT_PROJECTIONS = ("down_proj", "dense_4h_to_h", "c_proj", "fc_out", "fc2", "w2")
+"""What the architectures of transformers call the matrix through which an MLP writes to the residual stream."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """How the decoder calls one of its layers, but for the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def on(self, hidden: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns the whole arguments of a call on these hidden states."""
+        if self.args:
+            return (hidden, *self.args[1:]), dict(self.kwargs)
+        return (), {**self.kwargs, "hidden_states": hidden}
+
+
+class TruncatedModel:
+    """Embeddings and the first layers of a decoder, frozen, in evaluation mode.
+
+    Nothing here ever changes its weights: a pass with other matrices is given them.
+    """
+
+    def __init__(self, decoder: PreTrainedModel, checkpoint: Checkpoint) -> None:
+        self.decoder = decoder
+        self.checkpoint = checkpoint
+        self.layers = find_layers(decoder)
+        self.prefix = next(name for name, module in decoder.named_modules() if module is self.layers)
+        self.hidden_size: int = decoder.config.hidden_size
+        self.kernel = str(decoder.config._attn_implementation)
+        self._wraps = False
+        self._check_replay()
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.layers.parameters()).dtype
+
+    @torch.no_grad()
+    def enter(
+        self, ids: Tensor, mask: Tensor, start: int, hidden: Tensor | None = None
+    ) -> tuple[Tensor, Sequence[Call]]:
+        """Runs the layers below `start` and notes how the decoder would call those from there on.
+
+        Args:
+            ids: [batch, tokens].
+            mask: [batch, tokens], 0 on pads.
+            start: The first layer that is not run.
+            hidden: What enters that layer, where it is known already: then no layer is run.
+
+        Returns:
+            [batch, tokens, hidden size] entering `start`, and a call for every layer from there on.
+        """
+        calls: list[Call] = []
+        entering: list[Tensor] = []
+
+        def skip(*args: Any, **kwargs: Any) -> Any:
+            states = args[0] if args else kwargs["hidden_states"]
+            return (states,) if self._wraps else states
+
+        def note(*args: Any, **kwargs: Any) -> Any:
+            entering.append(args[0] if args else kwargs["hidden_states"])
+            calls.append(Call(args, kwargs))
+            return skip(*args, **kwargs)
+
+        with ExitStack() as stack:
+            for index, layer in enumerate(self.layers):
+                if index >= start:
+                    stack.enter_context(_forward_replaced(layer, note))
+                elif hidden is not None:
+                    stack.enter_context(_forward_replaced(layer, skip))
+            self.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+        return entering[0] if hidden is None else hidden, calls
+
+    def run(
+        self,
+        hidden: Tensor,
+        calls: Sequence[Call],
+        start: int,
+        matrices: Mapping[int, Mapping[str, Tensor]] | None = None,
+    ) -> Tensor:
+        """Runs the layers from `start` to the last.
+
+        Args:
+            hidden: [batch, tokens, hidden size] entering layer `start`.
+            calls: As `enter` noted them.
+            start: The first layer to run.
+            matrices: Layer → parameter name within it → what to use in place of the layer's own.
+
+        Returns:
+            [batch, tokens, hidden size], the output of the last layer, before any final norm.
+        """
+        for index, call in enumerate(calls, start):
+            args, kwargs = call.on(hidden)
+            replaced = (matrices or {}).get(index, {})
+            output = functional_call(self.layers[index], dict(replaced), args, kwargs)
+            hidden = output[0] if isinstance(output, tuple) else output
+        return hidden
+
+    def parameter(self, layer: int, name: str) -> Tensor:
+        """Returns a frozen parameter by its name within a layer."""
+        return self.layers[layer].get_parameter(name)
+
+    def stored(self, deltas: Mapping[tuple[int, str], Tensor]) -> dict[str, Tensor]:
+        """Renames deltas from (layer, name within it) to the checkpoint's names; fused experts are taken apart.
+
+        Raises:
+            ModelError: The checkpoint keeps a parameter in a way that transformers cannot convert back to.
+        """
+        from transformers.core_model_loading import revert_weight_conversion
+
+        names = checkpoint_names(self.decoder, self.checkpoint)
+        loaded = {f"{self.prefix}.{layer}.{name}": delta for (layer, name), delta in deltas.items()}
+        found = {names[name]: delta for name, delta in loaded.items() if name in names}
+        fused = {name: delta for name, delta in loaded.items() if name not in names}
+        prefix = self.decoder.base_model_prefix + "."
+        for name, delta in (revert_weight_conversion(self.decoder, fused) if fused else {}).items():
+            candidates = (name, name.removeprefix(prefix), prefix + name)
+            theirs = next((candidate for candidate in candidates if candidate in self.checkpoint.places), None)
+            if theirs is None or self.checkpoint.places[theirs].shape != tuple(delta.shape):
+                raise ModelError(
+                    f"{_architecture(self.decoder)}: the checkpoint keeps {name} in a form that is not supported; "
+                    "choose others with `parameters`"
+                )
+            found[theirs] = delta
+        return found
+
+    @torch.no_grad()
+    def _check_replay(self) -> None:
+        """Refuses, before any work, a decoder whose layers cannot be replayed bit for bit."""
+        ids = torch.arange(6, device=self.device).reshape(2, 3) % self.decoder.config.vocab_size
+        mask = torch.tensor([[0, 1, 1], [1, 1, 1]], device=self.device)
+        outputs: list[Any] = []
+        handle = self.layers[-1].register_forward_hook(lambda _module, _args, output: outputs.append(output))
+        try:
+            self.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+            handle.remove()
+            self._wraps = isinstance(outputs[0], tuple)
+            expected = outputs[0][0] if self._wraps else outputs[0]
+            start = len(self.layers) - 1
+            replayed = self.run(*self.enter(ids, mask, start), start)
+        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+            raise ModelError(
+                f"{_architecture(self.decoder)}: this architecture's layers cannot be run one by one ({error})"
+            ) from error
+        finally:
+            handle.remove()
+        if not torch.equal(expected, replayed):
+            raise ModelError(f"{_architecture(self.decoder)}: this architecture's layers cannot be run one by one")
+
+
+def load_truncated(base: LanguageModel, layers: int, *, device: str, dtype: str | None) -> TruncatedModel:
+    """Reads embeddings and the first `layers` layers from the checkpoint, and nothing else.
+
+    Raises:
+        ModelError: It is no text decoder, or has fewer layers.
+    """
+    no_loading_bars()
+    checkpoint = base.checkpoint()
+    skeleton = skeleton_of(base, layers)
+    places = _wanted(skeleton, checkpoint, layers)
+    wanted = dtype or base.dtype
+    with ExitStack() as stack:
+        shards = {
+            file: stack.enter_context(safe_open(file, framework="pt"))
+            for file in sorted({p.file for p in places.values()})
+        }
+        # Slices are read only when transformers converts them, one by one: there is never a second copy in memory.
+        slices = {name: shards[place.file].get_slice(name) for name, place in places.items()}
+        try:
+            loaded: Any = type(skeleton).from_pretrained(
+                None,  # pyright: ignore[reportArgumentType]: the weights come as slices
+                config=skeleton.config,
+                state_dict=slices,
+                dtype=wanted if wanted == "auto" else getattr(torch, wanted),
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise ModelError(f"{base.id}: cannot be loaded as a decoder: {reason}") from error
+    decoder, report = loaded
+    if report["missing_keys"]:
+        raise ModelError(f"{base.id}: the checkpoint lacks {sorted(report['missing_keys'])[0]}")
+    decoder.requires_grad_(False)
+    return TruncatedModel(decoder.to(device).eval(), checkpoint)
+
+
+def choose_parameters(
+    base: LanguageModel, updated: Sequence[int], layers: int, wanted: str | Sequence[str]
+) -> dict[int, list[str]]:
+    """Returns, for every updated layer, the names within it of the parameters that change; reads no weights.
+
+    Raises:
+        ModelError: No such layer, or nothing in it matches.
+    """
+    skeleton = skeleton_of(base, layers)
+    chosen = {}
+    for index in updated:
+        layer = find_layers(skeleton)[index]
+        parameters = dict(layer.named_parameters())
+        if wanted == "auto":
+            names = output_projections(layer, skeleton.config.hidden_size)
+        else:
+            names = [name for name in parameters if any(_matches(name, pattern) for pattern in wanted)]
+        if not names:
+            what = (
+                "the MLP's output projection was not found" if wanted == "auto" else f"nothing matches {list(wanted)}"
+            )
+            matrices = [name.removesuffix(".weight") for name, value in parameters.items() if value.ndim > 1]
+            raise ModelError(
+                f"{_architecture(skeleton)}: parameters: {what} in layer {index}; it has {', '.join(matrices)}"
+            )
+        chosen[index] = names
+    return chosen
+
+
+def output_projections(layer: nn.Module, hidden_size: int) -> list[str]:
+    """Returns the parameters through which the MLP of a decoder layer writes to the residual stream.
+
+    By the name that architectures give it; else the only matrix outside attention from another width to the model's.
+    """
+    matrices = {
+        name: value
+        for name, value in layer.named_parameters()
+        if value.ndim > 1 and not re.search("attn|attention", name)
+    }
+    named = [name for name in matrices if name.removesuffix(".weight").rpartition(".")[2] in OUTPUT_PROJECTIONS]
+    if named:
+        return named
+    outward = [name for name, value in matrices.items() if value.shape[0] == hidden_size != value.shape[1]]
+    return outward if len(outward) == 1 else []
+
+
+def find_layers(decoder: PreTrainedModel) -> nn.ModuleList:
+    """Returns the list of decoder layers, found by its length and place.
+
+    Raises:
+        ModelError: There is no such list.
+    """
+    count = decoder.config.num_hidden_layers
+    for _, module in decoder.named_children():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ModelError(f"{_architecture(decoder)}: no list of {count} decoder layers in this architecture")
+
+
+def _config(base: LanguageModel) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            base.directory(), trust_remote_code=base.trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise ModelError(f"{base.id}: no configuration that can be loaded: {reason}") from error
+
+
+def skeleton_of(base: LanguageModel, layers: int) -> PreTrainedModel:
+    """Builds the truncated decoder without weights.
+
+    Raises:
+        ModelError: It is no text decoder, or has fewer layers.
+    """
+    from transformers import AutoModel
+
+    config = _config(base)
+    kind = type(config).__name__.removesuffix("Config")
+    if config.is_encoder_decoder or config.get_text_config() is not config:
+        raise ModelError(f"{base.id}: {kind} is not a decoder of text alone; steering does not handle it")
+    if layers > config.num_hidden_layers:
+        raise ModelError(
+            f"{base.id}: there is no layer {layers - 1}: the model has {config.num_hidden_layers} layers, "
+            f"0…{config.num_hidden_layers - 1}"
+        )
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = layers
+    try:
+        with torch.device("meta"):
+            skeleton = AutoModel.from_config(config, trust_remote_code=base.trust_remote_code)
+    except (ValueError, KeyError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise ModelError(f"{base.id}: {kind} cannot be loaded as a decoder: {reason}") from error
+    if len(find_layers(skeleton)) != layers:
+        raise ModelError(f"{kind}: this architecture cannot be cut after {layers} layers")
+    return skeleton
+
+
+def _wanted(skeleton: PreTrainedModel, checkpoint: Checkpoint, layers: int) -> dict[str, Any]:
+    """Returns the places of the tensors that the truncated decoder is made of."""
+    stem = next(name for name, module in skeleton.named_modules() if module is find_layers(skeleton))
+    prefix = skeleton.base_model_prefix + "."
+    prefixed = any(name.startswith(prefix) for name in checkpoint.places)
+    wanted = {}
+    for name, place in checkpoint.places.items():
+        if prefixed and not name.startswith(prefix):
+            continue
+        number = re.match(rf"{re.escape(stem)}\.(\d+)\.", name.removeprefix(prefix))
+        if number is None or int(number[1]) < layers:
+            wanted[name] = place
+    return wanted
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return any(name == full or name.endswith("." + full) for full in (pattern, pattern + ".weight"))
+
+
+def _architecture(decoder: nn.Module) -> str:
+    return type(decoder).__name__
+
+
+@contextmanager
+def _forward_replaced(layer: nn.Module, forward: Any) -> Iterator[None]:
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        del layer.forward
