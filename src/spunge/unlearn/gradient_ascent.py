@@ -1,0 +1,38 @@
+"""Gradient ascent: climb the forget set's loss, and nothing else.
+
+Jang et al. 2022, "Knowledge unlearning for mitigating privacy risks in language models", arXiv 2210.01504, equation 1:
+−NLL(forget). Here as the baseline that others are measured against: it has no bound and wrecks the model in the end.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Literal
+
+from spunge.interfaces import Unlearner, Work
+from spunge.tuning import Tuning
+
+if TYPE_CHECKING:
+    from spunge.data import Corpus
+    from spunge.language_model import LanguageModel
+    from spunge.task_vector import TaskVector
+
+
+class GradientAscent(Tuning, Unlearner):
+    """Makes forget texts unlikely without regard to anything else."""
+
+    method: Literal["gradient_ascent"] = "gradient_ascent"
+
+    def unlearn(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> TaskVector:
+        """Returns trained minus base."""
+        from spunge import losses, training
+
+        warnings.warn(
+            "gradient_ascent has no bound and soon wrecks the model: keep it to few steps, "
+            "or use npo, simnpo or gradient_difference with combine=sago",
+            stacklevel=2,
+        )
+        with training.borrow(self, base, work) as trainee:
+            rows = trainee.encode(forget)
+            ascent = training.Term("forget", rows, lambda batch: -losses.cross_entropy(trainee(batch), batch.labels))
+            return training.train(trainee, [ascent], work)

@@ -1,0 +1,37 @@
+"""Gradient difference: climb the forget set's loss while descending the retain set's.
+
+Liu et al. 2022, "Continual learning and private unlearning", arXiv 2203.12817, and Maini et al. 2024 (TOFU), arXiv
+2401.06121, section 3: α · NLL(retain) − γ · NLL(forget). Nothing bounds the second term: few steps, or `combine: sago`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from spunge.interfaces import Unlearner, Work
+from spunge.tuning import ForgetAndRetain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from spunge.data import Corpus
+    from spunge.language_model import LanguageModel
+    from spunge.task_vector import TaskVector
+    from spunge.training import Batch, Encoded, Trainee
+
+
+class GradientDifference(ForgetAndRetain, Unlearner):
+    """Unlikely forget texts, likely retain texts."""
+
+    method: Literal["gradient_difference"] = "gradient_difference"
+
+    def unlearn(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> TaskVector:
+        """Returns trained minus base."""
+        from spunge import losses, training
+
+        def forgetting(trainee: Trainee, rows: Sequence[Encoded]) -> Callable[[Batch], Tensor]:
+            return lambda batch: -losses.cross_entropy(trainee(batch), batch.labels)
+
+        return training.forget_and_retain(self, base, forget, retain, work, forgetting)
