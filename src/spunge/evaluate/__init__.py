@@ -1,0 +1,42 @@
+"""Evaluators: what must go and what must stay, asked of every variant and noted item by item."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from spunge.evaluate.harness import Harness
+from spunge.evaluate.memorization import Memorization
+from spunge.evaluate.multiple_choice import MultipleChoice
+from spunge.evaluate.perplexity import Perplexity
+from spunge.evaluate.robustness import Quantization, Relearning
+from spunge.evaluate.toxicity import Toxicity
+from spunge.interfaces import Evaluator
+
+AnyEvaluator = Annotated[
+    MultipleChoice | Toxicity | Perplexity | Memorization | Harness | Quantization | Relearning,
+    Field(discriminator="method"),
+]
+"""Every evaluator that a recipe can name by its `method`."""
+
+EVALUATORS: dict[str, type[Evaluator]] = {
+    "multiple_choice": MultipleChoice,
+    "toxicity": Toxicity,
+    "perplexity": Perplexity,
+    "memorization": Memorization,
+    "harness": Harness,
+    "quantization": Quantization,
+    "relearning": Relearning,
+}
+"""The evaluators by the name that recipes use."""
+
+__all__ = [
+    "EVALUATORS",
+    "AnyEvaluator",
+    "Harness",
+    "Memorization",
+    "MultipleChoice",
+    "Perplexity",
+    "Quantization",
+    "Relearning",
+    "Toxicity",
+]

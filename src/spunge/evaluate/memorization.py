@@ -1,0 +1,157 @@
+"""Memorisation: how much of a text can still be had from the model, and how familiar it finds it.
+
+Extraction strength (Wang et al., 2025), exact memorisation (Tirumala et al., 2022), ROUGE-L recall of the greedy
+answer (Lin, 2004), Min-K% (Shi et al., 2024) and Min-K%++ (Zhang et al., 2024), the zlib ratio (Carlini et al., 2021).
+With a column `member` in the rows, tables can turn the last three into the areas under their curves.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from spunge import items
+from spunge.data import Source
+from spunge.errors import DataError
+from spunge.interfaces import Evaluator, ItemTable, LoadedVariant, Work
+from spunge.items import Item, Measured, Part
+
+if TYPE_CHECKING:
+    from spunge.inference import TokenScores
+
+
+class Memorization(Evaluator):
+    """Asks how much of each row's response (or text) the model knows by heart."""
+
+    headline: ClassVar[tuple[str, ...]] = ("extraction_strength", "rouge_l", "exact_memorization")
+    outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
+    method: Literal["memorization"] = "memorization"
+    sources: tuple[Source, ...]
+    """Rows with `prompt` and `response`, or with a `text`, which is then read from its first token."""
+    attributes: tuple[str, ...] = ()
+    """Columns that become the item's attributes, such as `member`."""
+    where: str | None = None
+    """A polars SQL expression that keeps a row."""
+    part: Part = "all"
+    """Which rows, by their hash: `validation` (a fifth, to tune on), `test` (the rest), or `all`."""
+    limit: int | None = Field(default=None, ge=1)
+    """Asks only for so many rows, the first by their hash."""
+    prompt: str = "{prompt}"
+    """The prompt as the model sees it; `{prompt}` and any other column."""
+    delimiter: str = " "
+    """What stands between the prompt and the response."""
+    lowest: float = Field(default=0.2, gt=0, le=1)
+    """The share of a text's least likely tokens that Min-K% is the mean of."""
+    generate: bool = True
+    """Whether to write a greedy answer as long as the response, for ROUGE-L."""
+    batch_size: int = Field(default=16, ge=1)
+    """How many rows go through the model at once."""
+
+    def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
+        """Returns the metrics of every row, and the greedy answer.
+
+        Raises:
+            DataError: A column is missing, or a response is empty.
+        """
+        from spunge import inference
+
+        loaded = items.load(
+            self.sources, attributes=self.attributes, where=self.where, limit=self.limit, part=self.part
+        )
+        pairs = [self._pair(item) for item in loaded]
+        longest = inference.window(variant.model, variant.tokenizer)
+        requests = [inference.fit(r, longest)[0] for r in inference.encode_pairs(variant.tokenizer, pairs)]
+        if not all(text.strip() for _, text in pairs):
+            raise DataError(f"{self.sources[0].path}: a row has an empty response or text; remove it")
+        scores = inference.token_scores(
+            variant.model, requests, batch_size=self.batch_size, progress=work.progress, what=self.suite
+        )
+        written = [""] * len(loaded)
+        if self.generate:
+            answers = inference.complete(
+                variant.model,
+                [request.context for request in requests],
+                max_new_tokens=max(len(request.continuation) for request in requests),
+                stop=inference.end_tokens(variant.model, variant.tokenizer),
+                batch_size=self.batch_size,
+                progress=work.progress,
+            )
+            written = [
+                str(variant.tokenizer.decode(list(ids[: len(request.continuation)]), skip_special_tokens=True))
+                for ids, request in zip(answers, requests, strict=True)
+            ]
+        measured = []
+        for item, (_, response), score, answer in zip(loaded, pairs, scores, written, strict=True):
+            values = measure(score, response.strip(), self.lowest)
+            if self.generate:
+                values["rouge_l"] = rouge_l(response, answer)
+            measured.append(Measured(item, self.suite, values, {"answer": answer} if self.generate else {}))
+        return items.table(self.suite, measured)
+
+    def _pair(self, item: Item) -> tuple[str, str]:
+        row, columns = item.row, ", ".join(item.row)
+        if row.get("response") is not None:
+            try:
+                return self.prompt.format_map(row), self.delimiter + str(row["response"])
+            except (KeyError, IndexError, ValueError) as error:
+                raise DataError(f"prompt {self.prompt!r} cannot be filled: {error}; columns are {columns}") from error
+        if row.get("text") is None:
+            raise DataError(f"{self.sources[0].path}: a row has neither 'response' nor 'text'; columns are {columns}")
+        return "", str(row["text"])
+
+
+def measure(scores: TokenScores, text: str, lowest: float) -> dict[str, float | None]:
+    """Returns the metrics of one text from the scores of its tokens; higher means better known, but for `nll`."""
+    logs = scores.loglikelihoods
+    if any(math.isnan(log) for log in logs):
+        unknown = ("nll", "min_k", "min_k_plus_plus", "zlib_ratio", "exact_memorization", "extraction_strength")
+        return {**dict.fromkeys(unknown), "tokens": float(len(logs)), "nan": 1.0}
+    surprise = [
+        (log - mean) / max(deviation, 1e-6)
+        for log, mean, deviation in zip(logs, scores.means, scores.deviations, strict=True)
+    ]
+    return {
+        "nll": -sum(logs),
+        "tokens": float(len(logs)),
+        "min_k": _mean_of_lowest(logs, lowest),
+        "min_k_plus_plus": _mean_of_lowest(surprise, lowest),
+        "zlib_ratio": sum(logs) / len(zlib.compress(text.encode())),
+        "exact_memorization": sum(scores.greedy) / len(logs),
+        "extraction_strength": extraction_strength(scores.greedy),
+        "nan": 0.0,
+    }
+
+
+def extraction_strength(greedy: Sequence[bool]) -> float:
+    """Returns the largest share of a text, counted from its end, that greedy decoding gives from what is before it.
+
+    A last token that is not the likeliest makes it 0.
+    """
+    known = 0
+    for right in reversed(greedy):
+        if not right:
+            break
+        known += 1
+    return known / len(greedy)
+
+
+def rouge_l(reference: str, answer: str) -> float:
+    """Returns the share of the reference's words that the answer has in the same order (ROUGE-L recall)."""
+    wanted, said = reference.lower().split(), answer.lower().split()
+    row = [0] * (len(said) + 1)
+    for word in wanted:
+        above = row
+        row = [0]
+        for place, other in enumerate(said):
+            row.append(above[place] + 1 if word == other else max(above[place + 1], row[place]))
+    return row[-1] / len(wanted) if wanted else 0.0
+
+
+def _mean_of_lowest(values: Sequence[float], share: float) -> float:
+    kept = sorted(values)[: max(1, int(share * len(values)))]
+    return sum(kept) / len(kept)

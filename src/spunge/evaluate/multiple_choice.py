@@ -1,0 +1,309 @@
+"""Multiple choice by log-likelihood: which answer does the model find likeliest, and how likely is the right one.
+
+Two styles: `letters` asks for the letter of one of the listed choices, as MMLU and WMDP do; `continuation` asks how
+likely each choice is as the text that follows the question. The log-likelihoods of all choices are kept, since near
+chance the accuracy says little: there p(correct), the margin and the histogram of chosen answers tell more.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from spunge import items
+from spunge.data import Source
+from spunge.errors import DataError
+from spunge.interfaces import Evaluator, ItemTable, LoadedVariant, Work
+from spunge.items import Item, Measured, Part
+
+LETTERS = string.ascii_uppercase
+AnswerForm = Literal["auto", "index", "index_from_one", "letter", "text"]
+
+
+class MultipleChoice(Evaluator):
+    """Scores every choice of every question by its log-likelihood."""
+
+    headline: ClassVar[tuple[str, ...]] = ("acc", "p_correct")
+    outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
+    method: Literal["multiple_choice"] = "multiple_choice"
+    sources: tuple[Source, ...]
+    """Rows with `question`, `choices` (a list, a JSON list, or columns A, B, C …) and `answer`."""
+    attributes: tuple[str, ...] = ()
+    """Columns that become the item's attributes."""
+    where: str | None = None
+    """A polars SQL expression that keeps a row."""
+    part: Part = "all"
+    """Which rows, by their hash: `validation` (a fifth, to tune on), `test` (the rest), or `all`."""
+    limit: int | None = Field(default=None, ge=1)
+    """Asks only so many questions, the first by their hash."""
+    task: str | None = None
+    """The column that names a row's task, such as MMLU's `subject`; without it the suite is one task."""
+    answers: AnswerForm = "auto"
+    """What the column `answer` holds; `auto` finds out, and asks when two readings fit and differ."""
+    style: Literal["letters", "continuation"] = "letters"
+    """Ask for the letter of a listed choice, or score the choice itself as the text that follows."""
+    prompt: str | None = None
+    """The question as the model sees it; `{options}` are the lettered choices, `{question}` and any other column its
+    own text. Default: question, options and `Answer:` for letters; `{question}` alone for a continuation."""
+    option: str = "{letter}. {choice}"
+    """One line of `{options}`."""
+    delimiter: str = " "
+    """What stands between the prompt and the answer."""
+    description: str = ""
+    """What stands before everything; may hold columns, as in `about {subject}.\\n\\n`."""
+    shots: int = Field(default=0, ge=0)
+    """How many solved questions stand before each question."""
+    shots_from: tuple[Source, ...] = ()
+    """Rows of the same shape to take the solved questions from: the first ones, of the same task if there is one."""
+    separator: str = "\n\n"
+    """What stands after each solved question."""
+    batch_size: int = Field(default=16, ge=1)
+    """How many rows go through the model at once."""
+
+    def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
+        """Returns acc, acc_norm, acc_bytes, p_correct, margin, chosen, answer, nan, truncated, choice_loglikelihood:i.
+
+        Raises:
+            DataError: A column is missing or holds what cannot be an answer.
+        """
+        questions = self.questions(work)
+        measured = []
+        for task, group in questions.items():
+            scores = _score(variant, group, work, self.batch_size, f"{self.suite}: {task}")
+            measured += [
+                Measured(question.item, task, values, {"question": question.prompt.rstrip()})
+                for question, values in zip(group, scores, strict=True)
+            ]
+        return items.table(self.suite, measured)
+
+    def questions(self, work: Work) -> dict[str, list[Question]]:
+        """Returns the questions of every task, as the model sees them."""
+        loaded = items.load(
+            self.sources,
+            needs=["question", "answer", *([self.task] if self.task else [])],
+            attributes=self.attributes,
+            where=self.where,
+            limit=self.limit,
+            part=self.part,
+        )
+        asked = self._read(loaded, self.sources[0].path)
+        solved = self._solved()
+        work.progress(f"{self.suite}: answers are read as {self._form(loaded, self.sources[0].path)}", 0, len(loaded))
+        tasks: dict[str, list[Question]] = defaultdict(list)
+        for item, choices, gold in asked:
+            task = self._task(item.row)
+            shots = solved.get(task, [])
+            if len(shots) < self.shots:
+                raise DataError(f"{self.suite}: {len(shots)} solved questions for task {task!r}, shots: {self.shots}")
+            before = _fill(self.description, item.row) + "".join(shots[: self.shots])
+            prompt, targets = self._ask(item.row, choices)
+            tasks[task].append(Question(item, before, prompt, self.delimiter, tuple(targets), gold))
+        return dict(tasks)
+
+    def _solved(self) -> dict[str, list[str]]:
+        if not self.shots:
+            return {}
+        if not self.shots_from:
+            raise DataError(f"{self.suite}: shots: {self.shots} needs shots_from: rows to take solved questions from")
+        solved: dict[str, list[str]] = defaultdict(list)
+        for item, choices, gold in self._read(items.load(self.shots_from), self.shots_from[0].path):
+            prompt, targets = self._ask(item.row, choices)
+            solved[self._task(item.row)].append(prompt + self.delimiter + targets[gold] + self.separator)
+        return solved
+
+    def _read(self, loaded: Sequence[Item], path: str) -> list[tuple[Item, tuple[str, ...], int]]:
+        form = self._form(loaded, path)
+        rows = []
+        for item in loaded:
+            choices = _choices(item.row, path)
+            gold = _READINGS[form](item.row["answer"], choices)
+            if gold is None:
+                raise DataError(
+                    f"{path}: answer {item.row['answer']!r} is no {form} of {len(choices)} choices; set `answers`"
+                )
+            rows.append((item, choices, gold))
+        return rows
+
+    def _form(self, loaded: Sequence[Item], path: str) -> str:
+        if self.answers != "auto":
+            return self.answers
+        return detect_form([(item.row.get("answer"), _choices(item.row, path)) for item in loaded], path)
+
+    def _task(self, row: Mapping[str, Any]) -> str:
+        return self.suite if self.task is None else str(row[self.task])
+
+    def _ask(self, row: Mapping[str, Any], choices: Sequence[str]) -> tuple[str, list[str]]:
+        """Returns the prompt of a question and what its choices look like as answers."""
+        letters = self.style == "letters"
+        template = self.prompt or ("{question}\n{options}\nAnswer:" if letters else "{question}")
+        options = "\n".join(
+            self.option.format(letter=letter, choice=choice) for letter, choice in zip(LETTERS, choices, strict=False)
+        )
+        prompt = _fill(template, {**row, "question": str(row["question"]).strip(), "options": options})
+        return prompt, list(LETTERS[: len(choices)]) if letters else list(choices)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question as the model sees it."""
+
+    item: Item
+    before: str
+    """Description and solved questions."""
+    prompt: str
+    """The question itself, ready for an answer."""
+    delimiter: str
+    """What stands between the prompt and what is scored."""
+    targets: tuple[str, ...]
+    """What is scored, one text a choice."""
+    gold: int
+    """The index of the right one."""
+
+
+def detect_form(answers: Sequence[tuple[Any, Sequence[str]]], path: str) -> str:
+    """Says how a column of answers is to be read: as an index, an index from one, a letter, or the choice's text.
+
+    Args:
+        answers: Every row's answer with its choices.
+        path: Where they come from, for errors.
+
+    Raises:
+        DataError: No reading fits every row, or two fit and differ.
+    """
+    fitting = {}
+    for form, read in _READINGS.items():
+        indices = [read(answer, choices) for answer, choices in answers]
+        if None not in indices:
+            fitting[form] = indices
+    # Numbers from 1 to n-1 fit both counts; a benchmark that never says 0 nor n would be odd, so 0 wins.
+    if "index" in fitting and "index_from_one" in fitting:
+        del fitting["index_from_one"]
+    if not fitting:
+        answer = next((a for a, c in answers if all(read(a, c) is None for read in _READINGS.values())), answers[0][0])
+        raise DataError(f"{path}: answer {answer!r} is neither an index, a letter, nor the text of one of its choices")
+    if any(indices != next(iter(fitting.values())) for indices in fitting.values()):
+        raise DataError(f"{path}: the column 'answer' can be read as {' or as '.join(fitting)}; set `answers`")
+    return next(iter(fitting))
+
+
+def measure(loglikelihoods: Sequence[float], targets: Sequence[str], gold: int) -> dict[str, float | None]:
+    """Turns the log-likelihoods of one question's choices into its metrics.
+
+    Args:
+        loglikelihoods: One natural-log likelihood a choice.
+        targets: The texts that were scored, without the blank before them; `acc_norm` divides by their length in
+            characters, as lm-eval's does, and `acc_bytes` by that in UTF-8 bytes.
+        gold: The index of the right choice.
+    """
+    scores = np.asarray(loglikelihoods, dtype=np.float64)
+    stored = {
+        f"choice_loglikelihood:{index}": None if np.isnan(score) else float(score) for index, score in enumerate(scores)
+    }
+    if np.isnan(scores).any():
+        wrong = dict.fromkeys(("acc", "acc_norm", "acc_bytes"), 0.0)
+        unknown = dict.fromkeys(("p_correct", "margin", "chosen"))
+        return {**wrong, **unknown, "answer": float(gold), "nan": 1.0, **stored}
+    characters = np.array([max(len(target), 1) for target in targets])
+    in_bytes = np.array([max(len(target.encode()), 1) for target in targets])
+    best = scores.max()
+    if np.isfinite(best):
+        shares = np.exp(scores - best)
+        p_correct = float(shares[gold] / shares.sum())
+        margin = float(scores[gold] - np.delete(scores, gold).max())
+        margin = margin if np.isfinite(margin) else None
+    else:
+        p_correct = margin = None
+    chosen = int(scores.argmax())
+    return {
+        "acc": float(chosen == gold),
+        "acc_norm": float((scores / characters).argmax() == gold),
+        "acc_bytes": float((scores / in_bytes).argmax() == gold),
+        "p_correct": p_correct,
+        "margin": margin,
+        "chosen": float(chosen),
+        "answer": float(gold),
+        "nan": 0.0,
+        **stored,
+    }
+
+
+def _score(
+    variant: LoadedVariant, questions: Sequence[Question], work: Work, batch_size: int, what: str
+) -> list[dict[str, float | None]]:
+    from spunge import inference
+
+    longest = inference.window(variant.model, variant.tokenizer)
+    pairs = [(q.before + q.prompt, q.delimiter + target) for q in questions for target in q.targets]
+    fitted = [inference.fit(request, longest) for request in inference.encode_pairs(variant.tokenizer, pairs)]
+    requests, cut = [request for request, _ in fitted], iter([was_cut for _, was_cut in fitted])
+    scores = iter(
+        inference.loglikelihoods(variant.model, requests, batch_size=batch_size, progress=work.progress, what=what)
+    )
+    measured = []
+    for question in questions:
+        values = measure([next(scores) for _ in question.targets], question.targets, question.gold)
+        truncated = [next(cut) for _ in question.targets]
+        measured.append({**values, "truncated": float(any(truncated))})
+    return measured
+
+
+def _choices(row: Mapping[str, Any], path: str) -> tuple[str, ...]:
+    found = row.get("choices")
+    if found is None:
+        found = []
+        for letter in LETTERS:
+            if row.get(letter) is None:
+                break
+            found.append(row[letter])
+    elif isinstance(found, str):
+        try:
+            found = json.loads(found)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}: choices {found[:40]!r} is no JSON list: {error.msg}") from error
+    if not isinstance(found, list) or not 2 <= len(found) <= len(LETTERS):
+        raise DataError(
+            f"{path}: a question needs 2 to {len(LETTERS)} choices: a list in the column 'choices', or columns A, B, …"
+        )
+    return tuple(str(choice) for choice in found)
+
+
+def _fill(template: str, row: Mapping[str, Any]) -> str:
+    try:
+        return template.format_map(row)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"template {template!r} cannot be filled: {error}; columns are {', '.join(map(str, row))}"
+        ) from error
+
+
+def _as_index(answer: Any, choices: Sequence[str]) -> int | None:
+    digits = str(answer).strip()
+    return int(digits) if digits.isdecimal() and int(digits) < len(choices) else None
+
+
+def _as_index_from_one(answer: Any, choices: Sequence[str]) -> int | None:
+    digits = str(answer).strip()
+    return int(digits) - 1 if digits.isdecimal() and 1 <= int(digits) <= len(choices) else None
+
+
+def _as_letter(answer: Any, choices: Sequence[str]) -> int | None:
+    letter = str(answer).strip().upper()
+    return LETTERS.index(letter) if len(letter) == 1 and letter in LETTERS[: len(choices)] else None
+
+
+def _as_text(answer: Any, choices: Sequence[str]) -> int | None:
+    if not isinstance(answer, str):
+        return None
+    found = [index for index, choice in enumerate(choices) if choice.strip() == answer.strip()]
+    return found[0] if found else None
+
+
+_READINGS = {"index": _as_index, "index_from_one": _as_index_from_one, "letter": _as_letter, "text": _as_text}

@@ -1,0 +1,45 @@
+"""What the attacks share: the suites they can be measured by, and a model that is itself again afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import polars as pl
+from pydantic import Field
+
+from spunge.evaluate.memorization import Memorization
+from spunge.evaluate.multiple_choice import MultipleChoice
+from spunge.evaluate.perplexity import Perplexity
+from spunge.evaluate.toxicity import Toxicity
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from spunge.interfaces import ItemTable
+
+Asked = Annotated[MultipleChoice | Toxicity | Perplexity | Memorization, Field(discriminator="method")]
+"""A suite that an attacked variant is asked."""
+
+
+@contextmanager
+def restored(module: nn.Module) -> Iterator[None]:
+    """Puts every parameter back to the bytes it had, and every `requires_grad`, whatever happens in between."""
+    import torch
+
+    before = {name: (p.detach().to("cpu", copy=True), p.requires_grad) for name, p in module.named_parameters()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                value, wanted = before[name]
+                parameter.copy_(value)
+                parameter.requires_grad_(wanted)
+                parameter.grad = None
+
+
+def under(table: ItemTable, suite: str, attack: str) -> ItemTable:
+    """Returns what a suite found as what `suite` found under `attack`; the items keep their names."""
+    return table.with_columns(pl.lit(suite).alias("suite"), (pl.col("task") + f" @ {attack}").alias("task"))

@@ -1,0 +1,121 @@
+"""Rows of an evaluation set as items with stable names, and what was measured on them as one long table."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import polars as pl
+
+from spunge import data
+from spunge.data import Source
+from spunge.errors import DataError
+from spunge.interfaces import ITEM_SCHEMA, ItemTable
+
+Part = Literal["all", "validation", "test"]
+_VALIDATION_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question, prompt or text of an evaluation set."""
+
+    id: str
+    """A hash of the row's content, so that the same row has the same name wherever it stands."""
+    attributes: str
+    """JSON object of the row's attributes."""
+    row: Mapping[str, Any]
+    """The whole row, by column."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on one item."""
+
+    item: Item
+    task: str
+    values: Mapping[str, float | None]
+    """Metric → value; None where it could not be measured."""
+    texts: Mapping[str, str]
+    """Metric → text, for what has words and no number."""
+
+
+def load(
+    sources: Sequence[Source],
+    *,
+    needs: Sequence[str] = (),
+    attributes: Sequence[str] = (),
+    read_as: Mapping[str, Callable[[Any], Any]] | None = None,
+    where: str | None = None,
+    limit: int | None = None,
+    part: Part = "all",
+) -> list[Item]:
+    """Reads the items of an evaluation set.
+
+    Args:
+        sources: Where the rows come from.
+        needs: Columns that the evaluator reads.
+        attributes: Columns that become the item's attributes; a list stays a list.
+        read_as: More attributes, whose cells are read by a function, as files spell one value in several ways.
+        where: A polars SQL expression that keeps a row.
+        limit: Keeps so many rows, the first by their hash, so that every variant and run keeps the same.
+        part: `validation` is the fifth of the rows whose hash is lowest in another digit, `test` the rest.
+
+    Raises:
+        DataError: A column is missing, or no row is left.
+    """
+    meanings = read_as or {}
+    attributes = tuple(dict.fromkeys((*attributes, *meanings)))
+    corpus = data.load(sources, require="rows")
+    if where is not None:
+        corpus = corpus.where(where)
+    rows = corpus.rows
+    for name in (*needs, *attributes):
+        if name not in rows.columns:
+            raise DataError(f"{sources[0].path}: no column {name!r}; columns are {', '.join(rows.columns)}")
+    items = []
+    seen: Counter[str] = Counter()
+    for row in rows.iter_rows(named=True):
+        content = data.item_id(row)
+        # Benchmarks repeat rows; a second one is another item, not the same one twice.
+        seen[content] += 1
+        name = content if seen[content] == 1 else data.item_id(content, seen[content])
+        values = {column: meanings.get(column, _as_it_is)(row[column]) for column in attributes}
+        items.append(Item(name, json.dumps(values, ensure_ascii=False, default=str), row))
+    if part != "all":
+        items = [item for item in items if _is_validation(item.id) == (part == "validation")]
+    if limit is not None:
+        kept = set(sorted(item.id for item in items)[:limit])
+        items = [item for item in items if item.id in kept]
+    if not items:
+        raise DataError(f"{sources[0].path}: no rows left after where={where!r}, part={part!r}, limit={limit!r}")
+    return items
+
+
+def table(suite: str, measured: Iterable[Measured]) -> ItemTable:
+    """Returns the long table: one row an item and metric, then one an item and text."""
+    columns: dict[str, list[Any]] = {name: [] for name in ITEM_SCHEMA}
+
+    def add(one: Measured, metric: str, value: float | None, text: str | None) -> None:
+        row = (suite, one.task, one.item.id, one.item.attributes, metric, value, text)
+        for name, cell in zip(ITEM_SCHEMA, row, strict=True):
+            columns[name].append(cell)
+
+    for one in measured:
+        for metric, value in one.values.items():
+            add(one, metric, None if value is None else float(value), None)
+        for metric, text in one.texts.items():
+            add(one, metric, None, text)
+    return pl.DataFrame(columns, schema=dict(ITEM_SCHEMA))
+
+
+def _as_it_is(cell: Any) -> Any:
+    return cell
+
+
+def _is_validation(item: str) -> bool:
+    # The last digits: `limit` sorts by the first ones, and the two choices must not depend on each other.
+    return int(item[-8:], 16) / 16**8 < _VALIDATION_SHARE
