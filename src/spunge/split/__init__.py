@@ -1,0 +1,13 @@
+"""How a forget set is split into subsets; to add a way, copy a file and name its class in the union below."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from spunge.split.at_random import AtRandom
+from spunge.split.by_column import ByColumn
+from spunge.split.by_expression import ByExpression
+
+AnySplitter = Annotated[ByColumn | ByExpression | AtRandom, Field(discriminator="by")]
+
+__all__ = ["AnySplitter", "AtRandom", "ByColumn", "ByExpression"]

@@ -1,0 +1,36 @@
+"""Splits at random into given sizes: the control that asks whether the attribute mattered at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from spunge.data import Corpus
+from spunge.errors import DataError
+from spunge.interfaces import Splitter, Work
+
+if TYPE_CHECKING:
+    from spunge.language_model import LanguageModel
+
+
+class AtRandom(Splitter):
+    """Disjoint subsets `random_1`, `random_2` … of the given sizes, drawn from the task's seed."""
+
+    by: Literal["random"] = "random"
+    sizes: list[int]
+    """Rows of each subset; the control of an experiment takes them from its own split."""
+
+    def split(self, forget: Corpus, base: LanguageModel, work: Work) -> list[tuple[str, ...]]:
+        """Returns each row's subset name; rows beyond the sum of the sizes are in none.
+
+        Raises:
+            DataError: The sizes add up to more rows than there are.
+        """
+        if sum(self.sizes) > len(forget):
+            raise DataError(f"split.sizes: {sum(self.sizes)} rows are asked for, the forget set has {len(forget)}")
+        names = [(f"random_{number}",) for number, size in enumerate(self.sizes, 1) for _ in range(size)]
+        placed: list[tuple[str, ...]] = [()] * len(forget)
+        for row, name in zip(np.random.default_rng(work.seed).permutation(len(forget)), names, strict=False):
+            placed[row] = name
+        return placed
