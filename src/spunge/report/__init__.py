@@ -1,0 +1,95 @@
+"""The report of a run: results, tables, figures and one page, from artifacts alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from spunge.errors import ArtifactError
+from spunge.report import artifacts, comparing, results
+from spunge.report.findings import Findings
+from spunge.report.tables import Table, all_tables, key_tables
+from spunge.report.verdict import verdict
+from spunge.store import replace_text
+
+__all__ = ["Table", "build", "card", "compare", "summary", "watch", "write"]
+
+build = results.build
+
+
+def write(run: Path) -> Path:
+    """Writes `RUN/report/` (`results.json`, `results.md`, `index.html`, `figures/`) and returns the page's path.
+
+    Raises:
+        ArtifactError: There is no run here, another version of Spunge wrote it, or the report cannot be written.
+    """
+    read = artifacts.read(run)
+    return _write(read, results.of(read), run / "report")
+
+
+def watch(run: Path, *, seconds: float = 5.0) -> Iterator[Path]:
+    """Writes the report, and again whenever the run has come further, until it is done or has failed.
+
+    Raises:
+        ArtifactError: As in `write`.
+    """
+    seen = None
+    while True:
+        running = artifacts.read(run).manifest.status == "running"
+        stamp = (run / "manifest.json").stat().st_mtime_ns
+        if stamp != seen:
+            seen = stamp
+            yield write(run)
+        if not running:
+            return
+        time.sleep(seconds)
+
+
+def compare(runs: Sequence[Path], out: Path) -> Path:
+    """Writes the report of several runs side by side into `out` and returns the page's path.
+
+    Raises:
+        ArtifactError: A run cannot be read, or the runs have no item in common.
+    """
+    combined, labels, pairs = comparing.combine([artifacts.read(run) for run in runs], out)
+    return _write(combined, {**results.of(combined, pairs=pairs), "runs": labels}, out)
+
+
+def summary(content: dict[str, Any]) -> list[Table]:
+    """Returns the tables for a terminal from the content of `results.json`: each has title, note, header and rows."""
+    return key_tables(Findings(content))
+
+
+def card(run: Path) -> str:
+    """Returns the model card of a run's merged model, in the hub's format: verdict, tables, recipe, limits."""
+    from spunge.report.markdown import model_card
+
+    findings = Findings(build(run))
+    return model_card(findings, verdict(findings), key_tables(findings))
+
+
+def _write(run: artifacts.Run, content: dict[str, Any], out: Path) -> Path:
+    from spunge.report import markdown, page  # the figures need matplotlib, two seconds to import
+
+    findings = Findings(content)
+    judged, tables = verdict(findings), all_tables(findings)
+    html, figures = page.render(run, findings, judged, tables)
+    files = {
+        "results.json": json.dumps(content, indent=1, allow_nan=False) + "\n",
+        "results.md": markdown.render(findings, judged, tables),
+        "index.html": html,
+        **{f"figures/{figure.key}.svg": figure.svg for figure in figures},
+    }
+    try:
+        if (out / "figures").exists():
+            shutil.rmtree(out / "figures")
+        (out / "figures").mkdir(parents=True)
+    except OSError as error:
+        raise ArtifactError(f"{out}: the report cannot be written: {error.strerror or error}") from error
+    for name, text in files.items():
+        replace_text(out / name, text)
+    return out / "index.html"

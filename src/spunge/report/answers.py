@@ -1,0 +1,138 @@
+"""Turns the long item table into one matrix a suite and metric: variants by items, NaN where nothing was answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+
+Model = tuple[str, int | None]
+"""A variant's name and its seed."""
+
+UNSCORED = ("chosen", "nll", "tokens", "perplexity")
+"""Metrics whose mean says nothing; perplexity comes from the sums of `nll` and `tokens`."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A part of a suite's items: all of them, a task's, or those with one value of an attribute."""
+
+    task: str | None
+    attribute: str | None
+    attribute_value: str | None
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What every variant answered on every item of a suite, by one metric."""
+
+    suite: str
+    metric: str
+    models: list[Model]
+    values: np.ndarray
+    """[models, items]; for perplexity the summed negative log-likelihood."""
+    weights: np.ndarray | None
+    """[models, items]: tokens, for perplexity; None for plain means."""
+    items: list[tuple[str, str]]
+    """Task and item."""
+    scopes: list[Scope]
+
+    @cached_property
+    def binary(self) -> bool:
+        """Whether every answer is a verdict, 0 or 1."""
+        return self.weights is None and bool(np.isin(self.values[~np.isnan(self.values)], (0.0, 1.0)).all())
+
+    def complete(self, rows: Sequence[int], items: np.ndarray) -> np.ndarray:
+        """Returns those of the items that all these rows have an answer for; for perplexity, of at least one token."""
+        known = ~np.isnan(self.values[list(rows)][:, items]).any(axis=0)
+        if self.weights is not None:
+            known &= (self.weights[list(rows)][:, items] > 0).all(axis=0)
+        return items[known]
+
+    def answered(self, rows: Sequence[int], items: np.ndarray) -> np.ndarray:
+        """Returns [rows, items] of values where all rows have one."""
+        return self.values[list(rows)][:, self.complete(rows, items)]
+
+    def tokens(self, rows: Sequence[int], items: np.ndarray) -> np.ndarray:
+        """Returns the weights that belong to `answered`."""
+        assert self.weights is not None
+        return self.weights[list(rows)][:, self.complete(rows, items)]
+
+    def rows(self, variant: str) -> list[int]:
+        """Returns the rows of a variant, one a seed."""
+        return [index for index, (name, _) in enumerate(self.models) if name == variant]
+
+    def paired(self, a: str, b: str) -> list[tuple[int, int]]:
+        """Returns pairs of rows of two variants with the same seed; a variant with one seed pairs with every seed."""
+        seeds_a = {self.models[row][1]: row for row in self.rows(a)}
+        seeds_b = {self.models[row][1]: row for row in self.rows(b)}
+        if len(seeds_b) == 1:
+            return [(row, next(iter(seeds_b.values()))) for row in seeds_a.values()]
+        if len(seeds_a) == 1:
+            return [(next(iter(seeds_a.values())), row) for row in seeds_b.values()]
+        return [(row, seeds_b[seed]) for seed, row in seeds_a.items() if seed in seeds_b]
+
+
+def matrices(items: pl.DataFrame) -> Iterator[Answers]:
+    """Yields the answers of every suite by every metric that can be scored, in order of appearance."""
+    numbers = items.filter(pl.col("value").is_not_null() & ~pl.col("metric").str.contains(":", literal=True))
+    for (suite,), part in numbers.group_by(["suite"], maintain_order=True):
+        index = part.select("task", "item", "attributes").unique(["task", "item"], maintain_order=True)
+        index = index.with_row_index("row")
+        models = part.select("variant", "seed").unique(maintain_order=True).with_row_index("model")
+        part = part.join(index.select("row", "task", "item"), on=["task", "item"])
+        part = part.join(models, on=["variant", "seed"], nulls_equal=True)
+        scopes = _scopes(index)
+        names = [(str(name), seed) for name, seed in models.select("variant", "seed").iter_rows()]
+        keys = list(index.select("task", "item").iter_rows())
+        grids = {
+            str(metric): _grid(rows, len(names), len(keys))
+            for (metric,), rows in part.group_by(["metric"], maintain_order=True)
+        }
+        for metric, grid in grids.items():
+            if metric not in UNSCORED:
+                yield Answers(str(suite), metric, names, grid, None, keys, scopes)
+        if "nll" in grids and "tokens" in grids:
+            yield Answers(str(suite), "perplexity", names, grids["nll"], grids["tokens"], keys, scopes)
+
+
+def _grid(rows: pl.DataFrame, models: int, items: int) -> np.ndarray:
+    grid = np.full((models, items), np.nan)
+    grid[rows["model"].to_numpy(), rows["row"].to_numpy()] = rows["value"].to_numpy()
+    return grid
+
+
+def attribute_values(attributes: str | None) -> dict[str, list[str]]:
+    """Returns an item's attributes as lists of values; an item may have several values of one."""
+    parsed = json.loads(attributes) if attributes else {}
+    return {
+        str(name): [str(each) for each in (value if isinstance(value, list) else [value]) if each is not None]
+        for name, value in parsed.items()
+    }
+
+
+def _scopes(index: pl.DataFrame) -> list[Scope]:
+    """Lists the whole suite first, then its tasks, then every value of every attribute; with one task it is named."""
+    tasks = index["task"].to_numpy()
+    names = list(dict.fromkeys(tasks))
+    parts: list[tuple[str | None, np.ndarray]] = [(names[0] if len(names) == 1 else None, np.arange(len(tasks)))]
+    if len(names) > 1:
+        parts += [(name, np.flatnonzero(tasks == name)) for name in names]
+    groups: dict[tuple[str, str], list[int]] = {}
+    for row, attributes in enumerate(index["attributes"].to_list()):
+        for attribute, values in attribute_values(attributes).items():
+            for value in dict.fromkeys(values):
+                groups.setdefault((attribute, value), []).append(row)
+    scopes = []
+    for task, rows in parts:
+        scopes.append(Scope(task, None, None, rows))
+        for (attribute, value), members in sorted(groups.items()):
+            inside = np.intersect1d(rows, members, assume_unique=True)
+            if len(inside):
+                scopes.append(Scope(task, attribute, value, inside))
+    return scopes

@@ -1,0 +1,210 @@
+"""Reads a run's directory: the manifest, the recipe and the item table, as far as they are there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from ruamel.yaml import YAML, YAMLError
+
+from spunge.errors import ArtifactError
+
+FORMAT = 1
+
+ITEM_COLUMNS = {
+    "variant": pl.String,
+    "seed": pl.Int64,
+    "suite": pl.String,
+    "task": pl.String,
+    "item": pl.String,
+    "attributes": pl.String,
+    "metric": pl.String,
+    "value": pl.Float64,
+    "text": pl.String,
+}
+
+
+class _Record(BaseModel):
+    # A newer pipeline may note more than this reader knows of: what it does not know it leaves alone.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Variant(_Record):
+    """The base model, or the base model plus a task vector."""
+
+    name: str
+    kind: str = "control"
+    subset: str | None = None
+    seed: int | None = None
+    norm: float | None = None
+    steps: int | None = None
+    task_vector: str | None = None
+
+
+class Suite(_Record):
+    """One evaluation: what it asks for, and which metrics tables show."""
+
+    suite: str
+    method: str = ""
+    goal: str = "retain"
+    headline: tuple[str, ...] = ()
+    attacks: str | None = None
+    """The suite that this one asks again after an attack on the model."""
+
+
+class Subset(_Record):
+    """One part of the forget set."""
+
+    name: str
+    rows: int | None = None
+    reason: str | None = None
+
+
+class Split(_Record):
+    """How the forget set was split."""
+
+    attribute: str | None = None
+    rows: int | None = None
+    covered: int | None = None
+    overlapping: int | None = None
+    subsets: tuple[Subset, ...] = ()
+    dropped: tuple[Subset, ...] = ()
+
+
+class Stage(_Record):
+    """One piece of work and its artifact in the store."""
+
+    stage: str
+    name: str = ""
+    seed: int | None = None
+    key: str | None = None
+    status: str | None = None
+    seconds: float | None = None
+    peak_memory: int | None = None
+    path: str | None = None
+
+
+class Model(_Record):
+    """The base model."""
+
+    id: str = "unknown"
+    revision: str | None = None
+    digest: str | None = None
+
+
+class Manifest(_Record):
+    """What the pipeline noted about a run."""
+
+    experiment: str
+    status: str = "running"
+    description: str | None = None
+    version: str | None = None
+    command: str | None = None
+    model: Model = Model()
+    seeds: tuple[int, ...] = ()
+    suites: tuple[Suite, ...] = ()
+    split: Split = Split()
+    variants: tuple[Variant, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    merge: Mapping[str, Any] = {}
+    environment: Mapping[str, Any] = {}
+    warnings: tuple[str, ...] = ()
+    not_run: tuple[str, ...] = ()
+
+    @field_validator("split", "merge", mode="before")
+    @classmethod
+    def _nothing_yet(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's directory in memory."""
+
+    path: Path
+    manifest: Manifest
+    recipe: str
+    items: pl.DataFrame
+    missing: tuple[str, ...] = ()
+    """What a finished run holds and this one does not, one sentence each."""
+
+
+def method(run: Run) -> str | None:
+    """Returns the unlearning method that the recipe names, None where there is no recipe to read."""
+    try:
+        recipe = YAML(typ="safe", pure=True).load(run.recipe)
+        found = recipe["unlearn"]["method"]
+    except (YAMLError, KeyError, TypeError):
+        return None
+    return str(found)
+
+
+def read(path: Path) -> Run:
+    """Reads a run, whole or in part.
+
+    Raises:
+        ArtifactError: There is no run here, or another version of Spunge wrote it.
+    """
+    manifest = _manifest(path)
+    missing = []
+    if manifest.status != "done":
+        missing.append(f"The run is not complete: its status is “{manifest.status}”.")
+    recipe_file, items_file = path / "recipe.yaml", path / "items.parquet"
+    recipe = recipe_file.read_text(encoding="utf-8", errors="replace") if recipe_file.is_file() else ""
+    if not recipe:
+        missing.append("recipe.yaml is missing: the run cannot be repeated from this directory.")
+    items = pl.DataFrame(schema=ITEM_COLUMNS)
+    if not items_file.is_file():
+        missing.append("items.parquet is missing: there are no answers to report.")
+    else:
+        try:
+            items = pl.read_parquet(items_file)
+            items = items.select(pl.col(name).cast(kind) for name, kind in ITEM_COLUMNS.items())
+        except (pl.exceptions.PolarsError, OSError) as error:
+            missing.append(f"items.parquet cannot be read ({str(error).splitlines()[0][:200]}).")
+    return Run(path, manifest, recipe, items, tuple(missing))
+
+
+def curves(run: Run, stage: Stage) -> list[dict[str, float]]:
+    """Returns the figures that a training stage left, one dictionary a step; empty if it left none."""
+    if stage.path is None:
+        return []
+    file = run.path / stage.path / "metrics.jsonl"
+    if not file.is_file():
+        return []
+    rows = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a run that was killed
+            continue
+        if isinstance(row, dict):
+            rows.append({name: float(value) for name, value in row.items() if isinstance(value, int | float)})
+    return rows
+
+
+def _manifest(path: Path) -> Manifest:
+    file = path / "manifest.json"
+    if not file.is_file():
+        raise ArtifactError(f"{path}: not a run (no manifest.json); give the directory that `spunge run` printed")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ArtifactError(f"{file}: not a run's manifest; run the experiment again")
+        if content.get("format") != FORMAT:
+            raise ArtifactError(
+                f"{file}: format {content.get('format')!r}, this version of Spunge reads {FORMAT}; "
+                "run the experiment again: what the store holds is used again"
+            )
+        return Manifest.model_validate(content)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{file}: damaged ({error}); run the experiment again") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{file}: {where}: {first['msg']}; run the experiment again") from error

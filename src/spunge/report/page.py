@@ -1,0 +1,235 @@
+"""The page: one self-contained HTML file that answers a reader's questions in order and asks nothing of the network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import posixpath
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from spunge.report import figures as draw
+from spunge.report.artifacts import Run, curves
+from spunge.report.explorer import pack
+from spunge.report.figures import MANY, Figure
+from spunge.report.findings import Findings
+from spunge.report.tables import Table, by_key, plain
+from spunge.report.verdict import BAD, GOOD, UNSURE, Verdict
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a section: figures side by side, a table, a command or a sentence."""
+
+    figures: Sequence[Figure] = ()
+    table: Table | None = None
+    open: bool = True
+    code: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """The answer to one question."""
+
+    id: str
+    short: str
+    title: str
+    lead: str = ""
+    blocks: Sequence[Block] = field(default_factory=list)
+
+
+_NO_ATTACK = (
+    "No attack was tried in this run. A model that no longer answers may still know: quantising it, or tuning it on a "
+    "few examples, has brought knowledge back elsewhere."
+)
+
+
+def render(run: Run, findings: Findings, judged: Verdict, tables: Sequence[Table]) -> tuple[str, list[Figure]]:
+    """Returns the page, and the figures in it."""
+    sections = [section for section in _sections(run, findings, tables) if section.blocks]
+    explorer = pack(run, findings)
+    contents = [("verdict", "Verdict"), *((section.id, section.short) for section in sections)]
+    contents += [("items", "Items")] if explorer else []
+    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    environment.filters |= {"plain": plain, "lines": lambda text: "\n".join(map(plain, text.splitlines()))}
+    page = environment.from_string((_HERE / "page.html.j2").read_text(encoding="utf-8")).render(
+        results=findings.results,
+        verdict=judged,
+        sections=sections,
+        contents=[*contents, ("provenance", "Provenance")],
+        explorer=explorer,
+        facts=_facts(findings.results),
+        downloads=downloads,
+        marks={GOOD: "✓", BAD: "✗", UNSURE: "?"},
+        spoken={GOOD: "Borne out", BAD: "Spoken against", UNSURE: "Not settled"},
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_digest(style),
+        script_hash=_digest(script),
+    )
+    return page, [figure for section in sections for block in section.blocks for figure in block.figures]
+
+
+def downloads(table: Table) -> list[tuple[tuple[str, str], str]]:
+    """Returns the table as links that hold their own file: ((file name, kind), link)."""
+    kinds = (
+        ("csv", "CSV", "text/csv", table.to_csv()),
+        ("tex", "LaTeX", "application/x-tex", table.to_latex()),
+        ("md", "Markdown", "text/markdown", table.to_markdown()),
+    )
+    return [
+        (
+            (f"{table.key}.{suffix}", name),
+            f"data:{mime};base64,{base64.b64encode(content.encode('utf-8', 'replace')).decode()}",
+        )
+        for suffix, name, mime, content in kinds
+    ]
+
+
+def _sections(run: Run, findings: Findings, tables: Sequence[Table]) -> list[Section]:
+    named_tables = {table.key: table for table in tables}
+
+    def table(key: str, *, open: bool = True) -> list[Block]:
+        return [Block(table=named_tables[key], open=open)] if key in named_tables else []
+
+    def pictures(*found: Figure | None) -> list[Block]:
+        drawn = [figure for figure in found if figure is not None]
+        narrow = [figure for figure in drawn if not figure.wide]
+        rows = [*(narrow[at : at + 2] for at in range(0, len(narrow), 2)), *([each] for each in drawn if each.wide)]
+        return [Block(figures=row) for row in rows]
+
+    diagnostics: Mapping[str, Any] = next(iter(findings.results["provenance"]["merge"].values()), None) or {}
+    forgot: list[Block] = [*table("main"), *table("paper")]
+    for column in findings.leading("forget"):
+        for place, (attribute, values) in enumerate(findings.attributes(column).items()):
+            if len(values) > 1 and len(values) <= MANY:
+                split = attribute == findings.results["split"]["attribute"] or place == 0
+                forgot += pictures(
+                    draw.radar(findings, column, attribute) if split else None,
+                    draw.dots(findings, column, attribute),
+                    draw.erased(findings, column, attribute) if split else None,
+                )
+            forgot += table(by_key(column, attribute))
+    forgot += [*table("tasks-forget"), *table("letters")]
+    kept = [*pictures(draw.trade_off(findings)), *table("tasks-retain")]
+    better = [*pictures(draw.contest(findings)), *table("differences")]
+    merged = [
+        *table("subsets"),
+        *[Block(text=warning) for warning in diagnostics.get("warnings", ())],
+        *pictures(draw.cosines(diagnostics), draw.coverage(diagnostics), draw.drift(diagnostics)),
+        *pictures(draw.training(findings, _curves(run))),
+    ]
+    return [
+        Section("forget", "Forgot?", "Did it forget?", "What every variant still does of what must go.", forgot),
+        Section("keep", "Kept?", "Did it keep the rest?", "What is gone against what is kept.", kept),
+        Section(
+            "better",
+            "Better?",
+            "Is one better than another?" if findings.runs else "Is SPUNGE better than joint unlearning?",
+            "All answered the same items and are compared item by item, which tells a small difference from chance.",
+            better,
+        ),
+        Section("merge", "Merge", "What did the merge do?", _met(diagnostics), merged),
+        Section(
+            "attack", "Attacks", "What would an attacker get back?", "", table("recovery") or [Block(text=_NO_ATTACK)]
+        ),
+        Section(
+            "cost",
+            "Cost",
+            "What did it cost?",
+            _spent(findings),
+            [*pictures(draw.costs(findings)), *table("stages", open=False)],
+        ),
+        Section("use", "Use it", "How do I use the model?", "", _usage(run)),
+    ]
+
+
+def _met(diagnostics: Mapping[str, Any]) -> str:
+    overall = diagnostics.get("overall") or {}
+    conflict, ratio = overall.get("sign_conflict"), overall.get("norm_ratio")
+    told = "How the subsets' task vectors met."
+    if conflict is not None:
+        told += f" On {conflict:.0%} of the entries that any of them changes, two pull in opposite directions."
+    if ratio is not None:
+        told += f" The merged task vector is {ratio:.2f} times as long as theirs are on average."
+    return told
+
+
+def _spent(findings: Findings) -> str:
+    stages = findings.results["provenance"]["stages"]
+    if not stages:
+        return ""
+    computed = sum(stage["status"] == "computed" for stage in stages)
+    seconds = sum(stage["seconds"] or 0 for stage in stages)
+    memory = max((stage["peak_memory"] or 0 for stage in stages), default=0)
+    told = f"{len(stages)} stages, {computed} of them computed in this run, the others reused; "
+    told += f"{_duration(seconds)} of work in all"
+    return told + (f", at most {memory / 2**20:,.0f} MiB of memory at once." if memory else ".")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+_LOADING = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("unlearned")
+tokenizer = AutoTokenizer.from_pretrained("unlearned")"""
+
+
+def _usage(run: Run) -> list[Block]:
+    vectors = {variant.name: variant.task_vector for variant in run.manifest.variants if variant.task_vector}
+    if "spunge" not in vectors:
+        return []
+    vector = posixpath.normpath(f"{run.path.as_posix()}/{vectors['spunge']}")
+    export = ["spunge", "export", "--model", run.manifest.model.id, "--task-vector", vector, "--out", "unlearned"]
+    blocks = [
+        Block(text="The result is a task vector: what to add to the base model's weights. Write it as a checkpoint:"),
+        Block(code=shlex.join(export)),
+        Block(text="and load that like any other model:"),
+        Block(code=_LOADING),
+    ]
+    if run.manifest.command:
+        blocks += [Block(text="This command repeats the run:"), Block(code=run.manifest.command)]
+    return blocks
+
+
+def _curves(run: Run) -> dict[str, list[dict[str, float]]]:
+    first = min((stage.seed for stage in run.manifest.stages if stage.seed is not None), default=None)
+    return {
+        stage.name: curves(run, stage)
+        for stage in run.manifest.stages
+        if stage.stage == "unlearn" and stage.seed in (None, first)
+        # The parts of the random split would only crowd the figure.
+        if stage.name in ("joint", "joint_equal_steps") or stage.name.startswith("subset:")
+    }
+
+
+def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    provenance = results["provenance"]
+    facts = {
+        "Command": provenance["command"],
+        "Model": provenance["model"]["id"],
+        "Revision": provenance["model"]["revision"],
+        "Digest": provenance["model"]["digest"],
+        "Seeds": ", ".join(map(str, provenance["seeds"])),
+        "spunge": provenance["spunge"],
+        **{str(name): fact for name, fact in provenance["environment"].items()},
+    }
+    return [(name, str(fact)) for name, fact in facts.items() if fact not in (None, "")]
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,486 @@
+"""The tables of the report as plain data, and how each is written as CSV, LaTeX and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from spunge.report import paper
+from spunge.report.findings import METRIC_NAMES, Column, Findings, Row, improvement
+
+NAMES = {
+    "base": "base model",
+    "joint": "joint",
+    "joint_equal_steps": "joint, equal steps",
+    "random_split": "random split",
+    "spunge": "SPUNGE",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: what it says, and the numbers behind it."""
+
+    text: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    interval: str = ""
+    tone: str = ""
+    """`better`, `worse` or nothing: a difference that stands."""
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.interval}".strip()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled grid; `header` and `rows` are what the terminal, the page and the downloads show alike."""
+
+    key: str
+    title: str
+    note: str
+    header: list[str]
+    cells: list[list[Cell]] = field(repr=False)
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """Every cell as text."""
+        return [[str(cell) for cell in row] for row in self.cells]
+
+    def to_csv(self) -> str:
+        """Returns comma-separated values with the intervals' ends in columns of their own, as plain numbers."""
+        ranged = [any(row[index].low is not None for row in self.cells) for index in range(len(self.header))]
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        header: list[str] = []
+        for name, wide in zip(self.header, ranged, strict=True):
+            header += [name, f"{name} low", f"{name} high"] if wide else [name]
+        writer.writerow(header)
+        for row in self.cells:
+            line: list[Any] = []
+            for cell, wide in zip(row, ranged, strict=True):
+                line.append(cell.text if cell.value is None else repr(cell.value))
+                if wide:
+                    line += ["" if end is None else repr(end) for end in (cell.low, cell.high)]
+            writer.writerow(line)
+        return out.getvalue()
+
+    def to_latex(self) -> str:
+        """Returns a table for the booktabs package; names in other scripts need XeLaTeX or LuaLaTeX."""
+        columns = "l" + "r" * (len(self.header) - 1)
+        lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(self.title)}}}"]
+        lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+        lines += [" & ".join(_latex(name) for name in self.header) + r" \\", r"\midrule"]
+        lines += [" & ".join(_latex(text) for text in row) + r" \\" for row in self.rows]
+        lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+        return "\n".join(lines) + "\n"
+
+    def to_markdown(self) -> str:
+        """Returns a GitHub-flavoured Markdown table."""
+        lines = ["| " + " | ".join(escape_markdown(name) for name in self.header) + " |"]
+        lines.append("|" + "|".join([" --- "] + [" ---: "] * (len(self.header) - 1)) + "|")
+        # Brackets around an interval are plain text; in a name they could open a link.
+        for row in self.cells:
+            texts = [str(cell) if cell.value is not None else escape_markdown(cell.text) for cell in row]
+            lines.append("| " + " | ".join(texts) + " |")
+        return "\n".join(lines) + "\n"
+
+
+def all_tables(findings: Findings) -> list[Table]:
+    """Returns the tables that have something to say, in the order of the report."""
+    tables = [main(findings), beside_paper(findings), differences(findings)]
+    for column in findings.leading("forget"):
+        for attribute in findings.attributes(column):
+            tables.append(per_attribute(findings, column, attribute))
+    tables += [tasks(findings, goal) for goal in ("forget", "retain")]
+    tables += [letters(findings), subsets(findings), recovery(findings), stages(findings)]
+    return [table for table in tables if table.cells]
+
+
+def key_tables(findings: Findings) -> list[Table]:
+    """Returns the few tables that a terminal shows: the paper's shapes, and each value of what was split by."""
+    tables = [main(findings)]
+    split_by = findings.results["split"]["attribute"]
+    tables += [
+        per_attribute(findings, column, split_by)
+        for column in findings.leading("forget")
+        if split_by in findings.attributes(column)
+    ]
+    return [table for table in tables if table.cells]
+
+
+def main(findings: Findings) -> Table:
+    """Variants against suites: the shape of the paper's Tables 1 and 2."""
+    columns = findings.columns
+    cells = []
+    for variant in findings.variants:
+        row = [Cell(titled(variant, findings))]
+        row += [level(findings.score(variant, column), column) for column in columns]
+        cells.append(row)
+    return Table(
+        "main",
+        "Every variant on what must go and what must stay",
+        "Percentages, but for perplexity (PPL). Arrows say which way is better; brackets are 95 % intervals.",
+        ["Model + method", *(f"{column.label}\u00a0{column.arrow}" for column in columns)],
+        cells,
+    )
+
+
+def beside_paper(findings: Findings) -> Table:
+    """The paper's own figures beside these, for its models and methods."""
+    provenance = findings.results["provenance"]
+    published = paper.figures(provenance["model"]["id"], provenance["method"])
+    columns = [(column, name) for column in findings.columns if (name := paper.name_of(column)) in published["base"]]
+    header = ["Model + method"]
+    for _, name in columns:
+        header += [f"{name}: here", f"{name}: paper"]
+    cells = [
+        [
+            Cell(titled(variant, findings)),
+            *(
+                cell
+                for column, name in columns
+                for cell in (
+                    level(findings.score(variant, column), column),
+                    number(published[variant].get(name), 2),
+                )
+            ),
+        ]
+        for variant in ("base", "joint", "spunge")
+        if columns and variant in findings.main_variants and variant in published
+    ]
+    return Table(
+        "paper",
+        "Beside the paper",
+        "The paper leaves its exact prompts and averaging open, and its settings cannot all be known: agreement is not "
+        "promised, and its figures come without intervals.",
+        header,
+        cells,
+    )
+
+
+def differences(findings: Findings) -> Table:
+    """Paired differences between variants on every headline figure."""
+    cells = []
+    for a, b in findings.pairs:
+        for column in findings.columns:
+            row = findings.comparison(a, b, column)
+            if row is not None:
+                who = Cell(f"{named(a)} − {named(b)}")
+                cells.append([who, Cell(column.label), change(row, column), relative(row), chance(row), count(row)])
+    return Table(
+        "differences",
+        "Paired differences, item by item",
+        "Percentage points, but for perplexity. ▲ better and ▼ worse beyond chance: the 95 % interval leaves out "
+        "zero and p is under 0.05.",
+        ["Compared", "On", "Difference", "Relative", "p", "n"],
+        cells,
+    )
+
+
+def per_attribute(findings: Findings, column: Column, attribute: str) -> Table:
+    """One row an attribute value: what each variant still does there, and whether SPUNGE beats joint."""
+    # The question first: base, joint, SPUNGE and how far SPUNGE is ahead; the controls after it.
+    first = findings.shown
+    last = [name for name in findings.main_variants if name not in first and not findings.runs]
+    shown = [(a, b) for a, b in findings.pairs if a in first and b in first and a != "joint"]
+    pairs = [(a, b) for a, b in shown if b != "base" or not findings.runs]
+    values = [*findings.attributes(column)[attribute], "macro"]
+    cells = []
+    for value in values:
+        scores = {name: findings.score(name, column, attribute, value) for name in [*first, *last]}
+        row = [Cell("mean over values" if value == "macro" else value)]
+        row += [level(scores[name], column) for name in first]
+        for a, b in pairs:
+            found = findings.comparison(a, b, column, attribute, value)
+            row.append(change(found, column, corrected=True))
+        row += [level(scores[name], column) for name in last]
+        row.append(count(next((score for score in scores.values() if score), None)))
+        cells.append(row)
+    header = [attribute, *(f"{named(name)}\u00a0{column.arrow}" for name in first)]
+    header += [f"{named(a)} − {named(b)}" for a, b in pairs]
+    header += [f"{named(name)}\u00a0{column.arrow}" for name in last]
+    return Table(
+        by_key(column, attribute),
+        f"{column.label}, by {attribute}",
+        "* the difference stands after Benjamini–Hochberg correction over the values at 5 %.",
+        [*header, "n"],
+        cells,
+    )
+
+
+def tasks(findings: Findings, goal: str) -> Table:
+    """One row a task of the suites that have several."""
+    variants = findings.main_variants
+    cells = []
+    for column in findings.leading(goal):
+        names = findings.tasks(column.suite)
+        for task in names if len(names) > 1 and column.task is None else []:
+            part = Column(column.suite, task, column.metric, column.goal, column.method)
+            scores = [findings.score(variant, part) for variant in variants]
+            if any(scores):
+                row = [Cell(f"{column.suite}: {task or 'all items'}"), *(level(score, part) for score in scores)]
+                cells.append([*row, count(next(score for score in scores if score))])
+    return Table(
+        f"tasks-{goal}",
+        "Task by task, what must go" if goal == "forget" else "Task by task, what must stay",
+        "Percentages with 95 % intervals.",
+        ["Task", *(named(variant) for variant in variants), "n"],
+        cells,
+    )
+
+
+def letters(findings: Findings) -> Table:
+    """Which answers were chosen: a model that always says the same letter scores near chance and knows nothing more."""
+    cells = []
+    width = 0
+    for suite in findings.results["suites"]:
+        for variant in findings.main_variants if suite["goal"] == "forget" else ():
+            shares = (suite["letters"] or {}).get(variant)
+            if shares:
+                width = max(width, len(shares))
+                cells.append([Cell(f"{suite['suite']}: {named(variant)}"), *(percent(share) for share in shares)])
+    return Table(
+        "letters",
+        "Which answer was chosen",
+        "Share of the questions answered with each choice. A model that clings to one scores near chance without "
+        "having lost what it knows.",
+        ["Suite and variant", *(chr(ord("A") + place) if place < 26 else str(place + 1) for place in range(width))],
+        [[*row, *[Cell("—")] * (width + 1 - len(row))] for row in cells],
+    )
+
+
+def recovery(findings: Findings) -> Table:
+    """What attacks brought back: the share of what unlearning had taken, per attack and variant."""
+    cells = []
+    suites = {suite["suite"]: suite for suite in findings.results["suites"]}
+    for attack in (suite for suite in suites.values() if suite["attacks"] in suites):
+        asked = suites[attack["attacks"]]
+        metric = asked["headline"][0]
+        before, after = (
+            Column(suite["suite"], findings.tasks(suite["suite"])[0] if findings.tasks(suite["suite"]) else None,
+                   metric, asked["goal"], asked["method"])
+            for suite in (asked, attack)
+        )  # fmt: skip
+        base = findings.score("base", before)
+        for variant in findings.main_variants:
+            plain_score, attacked = findings.score(variant, before), findings.score(variant, after)
+            if variant == "base" or base is None or plain_score is None or attacked is None:
+                continue
+            lost = base["value"] - plain_score["value"]
+            share = (attacked["value"] - plain_score["value"]) / lost if lost else None
+            cells.append(
+                [
+                    Cell(f"{attack['suite']}: {named(variant)}"),
+                    *(level(score, before) for score in (base, plain_score, attacked)),
+                    percent(share),
+                ]
+            )
+    return Table(
+        "recovery",
+        "What attacks brought back",
+        "Recovered: the share of what unlearning took that the attack brought back; 0 % nothing, 100 % all.",
+        ["Attack and variant", "Base model", "Unlearned", "Attacked", "Recovered"],
+        cells,
+    )
+
+
+def subsets(findings: Findings) -> Table:
+    """The subsets of the forget set, and what merging made of each one's task vector."""
+    split = findings.results["split"]
+    merges = findings.results["provenance"]["merge"]
+    overall = next((each.get("overall") or {} for each in merges.values() if each), {})
+    cells = []
+    vectors = reversed(findings.results["provenance"]["task_vectors"])  # the first seed's stands
+    steps = {row["name"]: row["steps"] for row in vectors}
+    for subset in split["subsets"]:
+        norm, kept, coverage = ((overall.get(name) or {}).get(subset["name"]) for name in ("norms", "kept", "coverage"))
+        row = [
+            Cell(subset["name"]),
+            number(subset["rows"], 0),
+            number(steps.get(f"subset:{subset['name']}"), 0),
+            number(norm, 3),
+        ]
+        cells.append([*row, percent(kept), percent(coverage)])
+    for subset in split["dropped"]:
+        name = f"{subset['name']} (left out: {subset['reason']})"
+        cells.append([Cell(name), number(subset["rows"], 0), *[Cell("—")] * 4])
+    return Table(
+        "subsets",
+        f"The forget set, split by {split['attribute']}" if split["attribute"] else "The forget set, split",
+        "Kept: entries of the subset's task vector that trimming left. In the merge: how much of the subset's own "
+        "removal the merged task vector holds (its projection); 100 % is all of it.",
+        ["Subset", "Rows", "Steps", "Norm", "Kept", "In the merge"],
+        cells,
+    )
+
+
+def stages(findings: Findings) -> Table:
+    """Time and memory of every piece of work."""
+    cells = []
+    for stage in findings.results["provenance"]["stages"]:
+        memory = stage["peak_memory"]
+        cells.append(
+            [
+                Cell(f"{stage['stage']}: {stage['name'] or stage['stage']}"),
+                number(stage["seed"], 0),
+                Cell(stage["status"] or "—"),
+                number(stage["seconds"], 1),
+                number(None if memory is None else memory / 2**20, 0),
+                Cell((stage["key"] or "—")[:12]),
+            ]
+        )
+    return Table(
+        "stages",
+        "Time and memory of every stage",
+        "A reused stage took its time in an earlier run.",
+        ["Stage", "Seed", "Status", "Seconds", "Peak memory (MiB)", "Key"],
+        cells,
+    )
+
+
+def named(variant: str) -> str:
+    """Returns a variant's name as a reader says it."""
+    return NAMES.get(variant, variant.replace("subset:", "only ", 1))
+
+
+METHODS = {"rmu": "RMU", "adaptive_rmu": "adaptive RMU", "task_vector_negation": "TVN", "npo": "NPO", "dpo": "DPO"}
+
+
+def titled(variant: str, findings: Findings) -> str:
+    """Returns a variant's name as the paper's tables have it: the model, then + method, + SPUNGE-method."""
+    provenance = findings.results["provenance"]
+    method = provenance["method"]
+    short = METHODS.get(method or "", (method or "").replace("_", " "))
+    if variant == "base":
+        return provenance["model"]["id"].rstrip("/").rsplit("/", 1)[-1]
+    if findings.runs:
+        return f"+ {variant}"
+    if variant == "spunge":
+        return f"+ SPUNGE-{short}" if short else "+ SPUNGE"
+    if variant == "random_split":
+        return f"+ SPUNGE-{short}, random split" if short else "+ random split"
+    if variant == "joint":
+        return f"+ {short}, joint" if short else "+ joint"
+    return f"+ {short}, {named(variant)}" if short else f"+ {named(variant)}"
+
+
+def by_key(column: Column, attribute: str) -> str:
+    """Returns the key of a per-attribute table."""
+    return slug("by", column.suite, column.task or "", attribute)
+
+
+def slug(*parts: str) -> str:
+    """Returns a name that is safe in a file name and an id; a hash tells apart what looks alike."""
+    text = "-".join(part for part in parts if part)
+    safe = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48]
+    return safe if safe == text else f"{safe or 'x'}-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:6]}"
+
+
+def level(score: Row | None, column: Column) -> Cell:
+    """Returns the cell of a score with its interval."""
+    if score is None:
+        return Cell("—")
+    factor, digits = _format(column)
+    text = f"{score['value'] * factor:.{digits}f}"
+    ends = (score["low"], score["high"])
+    return Cell(text, score["value"], *ends, interval=_interval(ends, factor, digits))
+
+
+def change(row: Row | None, column: Column, *, corrected: bool = False) -> Cell:
+    """Returns the cell of a difference; its tone says whether it stands, its star whether after correction."""
+    if row is None:
+        return Cell("—")
+    factor, digits = _format(column)
+    tone = {1: "better", 0: "", -1: "worse"}[improvement(row, column)]
+    mark = {"better": "▲ ", "worse": "▼ ", "": ""}[tone]
+    star = "*" if corrected and row["q"] is not None and row["q"] < 0.05 else ""
+    text = f"{mark}{signed(row['difference'] * factor, digits)}{star}"
+    ends = (row["low"], row["high"])
+    return Cell(text, row["difference"], *ends, interval=_interval(ends, factor, digits, sign=True), tone=tone)
+
+
+def relative(row: Row) -> Cell:
+    """Returns the cell of a relative difference in per cent."""
+    if row["relative"] is None:
+        return Cell("—")
+    ends = (row["relative_low"], row["relative_high"])
+    return Cell(
+        f"{signed(row['relative'] * 100, 1)} %", row["relative"], *ends, interval=_interval(ends, 100, 1, sign=True)
+    )
+
+
+def chance(row: Row) -> Cell:
+    """Returns the cell of a p-value."""
+    p = row["p"]
+    if p is None:
+        return Cell("—")
+    return Cell("< 0.001" if p < 0.001 else f"{p:.3f}", p)
+
+
+def count(row: Row | None) -> Cell:
+    """Returns the cell of a number of items."""
+    return Cell("—") if row is None else Cell(str(row["n"]), row["n"])
+
+
+def number(value: float | None, digits: int) -> Cell:
+    """Returns the cell of a plain number."""
+    return Cell("—") if value is None else Cell(f"{value:.{digits}f}", value)
+
+
+def percent(value: float | None) -> Cell:
+    """Returns the cell of a share."""
+    return Cell("—") if value is None else Cell(f"{value * 100:.1f} %", value)
+
+
+def signed(value: float, digits: int) -> str:
+    """Writes a difference with its sign, a true minus, and no minus before zero."""
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "−") if float(text) else text.replace("-", "±").replace("+", "±")
+
+
+def metric_name(column: Column) -> str:
+    """Returns what a column measures, in words."""
+    return METRIC_NAMES.get(column.metric, column.metric)
+
+
+def _format(column: Column) -> tuple[float, int]:
+    return (100.0, 1) if column.share else (1.0, 2)
+
+
+def _interval(ends: tuple[float | None, float | None], factor: float, digits: int, *, sign: bool = False) -> str:
+    low, high = ends
+    if low is None or high is None:
+        return ""
+    write = signed if sign else (lambda value, places: f"{value:.{places}f}".replace("-", "−"))
+    return f"[{write(low * factor, digits)}, {write(high * factor, digits)}]"
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$"}
+_LATEX |= {"±": r"$\pm$", "▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "↑": r"$\uparrow$"}
+_LATEX |= {"↓": r"$\downarrow$", **{char: "\\" + char for char in "&%$#_{}"}}
+
+
+def _latex(text: str) -> str:
+    # A cell that opens with a bracket would be read as an argument of the line before it.
+    return "{}" + escaped if (escaped := "".join(_LATEX.get(c, c) for c in plain(text))).startswith("[") else escaped
+
+
+def escape_markdown(text: str) -> str:
+    """Escapes what Markdown would read as markup."""
+    return re.sub(r"([\\`*_{}\[\]<>|#$])", r"\\\1", plain(text))
+
+
+def plain(text: str) -> str:
+    """Puts text on one line and makes control characters and direction overrides visible."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", _visible, text)
+
+
+def _visible(match: re.Match[str]) -> str:
+    char = match.group()
+    return " " if char in "\n\r\t" else f"⟨U+{ord(char):04X}⟩"

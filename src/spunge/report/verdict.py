@@ -1,0 +1,247 @@
+"""Says in plain words what a run shows: each sentence comes from a comparison and carries its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from spunge.report.findings import Column, Findings, Row, improvement
+from spunge.report.tables import level, metric_name, named, signed
+
+MARGIN = 0.05
+"""How much of the base model's score on what must stay may go, before it is called lost."""
+
+FLUENCY_MARGIN = 0.25
+"""How much the perplexity of what a model writes may grow, before it is said to write worse."""
+
+ONE_LETTER = 0.6
+"""A model that answers so large a share of questions with one letter has not forgotten: it has stopped reading."""
+
+GOOD, BAD, UNSURE = "good", "bad", "unsure"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One sentence of the verdict: whether it speaks for the method, what it says, and the figures behind it."""
+
+    status: str
+    text: str
+    figures: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer in a few sentences, and the points it rests on."""
+
+    headline: str
+    points: Sequence[Point] = ()
+
+
+def verdict(findings: Findings) -> Verdict:
+    """Judges SPUNGE against base, joint and the controls, on what must go and on what must stay."""
+    if findings.runs:
+        return _across(findings)
+    variants = findings.main_variants
+    lacking = [named(name) for name in ("base", "spunge") if name not in variants]
+    if lacking:
+        return Verdict(f"No verdict yet: no answers of {' and '.join(lacking)} are here.")
+    forget, retain = findings.leading("forget"), findings.leading("retain")
+    forgot = _known(forgetting(findings, column) for column in forget)
+    forgot += _known(one_letter(findings, column) for column in forget)
+    kept = _known(keeping(findings, column, MARGIN) for column in retain)
+    kept += _known(keeping(findings, column, FLUENCY_MARGIN) for column in findings.fluency())
+    contests = {
+        rival: _known(contest(findings, column, rival) for column in forget)
+        for rival in ("joint", "joint_equal_steps", "random_split")
+        if rival in variants
+    }
+    beside = _known(contest(findings, column, "joint") for column in retain)
+    sentences = [f"{_forgot(forgot)}{_kept(kept)}.", *_better(contests), *_beside(contests, beside)]
+    return Verdict(" ".join(sentences), [*forgot, *kept, *(p for found in contests.values() for p in found), *beside])
+
+
+def forgetting(findings: Findings, column: Column) -> Point | None:
+    """Says whether SPUNGE does less of what must go than the base model."""
+    row = findings.comparison("spunge", "base", column)
+    if row is None:
+        return None
+    status = _status(row, column)
+    told = {GOOD: "fell", UNSURE: "did not change beyond chance", BAD: "went the wrong way"}[status]
+    if column.higher_is_better and status == GOOD:
+        told = "rose, as it should"
+    figures = f"{_two(findings, column, 'base')}; {_difference(row, column)}"
+    chance = findings.chance(column)
+    figures += f"; guessing gives {100 * chance:.1f} %" if chance is not None else ""
+    return Point(status, f"On {place(column)}, {metric_name(column)} {told}.", _tied(figures))
+
+
+def one_letter(findings: Findings, column: Column) -> Point | None:
+    """Warns of a model that answers nearly everything with one choice where the base model does not."""
+    suite = next(suite for suite in findings.results["suites"] if suite["suite"] == column.suite)
+    shares = {name: max((suite["letters"] or {}).get(name, [0.0])) for name in ("base", "spunge")}
+    if shares["spunge"] < ONE_LETTER or shares["base"] >= ONE_LETTER:
+        return None
+    figures = f"the most frequent choice: {100 * shares['base']:.0f} % → {100 * shares['spunge']:.0f} % of the answers"
+    return Point(BAD, f"On {place(column)}, SPUNGE gives nearly always the same answer.", _tied(figures))
+
+
+def keeping(findings: Findings, column: Column, allowed: float) -> Point | None:
+    """Says whether SPUNGE is within the margin of the base model on what must stay (non-inferiority)."""
+    row, base = findings.comparison("spunge", "base", column), findings.score("base", column)
+    if row is None or base is None:
+        return None
+    margin = allowed * abs(base["value"])
+    sign = 1 if column.higher_is_better else -1
+    what = "the perplexity of what it writes" if column in findings.fluency() else metric_name(column)
+    # The rule of three: n items without a loss leave room for a loss on 3/n of all.
+    if row["low"] is None or (column.share and row["n"] * margin < 3):
+        status, told = UNSURE, "cannot be judged from so few items"
+    else:
+        worst, best = sorted((sign * row["low"], sign * row["high"]))
+        if worst >= -margin:
+            status, told = GOOD, f"stayed within {allowed:.0%} of the base model's"
+        elif best < -margin:
+            status, told = BAD, f"is more than {allowed:.0%} worse than the base model's"
+        else:
+            status, told = UNSURE, f"may or may not be within {allowed:.0%} of the base model's"
+    figures = f"{_two(findings, column, 'base')}; {_difference(row, column)}"
+    return Point(status, f"On {place(column)}, {what} {told}.", _tied(figures))
+
+
+def contest(findings: Findings, column: Column, rival: str, one: str = "spunge") -> Point | None:
+    """Says whether SPUNGE, or another variant, is better than a rival, beyond chance."""
+    row = findings.comparison(one, rival, column)
+    if row is None:
+        return None
+    status = _status(row, column)
+    told = {
+        GOOD: f"{named(one)} is better than {named(rival)}",
+        UNSURE: f"{named(one)} and {named(rival)} cannot be told apart",
+        BAD: f"{named(one)} is worse than {named(rival)}",
+    }[status]
+    figures = f"{_two(findings, column, rival, one)}; {_difference(row, column)}"
+    return Point(status, f"On {place(column)}, {told}.", _tied(figures))
+
+
+def place(column: Column) -> str:
+    """Returns where a column was measured, in words."""
+    return f"“{column.task or column.suite}”"
+
+
+def _across(findings: Findings) -> Verdict:
+    """Judges the merged models of several runs against the first run's."""
+    points, sentences = [], []
+    for one, rival in findings.pairs:
+        if rival == "base":
+            continue
+        found = {
+            goal: _known(contest(findings, column, rival, one) for column in findings.leading(goal))
+            for goal in ("forget", "retain")
+        }
+        points += [*found["forget"], *found["retain"]]
+        gone, kept = _ahead(found["forget"]), _ahead(found["retain"])
+        told = f"{gone} on what must go, {kept} on what must stay" if gone != kept else f"{gone} on either side"
+        sentences.append(f"Against “{rival}”, “{one}” is {told}.")
+    return Verdict(" ".join(sentences) or "Only one of these runs has a merged model.", points)
+
+
+def _ahead(points: Sequence[Point]) -> str:
+    found = {point.status for point in points}
+    if {GOOD, BAD} <= found:
+        return "better in places and worse in others"
+    return "better" if GOOD in found else "worse" if BAD in found else "no different beyond chance"
+
+
+def _forgot(points: Sequence[Point]) -> str:
+    return {
+        GOOD: "SPUNGE forgot what it should",
+        BAD: "Something is wrong with what SPUNGE forgot",
+        UNSURE: "It is not shown that SPUNGE forgot all it should",
+        None: "Nothing here measures what must go",
+    }[_worst(points)]
+
+
+def _kept(points: Sequence[Point]) -> str:
+    return {
+        GOOD: ", and kept the rest",
+        BAD: "; some of what must stay was lost",
+        UNSURE: "; whether it kept the rest is not settled",
+        None: "; nothing measures what must stay",
+    }[_worst(points)]
+
+
+def _better(contests: dict[str, list[Point]]) -> list[str]:
+    if "joint" not in contests:
+        return ["It was not compared with joint unlearning."]
+    found = {point.status for point in contests["joint"]}
+    if found == {UNSURE} or not found:
+        return ["Nothing here shows that it forgot more than joint unlearning."]
+    if BAD in found:
+        return ["Joint unlearning forgot more, beyond chance."] if found == {BAD} else [
+            "Against joint unlearning it wins in some places and loses in others."
+            if GOOD in found
+            else "Against joint unlearning it wins nowhere, and loses in places."
+        ]  # fmt: skip
+    told = "It forgot more than joint unlearning, beyond chance"
+    sentences = [f"{told}." if found == {GOOD} else f"{told} in some places; in others the difference may be chance."]
+    equal, random = (_worst(contests.get(rival, ())) for rival in ("joint_equal_steps", "random_split"))
+    if equal == GOOD and random == GOOD:
+        sentences.append("It also beats both controls: neither more steps nor splitting at random explains the gain.")
+    else:
+        if equal is not None:
+            sentences.append(
+                "More steps do not explain it." if equal == GOOD else "Joint with as many steps may do as well."
+            )
+        if random is not None:
+            sentences.append(
+                "Splitting at random does not explain it." if random == GOOD else "A random split may do as well."
+            )
+    return sentences
+
+
+def _beside(contests: dict[str, list[Point]], kept: Sequence[Point]) -> list[str]:
+    """Says what forgetting more, or no more, than joint cost on what must stay."""
+    found = {point.status for point in kept}
+    if "joint" not in contests or not found & {GOOD, BAD}:
+        return []
+    if {GOOD, BAD} <= found:
+        return ["Beside joint it kept more of some things that must stay and less of others."]
+    if BAD in found:
+        return ["It kept less of the rest than joint did."]
+    return ["It kept more of the rest than joint did, beyond chance."]
+
+
+def _known(points: Iterable[Point | None]) -> list[Point]:
+    return [point for point in points if point is not None]
+
+
+def _status(row: Row, column: Column) -> str:
+    return {1: GOOD, 0: UNSURE, -1: BAD}[improvement(row, column)]
+
+
+def _worst(points: Iterable[Point]) -> str | None:
+    found = {point.status for point in points}
+    return next((status for status in (BAD, UNSURE, GOOD) if status in found), None)
+
+
+def _two(findings: Findings, column: Column, rival: str, one: str = "spunge") -> str:
+    unit = " %" if column.share else ""
+    theirs, ours = (level(findings.score(name, column), column).text for name in (rival, one))
+    return f"{named(rival)} {theirs}{unit}, {named(one)} {ours}{unit}"
+
+
+def _difference(row: Row, column: Column) -> str:
+    factor, digits, unit = (100, 1, " points") if column.share else (1, 2, "")
+    text = f"difference {signed(row['difference'] * factor, digits)}{unit}"
+    if row["low"] is not None:
+        text += f" [{signed(row['low'] * factor, digits)}, {signed(row['high'] * factor, digits)}]"
+    if row["p"] is not None:
+        text += ", p < 0.001" if row["p"] < 0.001 else f", p = {row['p']:.3f}"
+    return f"{text}, n = {row['n']}"
+
+
+def _tied(figures: str) -> str:
+    """Keeps a number and its unit on one line."""
+    for pair in (" %", " points", "p = ", "p < ", "n = "):
+        figures = figures.replace(pair, pair.replace(" ", "\u00a0"))
+    return figures

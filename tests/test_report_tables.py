@@ -1,0 +1,184 @@
+"""Tables, verdict, Markdown, model card and comparison of runs."""
+
+import csv
+import io
+import json
+import re
+
+import polars as pl
+import pytest
+from report_runs import HOSTILE, write_run
+from ruamel.yaml import YAML
+
+from spunge import report
+from spunge.errors import ArtifactError
+from spunge.report.findings import Findings
+from spunge.report.tables import Cell, Table, all_tables, signed, slug
+from spunge.report.verdict import BAD, GOOD, UNSURE, verdict
+
+
+def judged(run):
+    return verdict(Findings(report.build(run)))
+
+
+def test_the_main_table_has_the_papers_shape(tmp_path):
+    table = report.summary(report.build(write_run(tmp_path, kind="toxicity", groups=3, items=90)))[0]
+    assert table.header[:3] == ["Model + method", "toxigen toxicity\u00a0↓", "toxigen PPL\u00a0↓"]
+    assert "general acc.\u00a0↑" in table.header
+    names = [row[0] for row in table.rows]
+    assert names[:2] == ["lab:model", "+ RMU, joint"]
+    assert "+ SPUNGE-RMU" in names
+    assert names[-1] == "+ RMU, only muslim"
+
+
+def test_the_papers_figures_stand_beside_its_own_models_only(tmp_path):
+    run = write_run(tmp_path, kind="toxicity", groups=3, items=60)
+    assert "paper" not in {table.key for table in all_tables(Findings(report.build(run)))}
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["model"]["id"] = "HuggingFaceH4/zephyr-7b-beta"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    beside = {table.key: table for table in all_tables(Findings(report.build(run)))}["paper"]
+    assert beside.header == [
+        *("Model + method", "ToxiGen toxicity: here", "ToxiGen toxicity: paper", "ToxiGen PPL: here"),
+        "ToxiGen PPL: paper",
+    ]
+    assert [row[2] for row in beside.rows] == ["20.48", "14.61", "9.89"]
+
+
+def test_a_clear_gain_is_called_one(tmp_path):
+    found = judged(write_run(tmp_path, items=1600, gain=0.3))
+    assert found.headline.startswith("SPUNGE forgot what it should, and kept the rest.")
+    assert "It forgot more than joint unlearning, beyond chance" in found.headline
+    assert "neither more steps nor splitting at random" in found.headline
+    assert all("[" in point.figures for point in found.points)
+
+
+def test_no_gain_is_called_none(tmp_path):
+    found = judged(write_run(tmp_path, items=400, gain=0.0))
+    assert "Nothing here shows that it forgot more than joint unlearning." in found.headline
+
+
+def test_a_loss_is_called_one(tmp_path):
+    found = judged(write_run(tmp_path, items=1600, gain=-0.3))
+    assert "Joint unlearning forgot more, beyond chance." in found.headline
+    assert BAD in {point.status for point in found.points}
+
+
+def test_a_model_that_did_not_forget_is_not_praised(tmp_path):
+    found = judged(write_run(tmp_path, items=400, gain=-0.6))
+    assert "not shown that SPUNGE forgot" in found.headline
+    assert found.points[0].status == UNSURE
+
+
+def test_a_model_that_always_says_the_same_letter_is_found_out(tmp_path):
+    run = write_run(tmp_path, items=200)
+    items = pl.read_parquet(run / "items.parquet")
+    one = (pl.col("variant") == "spunge") & (pl.col("metric") == "chosen")
+    items.with_columns(value=pl.when(one).then(0.0).otherwise(pl.col("value"))).write_parquet(run / "items.parquet")
+    points = judged(run).points
+    assert any(point.status == BAD and "always the same answer" in point.text for point in points)
+
+
+def test_without_spunge_there_is_no_verdict(tmp_path):
+    run = write_run(tmp_path, items=40)
+    items = pl.read_parquet(run / "items.parquet")
+    items.filter(pl.col("variant") != "spunge").write_parquet(run / "items.parquet")
+    assert judged(run).headline.startswith("No verdict yet")
+
+
+def test_few_items_settle_nothing(tmp_path):
+    statuses = {point.status for point in judged(write_run(tmp_path, items=12)).points}
+    assert GOOD not in statuses
+
+
+def test_an_attack_is_reported_as_what_it_brought_back(tmp_path):
+    run = write_run(tmp_path, items=400)
+    items = pl.read_parquet(run / "items.parquet")
+    attacked = items.filter(pl.col("suite") == "hazards").with_columns(suite=pl.lit("hazards-int4"))
+    pl.concat([items, attacked]).write_parquet(run / "items.parquet")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["suites"].append({**manifest["suites"][0], "suite": "hazards-int4", "attacks": "hazards"})
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    tables = {table.key: table for table in all_tables(Findings(report.build(run)))}
+    assert {row[-1] for row in tables["recovery"].rows} == {"0.0 %"}
+    assert not any("int4" in name for name in tables["main"].header)
+
+
+def hostile_table():
+    rows = [[Cell(name), Cell("1.0", 1.0, 0.5, 1.5, "[0.5, 1.5]")] for name in HOSTILE]
+    return Table("x", HOSTILE[0], "", ["name", "a | b"], rows)
+
+
+def test_csv_keeps_every_character_and_the_intervals():
+    read = list(csv.reader(io.StringIO(hostile_table().to_csv())))
+    assert read[0] == ["name", "a | b", "a | b low", "a | b high"]
+    assert [row[0] for row in read[1:]] == list(HOSTILE)
+    assert read[1][1:] == ["1.0", "0.5", "1.5"]
+
+
+def test_markdown_keeps_its_columns_whatever_the_names():
+    lines = hostile_table().to_markdown().splitlines()
+    assert len(lines) == 2 + len(HOSTILE)
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {3}
+    assert not any("<script" in line.replace("\\<", "") for line in lines)
+
+
+def test_latex_escapes_what_is_special():
+    table = hostile_table().to_latex()
+    body = [line for line in table.splitlines() if line.endswith(r"\\")]
+    assert len(body) == 1 + len(HOSTILE)
+    assert all(len(re.findall(r"(?<!\\)&", line)) == 1 for line in body)
+    assert r"\$x\_\{\$ \textbackslash{}frac \% \# \textasciitilde{} \textasciicircum{} \{" in table
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.04, "±0.0"), (-0.04, "±0.0"), (-1.25, "−1.2"), (3.0, "+3.0")])
+def test_signs(value, text):
+    assert signed(value, 1) == text
+
+
+def test_slugs_are_safe_and_tell_names_apart():
+    slugs = {slug("by", "suite", name) for name in HOSTILE}
+    assert len(slugs) == len(HOSTILE)
+    assert all(re.fullmatch(r"[a-z0-9-]+", each) for each in slugs)
+
+
+def test_results_md_and_card_carry_the_verdict(tmp_path):
+    run = write_run(tmp_path, kind="toxicity", groups=3, items=60, hostile=True)
+    report.write(run)
+    headline = judged(run).headline
+    assert headline in (run / "report" / "results.md").read_text()
+    card = report.card(run)
+    assert headline in card
+    front = YAML(typ="safe", pure=True).load(card.split("---")[1])
+    assert front["base_model"] == "lab:model"
+    assert "## Limits" in card
+
+
+def test_compared_runs_are_matched_by_item(tmp_path):
+    first = write_run(tmp_path / "a", items=200, name="weak")
+    second = write_run(tmp_path / "b", items=160, name="strong", gain=0.4, noise=3)
+    page = report.compare([first, second], tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {"base", "weak", "strong", "weak: joint"} <= {row["name"] for row in results["variants"]}
+    found = [row for row in results["comparisons"] if (row["a"], row["b"]) == ("strong", "weak")]
+    assert {row["n"] for row in found} == {80}
+    assert "40 items are not in every run" in page.read_text()
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    runs = [write_run(tmp_path / side, items=40) for side in "ab"]
+    report.compare(runs, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["runs"] == [
+        "synthetic-knowledge",
+        "synthetic-knowledge (2)",
+    ]
+
+
+def test_runs_without_a_common_item_are_refused(tmp_path):
+    first = write_run(tmp_path / "a", kind="knowledge", items=40)
+    second = write_run(tmp_path / "b", kind="knowledge", items=40)
+    items = pl.read_parquet(second / "items.parquet").with_columns(item=pl.lit("other-") + pl.col("item"))
+    items.write_parquet(second / "items.parquet")
+    with pytest.raises(ArtifactError, match="no item in common"):
+        report.compare([first, second], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
