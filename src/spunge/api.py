@@ -1,0 +1,55 @@
+"""The Python API: what the command line does, as two functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spunge import experiment as recipes
+from spunge import pipeline
+from spunge.experiment import Experiment
+from spunge.merge import AnyMerger
+from spunge.merging import merge as merge_task_vectors
+from spunge.task_vector import TaskVector
+
+
+def run(recipe: str | Path | Experiment, *settings: str, out: str | Path = "runs", **options: Any) -> Path:
+    """Runs an experiment and writes its report.
+
+    Args:
+        recipe: An `Experiment`, a YAML file, or the name of a recipe that ships with Spunge.
+        *settings: Overrides such as `"merge.density=0.5"`.
+        out: The runs root.
+        **options: Passed on to `pipeline.run`: device, dtype, jobs, progress.
+
+    Returns:
+        The run's directory; `report/results.json` in it holds every figure.
+
+    Raises:
+        SpungeError: Something is missing or wrong; the message says what.
+    """
+    experiment = recipe if isinstance(recipe, Experiment) else recipes.read(recipe, settings)
+    return pipeline.run(experiment, out=out, **options)
+
+
+def merge(
+    task_vectors: Sequence[TaskVector | str | Path] | Mapping[str, TaskVector | str | Path],
+    method: str = "ties",
+    **settings: Any,
+) -> TaskVector:
+    """Merges task vectors of one base model into one.
+
+    Args:
+        task_vectors: Task vectors or their directories; by name where settings speak of single ones (`weights`).
+        method: A merge method (`spunge methods` lists them).
+        **settings: The method's own.
+
+    Raises:
+        RecipeError: A setting is unknown or wrong.
+        IncompatibleTaskVectors: They do not belong to one base model.
+    """
+    merger = recipes.validate(AnyMerger, {"method": method, **settings}, "merge")
+    if not isinstance(task_vectors, Mapping):
+        task_vectors = {f"task_vector_{number}": vector for number, vector in enumerate(task_vectors, 1)}
+    return merge_task_vectors(merger, task_vectors).task_vector

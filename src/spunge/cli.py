@@ -1,0 +1,519 @@
+"""The command line; the only place that prints. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from spunge.errors import RecipeError, SpungeError
+
+if TYPE_CHECKING:
+    from spunge.data import Source
+    from spunge.experiment import Experiment
+
+app = typer.Typer(
+    name="spunge",
+    help="Make a language model forget, attribute by attribute, and show what went and what stayed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+screen = Console(highlight=False)
+aside = Console(stderr=True, highlight=False)
+
+Out = Annotated[Path, typer.Option("--out", help="The runs root; an existing one is continued.")]
+NewOut = Annotated[Path, typer.Option("--out", help="The new directory.")]
+Model = Annotated[str, typer.Option("--model", help="A model directory or hub id.")]
+Device = Annotated[str, typer.Option("--device", help="A torch device; auto takes a GPU if there is one.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="What to compute in; default: the checkpoint's own.")]
+Seed = Annotated[int, typer.Option("--seed", help="The seed of everything drawn.")]
+Words = Annotated[list[str] | None, typer.Argument(help="Settings: key=value …", show_default=False)]
+TextOption = Annotated[str | None, typer.Option("--text-column", help="The column that holds the text.")]
+PromptOption = Annotated[str | None, typer.Option("--prompt-column", help="The column that holds the prompt.")]
+ResponseOption = Annotated[str | None, typer.Option("--response-column", help="The column that holds the response.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def main() -> None:
+    """Runs a command; every mistake of the user's or the world's ends in one clear line and exit code 2."""
+    warnings.filterwarnings("ignore")  # of libraries, about each other
+    warnings.filterwarnings("default", module=r"spunge\.")
+    warnings.showwarning = _warn
+    try:
+        code = app(standalone_mode=False)
+        if code == 130:  # what typer makes of Ctrl-C inside a command
+            raise KeyboardInterrupt
+    except SpungeError as error:
+        code = _refuse(str(error))
+    except typer.TyperException as error:
+        code = _refuse(error.format_message())
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        code = _refuse(f"{where}{error.strerror or error}")
+    except (KeyboardInterrupt, typer.Abort):
+        code = _refuse("interrupted: finished stages are kept; the same command continues")
+    sys.exit(code or 0)
+
+
+def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
+    aside.print(f"spunge: warning: {message}", markup=False, soft_wrap=True)
+
+
+def _refuse(message: str) -> int:
+    shown = message if message.startswith("Usage:") else f"spunge: {message}"
+    aside.print(shown, markup=False, soft_wrap=True)
+    return 2
+
+
+@app.command()
+def demo(
+    scenario: Annotated[str | None, typer.Argument(help="knowledge or toxicity; both when none is named.")] = None,
+    out: Out = Path("runs"),
+    quiet: Quiet = False,
+) -> None:
+    """Runs the embedded experiments: a small fictional world, on a CPU, offline."""
+    scenarios = ("knowledge", "toxicity")
+    if scenario is not None and scenario not in scenarios:
+        raise RecipeError(f"{scenario!r} is no scenario of the demo: knowledge or toxicity")
+    jobs = min(2, os.cpu_count() or 1)  # on models this small one thread a process beats several threads in one
+    for name in [scenario] if scenario else scenarios:
+        run(f"lab-{name}", out=out, jobs=jobs, quiet=quiet)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships with Spunge.")],
+    words: Words = None,
+    out: Out = Path("runs"),
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes to run independent tasks in.")] = 1,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Run seeds 0 … N−1.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    quiet: Quiet = False,
+) -> None:
+    """Splits, unlearns, merges, evaluates and reports; what is there already is not computed again."""
+    experiment = _read(recipe, words, seeds)
+    from spunge import pipeline
+
+    with _watch(quiet) as progress:
+        directory = pipeline.run(
+            experiment,
+            out=out,
+            device=device,
+            dtype=_dtype(dtype),
+            jobs=jobs,
+            progress=progress,
+            command=f"spunge {' '.join(sys.argv[1:])}",
+        )
+    if not quiet:
+        _show(directory)
+
+
+@app.command()
+def plan(recipe: str, words: Words = None, out: Out = Path("runs"), seeds: int | None = None) -> None:
+    """Says what a run would compute, what it would reuse, and why: the fields that changed."""
+    experiment = _read(recipe, words, seeds)
+    from spunge import pipeline
+
+    steps = pipeline.plan(experiment, out=out)
+    table = Table("stage", "name", "seed", "status", "why")
+    for step in steps:
+        why = "; ".join(step["why"][:4]) + (" …" if len(step["why"]) > 4 else "")
+        table.add_row(step["stage"], step["name"], str(step["seed"]), step["status"], why)
+    screen.print(table)
+    computed = sum(step["status"] == "computed" for step in steps)
+    screen.print(f"{computed} of {len(steps)} stages would be computed, {len(steps) - computed} reused")
+
+
+@app.command()
+def unlearn(
+    model: Model,
+    forget: Annotated[list[str], typer.Option("--forget", help="[name=]FILE or hub id; several are topics.")],
+    out: NewOut,
+    words: Words = None,
+    retain: Annotated[list[str] | None, typer.Option("--retain", help="A file or hub id.")] = None,
+    method: Annotated[str, typer.Option("--method", help="`spunge methods` lists them.")] = "rmu",
+    text_column: TextOption = None,
+    prompt_column: PromptOption = None,
+    response_column: ResponseOption = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    quiet: Quiet = False,
+) -> None:
+    """Unlearns one forget set from a model, and writes the task vector."""
+    from spunge import experiment as recipes
+    from spunge.data import Source, column_names
+    from spunge.unlearn import AnyUnlearner
+
+    settings, others = _sorted(words)
+    _no_others(others)
+    unlearner = recipes.validate(AnyUnlearner, {"method": method, **settings}, "unlearn")
+    columns = {"text": text_column, "prompt": prompt_column, "response": response_column}
+    topics: dict[str, list[Source]] = {}
+    for word in forget:
+        name, path = _named(word)
+        topics.setdefault(name, []).extend(_sources([path], columns))
+    # The retain set may well have other columns than the forget set: only those that it has are renamed.
+    kept = [
+        source if set(source.columns.values()) <= set(column_names(source.path)) else Source(path=source.path)
+        for source in _sources(retain or [], columns)
+    ]
+    from spunge import standalone
+
+    with _watch(quiet) as progress:
+        vector = standalone.unlearn(
+            model=model, forget=topics, retain=kept,
+            unlearner=unlearner, out=out, seed=seed, device=device, dtype=_dtype(dtype), progress=progress,
+        )  # fmt: skip
+    if not quiet:
+        screen.print(f"{out}: {len(vector)} changed parameters, norm {vector.norm:.4g}", markup=False)
+
+
+@app.command()
+def merge(
+    base: Annotated[str, typer.Option("--base", help="The base model's directory or hub id.")],
+    out: NewOut,
+    words: Annotated[list[str] | None, typer.Argument(help="VARIANT … and settings key=value …")] = None,
+    method: Annotated[str, typer.Option("--method", help="`spunge methods` lists them.")] = "ties",
+    form: Annotated[str, typer.Option("--as", help="checkpoint, task-vector or adapter.")] = "checkpoint",
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Merges variants of one base: task vectors, PEFT adapters or checkpoints."""
+    from spunge import experiment as recipes
+    from spunge.merge import AnyMerger
+
+    settings, variants = _sorted(words)
+    if not variants:
+        raise RecipeError("nothing to merge: name at least one task-vector, adapter or checkpoint directory")
+    merger = recipes.validate(AnyMerger, {"method": method, **settings}, "merge")
+    from spunge import standalone
+
+    with _watch(quiet) as progress:
+        standalone.merge(
+            base=base, variants=variants, merger=merger, out=out, form=form, seed=seed, device=device, progress=progress
+        )
+    if not quiet:
+        screen.print(f"{out}: {len(variants)} variants merged by {method}", markup=False)
+
+
+@app.command()
+def export(
+    model: Model,
+    task_vector: Annotated[Path, typer.Option("--task-vector", help="A task-vector directory.")],
+    out: NewOut,
+    quiet: Quiet = False,
+) -> None:
+    """Writes model + task vector as a Hugging Face checkpoint with a model card."""
+    from spunge import standalone
+
+    standalone.export(model=model, task_vector=task_vector, out=out)
+    if not quiet:
+        screen.print(f"{out}: a checkpoint that AutoModelForCausalLM loads", markup=False)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    suite: Annotated[str, typer.Option("--suite", help="A recipe, or a YAML list of evaluators.")],
+    out: NewOut,
+    task_vector: Annotated[Path | None, typer.Option("--task-vector", help="A task-vector directory.")] = None,
+    words: Words = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    quiet: Quiet = False,
+) -> None:
+    """Asks a model, or model + task vector, the questions of a suite."""
+    from spunge import experiment as recipes
+
+    evaluators = recipes.read_suite(suite, words or [])
+    from spunge import standalone
+
+    with _watch(quiet) as progress:
+        scores = standalone.evaluate(
+            model=model, task_vector=task_vector, evaluators=evaluators, out=out,
+            device=device, dtype=_dtype(dtype), progress=progress,
+        )  # fmt: skip
+    if not quiet:
+        table = Table("suite", "task", "metric", "value", "n")
+        for score in scores:
+            table.add_row(score["suite"], score["task"], score["metric"], f"{score['value']:.4f}", str(score["n"]))
+        screen.print(table)
+
+
+@app.command()
+def finetune(
+    model: Model,
+    text: Annotated[list[str], typer.Option("--data", help="A file or hub id of rows to learn; may be repeated.")],
+    out: NewOut,
+    words: Words = None,
+    prompt_column: PromptOption = None,
+    response_column: ResponseOption = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    quiet: Quiet = False,
+) -> None:
+    """Trains a model to say some rows, such as a benchmark's fictional authors, and writes a checkpoint."""
+    from spunge import experiment as recipes
+    from spunge import standalone
+    from spunge.tuning import Tuning
+
+    settings, others = _sorted(words)
+    _no_others(others)
+    with _watch(quiet) as progress:
+        standalone.finetune(
+            model=model,
+            sources=_sources(text, {"prompt": prompt_column, "response": response_column}),
+            settings=recipes.validate(Tuning, {"lora": None, **settings}, "finetune"),
+            out=out,
+            seed=seed,
+            device=device,
+            dtype=_dtype(dtype),
+            progress=progress,
+        )
+    if not quiet:
+        screen.print(f"{out}: a checkpoint that AutoModelForCausalLM loads", markup=False)
+
+
+@app.command()
+def search(
+    model: Model,
+    forget: Annotated[list[str], typer.Option("--forget", help="A file or hub id.")],
+    retain: Annotated[list[str], typer.Option("--retain", help="A file or hub id.")],
+    layers: Annotated[str, typer.Option("--layers", help="The layers to try, such as 3,5,7.")],
+    out: NewOut,
+    words: Words = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    quiet: Quiet = False,
+) -> None:
+    """Finds RMU's layer, steering coefficient and alpha for a model nobody has tuned it for, in short runs."""
+    from spunge import experiment as recipes
+    from spunge import standalone
+    from spunge.unlearn import AdaptiveRMU
+
+    settings, others = _sorted(words)
+    _no_others(others)
+    if not all(part.isdigit() for part in layers.split(",")):
+        raise RecipeError(f"--layers {layers}: write numbers with commas, such as 3,5,7")
+    numbers = [int(part) for part in layers.split(",")]
+    with _watch(quiet) as progress:
+        trials = standalone.search(
+            model=model,
+            forget=_sources(forget, {}),
+            retain=_sources(retain, {}),
+            settings=recipes.validate(AdaptiveRMU, {"layer": numbers[0], "max_steps": 40, **settings}, "search"),
+            layers=numbers,
+            out=out,
+            seed=seed,
+            device=device,
+            dtype=_dtype(dtype),
+            progress=progress,
+        )
+    if not quiet:
+        table = Table("layer", "steering_coefficient", "alpha", "forget cosine", "retain cosine", "score")
+        for trial in trials:
+            figures = (trial.forget_cosine, trial.retain_cosine, trial.score)
+            shown = (f"{trial.steering_coefficient:.3g}", f"{trial.alpha:g}", *(f"{value:.3f}" for value in figures))
+            table.add_row(str(trial.layer), *shown)
+        screen.print(table)
+
+
+@app.command()
+def train_classifier(
+    text: Annotated[list[str], typer.Option("--data", help="A file or hub id of labelled rows; may be repeated.")],
+    label: Annotated[str, typer.Option("--label", help="A polars SQL expression: which rows are positive.")],
+    out: NewOut,
+    words: Words = None,
+    text_column: TextOption = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Trains a small text classifier for toxicity where no published one can be had, and states its AUC."""
+    from spunge import data
+    from spunge import experiment as recipes
+    from spunge.evaluate.train_classifier import ClassifierTraining
+    from spunge.evaluate.train_classifier import train_classifier as train
+
+    given, others = _sorted(words)
+    _no_others(others)
+    settings = recipes.validate(ClassifierTraining, given, "train-classifier")
+    rows = data.load(_sources(text, {"text": text_column}))
+    with _watch(quiet) as progress:
+        done = train(rows.texts, rows.holds(label), out, settings=settings, seed=seed, progress=progress)
+    if not quiet:
+        screen.print(f"{out}: AUC {done.auc:.3f}, accuracy {done.accuracy:.3f} on {done.held_out} held-out rows")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's directory.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Write it again and again while the run goes on.")] = False,
+) -> None:
+    """Writes the report of a run again, from its artifacts."""
+    from spunge import report as reports
+
+    for page in reports.watch(run) if watch else [reports.write(run)]:
+        screen.print(str(page), markup=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more run directories.")],
+    out: NewOut = Path("comparison"),
+) -> None:
+    """Writes one page over several runs, matched by item."""
+    from spunge import report as reports
+
+    screen.print(str(reports.compare(runs, out)), markup=False, soft_wrap=True)
+
+
+@app.command()
+def recipes() -> None:
+    """Lists the recipes that ship with Spunge."""
+    from spunge import experiment
+
+    table = Table("recipe", "method", "what it asks")
+    for name in experiment.shipped():
+        recipe = experiment.read(name)
+        table.add_row(name, getattr(recipe.unlearn, "method", ""), recipe.description or "")
+    screen.print(table)
+
+
+@app.command()
+def methods() -> None:
+    """Lists every method with its settings and their defaults."""
+    from spunge import experiment
+
+    for title, kinds in experiment.methods().items():
+        table = Table("method", "settings", title=title, title_justify="left")
+        for name, kind in kinds.items():
+            fields = (known.alias or field for field, known in kind.model_fields.items())
+            table.add_row(name, ", ".join(field for field in fields if field not in ("method", "by")))
+        screen.print(table)
+
+
+@app.command()
+def schema() -> None:
+    """Prints the JSON Schema of a recipe, for editors."""
+    from spunge import experiment
+
+    typer.echo(json.dumps(experiment.schema(), indent=1, ensure_ascii=False))
+
+
+def _read(recipe: str, words: Sequence[str] | None, seeds: int | None) -> Experiment:
+    from spunge import experiment
+
+    settings = [*(words or []), *([f"seeds={list(range(seeds))}"] if seeds else [])]
+    return experiment.read(recipe, settings)
+
+
+def _sorted(words: Sequence[str] | None) -> tuple[dict[str, Any], list[str]]:
+    """Tells settings (key=value) from other words; `./a=b` is a path."""
+    from spunge import experiment
+
+    settings = [word for word in words or [] if experiment.SETTING.match(word)]
+    others = [word for word in words or [] if not experiment.SETTING.match(word)]
+    return experiment.parse_settings(settings), others
+
+
+def _no_others(others: Sequence[str]) -> None:
+    if others:
+        raise RecipeError(f"{others[0]!r} is not a setting: write key=value")
+
+
+def _sources(paths: Sequence[str], columns: Mapping[str, str | None]) -> list[Source]:
+    """One source a path, with Spunge's names for its columns."""
+    from spunge.data import Source
+
+    renamed = {ours: theirs for ours, theirs in columns.items() if theirs is not None and theirs != ours}
+    return [Source(path=path, columns=renamed) for path in paths]
+
+
+def _named(word: str) -> tuple[str, str]:
+    """Splits `name=FILE`, where the name may be missing; a path that holds `=` is given as `./a=b`."""
+    name, equals, path = word.partition("=")
+    if not equals or "/" in name or name.startswith("."):
+        return "", word
+    if not path:
+        raise RecipeError(f"--forget {word!r}: no file after the name")
+    return name, path
+
+
+def _dtype(dtype: str | None) -> str | None:
+    if dtype is not None and dtype not in DTYPES:
+        raise RecipeError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
+    return dtype
+
+
+def _show(directory: Path) -> None:
+    from spunge import report as reports
+
+    results = json.loads((directory / "report" / "results.json").read_text(encoding="utf-8"))
+    for summary in reports.summary(results):
+        table = Table(*summary.header, title=summary.title, title_justify="left")
+        for row in summary.rows:
+            table.add_row(*row)
+        screen.print(table)
+    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    computed = sum(stage["status"] == "computed" for stage in manifest["stages"])
+    screen.print(f"{computed} stages computed, {len(manifest['stages']) - computed} reused")
+    screen.print(f"report: {directory / 'report' / 'index.html'}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _watch(quiet: bool) -> Iterator[Any]:
+    """Shows progress: bars on a terminal, a line a task elsewhere."""
+    from spunge.interfaces import silent
+
+    if quiet:
+        yield silent
+        return
+    if not aside.is_terminal:
+        yield _Lines()
+        return
+    width = shutil.get_terminal_size().columns
+    columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=aside, transient=True) as bars:
+        running: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int, /, **figures: float) -> None:
+            shown = " ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in figures.items())
+            if what not in running:
+                running[what] = bars.add_task(what, total=total)
+            description = f"{what}  {shown}"[: max(20, width // 2)]
+            bars.update(running[what], completed=done, total=total, description=description)
+            if done >= total:
+                bars.remove_task(running.pop(what))
+
+        yield progress
+
+
+class _Lines:
+    """A line when something begins, for logs."""
+
+    def __init__(self) -> None:
+        self._begun: set[str] = set()
+
+    def __call__(self, what: str, done: int, total: int, /, **figures: float) -> None:
+        if what not in self._begun:
+            self._begun.add(what)
+            aside.print(what, markup=False)

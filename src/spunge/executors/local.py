@@ -1,0 +1,121 @@
+"""Runs tasks on this machine: one after the other around one resident model, or in several processes."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from spunge.executors import Task
+from spunge.interfaces import Progress, Work, silent
+from spunge.language_model import Resident
+from spunge.store import Artifact, Store, key
+
+
+@dataclass
+class Local:
+    """One process, or `jobs` of them; tasks in one process share its resident model and caches. A context manager."""
+
+    store: Store
+    device: str = "cpu"
+    dtype: str | None = None
+    jobs: int = 1
+    progress: Progress = silent
+    finished: Callable[[Task, Artifact], None] = lambda task, artifact: None
+    """Called for every task as it ends, in the order of the tasks."""
+    _resident: Resident | None = field(default=None, init=False)
+    _pool: ProcessPoolExecutor | None = field(default=None, init=False)
+
+    def run(self, tasks: Sequence[Task]) -> list[Artifact]:
+        """Runs the tasks that the store does not hold yet."""
+        artifacts = []
+        for task, artifact in zip(tasks, self._artifacts(tasks), strict=True):
+            self.finished(task, artifact)
+            artifacts.append(artifact)
+        return artifacts
+
+    def _artifacts(self, tasks: Sequence[Task]) -> Iterator[Artifact]:
+        missing = sum(self.store.find(task.stage, task.inputs) is None for task in tasks)
+        if self.jobs == 1 or not missing:
+            self._resident = self._resident or Resident(self.device, self.dtype)
+            for task in tasks:
+                yield build(self.store, task, self._resident, self.progress)
+            return
+        self._pool = self._pool or self._start_pool()
+        for future in [self._pool.submit(_build_in_worker, self.store, task) for task in tasks]:
+            yield future.result()
+
+    def _start_pool(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        told = context.SimpleQueue()
+        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        Thread(target=self._listen, args=(told,), daemon=True).start()
+        start = (self.device, self.dtype, threads, told)
+        return ProcessPoolExecutor(self.jobs, context, initializer=_start_worker, initargs=start)
+
+    def _listen(self, told: Any) -> None:
+        while True:
+            what, done, total, figures = told.get()
+            self.progress(what, done, total, **figures)
+
+    def __enter__(self) -> Local:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self._pool is not None:
+            if kind is not None:  # do not wait for what nobody wants any more
+                for worker in multiprocessing.active_children():
+                    worker.terminate()
+            self._pool.shutdown(cancel_futures=True)
+        self._pool = self._resident = None
+
+
+def build(store: Store, task: Task, resident: Resident, progress: Progress) -> Artifact:
+    """Returns a task's artifact, making it if the store lacks it."""
+    inputs = task.inputs
+    scratch = store.root / ".scratch" / key(task.stage, inputs)
+    label = f"{task.stage} {task.name}"
+
+    def told(what: str, done: int, total: int, /, **figures: float) -> None:
+        progress(label, done, total, **figures)
+
+    def make(directory: Path) -> dict[str, Any]:
+        scratch.mkdir(parents=True, exist_ok=True)
+        noted = task.make(Work(resident, directory, scratch, task.seed, told))
+        return {**noted, "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+    artifact = store.build(task.stage, inputs, make)
+    shutil.rmtree(scratch, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another task may be using its own place there
+        scratch.parent.rmdir()
+    return artifact
+
+
+_worker: tuple[Resident, Progress] | None = None
+
+
+def _start_worker(device: str, dtype: str | None, threads: int, told: Any) -> None:
+    global _worker
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle: it ends its workers
+    torch.set_num_threads(threads)
+
+    def tell(what: str, done: int, total: int, /, **figures: float) -> None:
+        told.put((what, done, total, figures))
+
+    _worker = Resident(device, dtype), tell
+
+
+def _build_in_worker(store: Store, task: Task) -> Artifact:
+    assert _worker is not None
+    return build(store, task, *_worker)

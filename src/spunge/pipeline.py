@@ -1,0 +1,370 @@
+"""The flow: split the forget set, unlearn each subset, merge, evaluate every variant, report."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from filelock import FileLock, Timeout
+
+from spunge import data, report
+from spunge import experiment as recipe
+from spunge.data import Corpus, concatenate
+from spunge.errors import ArtifactError, DataError, RecipeError
+from spunge.executors import Executor, Task
+from spunge.executors.local import Local
+from spunge.experiment import Experiment, ForgetSet
+from spunge.interfaces import Merger, Progress, Splitter, scale_of, silent
+from spunge.split import AtRandom
+from spunge.stages import Base, Evaluate, Merge, Split, Unlearn, Variant, digest
+from spunge.store import Artifact, Store, derived_seed, key, replace_text
+
+FORMAT = 1
+
+
+def flow(experiment: Experiment, executor: Executor) -> tuple[list[Variant], list[tuple[Variant, Artifact]]]:
+    """The whole experiment: every stage in order, each built from the artifacts of the one before.
+
+    Args:
+        experiment: The recipe.
+        executor: Runs the tasks, or only says what it would run.
+
+    Returns:
+        The variants, and for every variant the artifacts of its evaluations.
+    """
+    base = Base(experiment.model)
+    forget = data.load(experiment.forget.sources)
+    retain = data.load(experiment.retain.sources) if experiment.retain else None
+    controls = set(experiment.controls)
+    variants, evaluations = [], []
+    for seed in experiment.seeds:
+        # split
+        split = Split(experiment.split, forget, base, seed)
+        subsets = read_subsets(forget, executor.run([split])[0], experiment.split, experiment.forget, seed)
+        check_overrides(experiment, subsets)
+        union = concatenate(rows.named(name) for name, rows in subsets.items())
+        retained = dict.fromkeys(subsets, retain)
+        if experiment.retain and experiment.retain.match and retain is not None:
+            retained = match_retain(retain, executor.run([Split(experiment.split, retain, base, seed)])[0], subsets)
+
+        # unlearn every subset apart, always from the base; and, as everybody does it, all of them jointly
+        parts = [
+            Unlearn("subset", f"subset:{name}", base, experiment.subset_unlearner(name), rows, retained[name], seed)
+            for name, rows in subsets.items()
+        ]
+        whole = union if experiment.joint.data == "union" else process(forget, experiment.forget, seed)
+        joint = Unlearn("joint", "joint", base, experiment.joint_unlearner, whole, retain, seed)
+        first = unlearn(executor, [*parts, joint] if {"joint", "joint_equal_steps"} & controls else parts)
+        unlearned, baselines = first[: len(parts)], first[len(parts) :]
+
+        # the controls: joint with as many steps as all subsets together, and a split at random into the same sizes
+        others = []
+        if "joint_equal_steps" in controls:
+            steps_of = tuple(variant.artifact.path for variant in [*baselines, *unlearned] if variant.artifact)
+            others.append(replace(joint, name="joint_equal_steps", steps_of=steps_of))
+        if "random_split" in controls:
+            at_random, pooled = AtRandom(sizes=[len(rows) for rows in subsets.values()]), union.without(data.SUBSET)
+            drawn = read_subsets(pooled, executor.run([Split(at_random, pooled, base, seed)])[0], at_random, None, seed)
+            others += [
+                Unlearn("control", name, base, experiment.unlearn, rows, retain, seed) for name, rows in drawn.items()
+            ]
+        second = unlearn(executor, others)
+        baselines += [variant for variant in second if variant.kind == "joint"]
+        at_random_unlearned = [variant for variant in second if variant.kind == "control"]
+
+        # merge
+        merged = [merge(executor, "merged", "spunge", experiment.merge, base, unlearned, seed)]
+        if at_random_unlearned:
+            merged.append(merge(executor, "control", "random_split", experiment.merge, base, at_random_unlearned, seed))
+
+        # evaluate every variant on what must go and what must stay
+        mine = [Variant("base", "base", seed), *baselines, *unlearned, *merged]
+        tasks = [(variant, Evaluate(variant, evaluator, base)) for variant in mine for evaluator in experiment.evaluate]
+        artifacts = executor.run([task for _, task in tasks])
+        evaluations += [(variant, artifact) for (variant, _), artifact in zip(tasks, artifacts, strict=True)]
+        variants += mine
+    return variants, evaluations
+
+
+def run(
+    experiment: Experiment,
+    *,
+    out: str | Path = "runs",
+    device: str = "auto",
+    dtype: str | None = None,
+    jobs: int = 1,
+    progress: Progress = silent,
+    command: str = "",
+) -> Path:
+    """Runs an experiment and writes its report; what the store holds already is not computed again.
+
+    Args:
+        experiment: The recipe, from `experiment.read`.
+        out: The runs root; the run's own directory in it is named after the experiment.
+        device: A torch device, or `auto`.
+        dtype: What to compute in; None is the model's own.
+        jobs: Processes to run independent tasks in.
+        progress: Told of every step.
+        command: What the user typed, noted in the report.
+
+    Returns:
+        The run's directory.
+
+    Raises:
+        SpungeError: Something is missing or wrong; the message says what.
+    """
+    device = choose_device(device)
+    directory = Path(out) / experiment.name
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise ArtifactError(f"{directory}: another run is at work there; wait for it, or give another --out") from error
+    except OSError as error:
+        raise ArtifactError(f"{directory}: cannot be written: {error.strerror or error}") from error
+    try:
+        replace_text(directory / "recipe.yaml", recipe.dump(experiment))
+        journal = Journal(directory, experiment, device, command)
+        store = Store(Path(out) / "store")
+        executor = Local(store, device, dtype, jobs, progress, journal.note)
+        try:
+            journal.write("running")
+            with executor:
+                variants, evaluations = flow(experiment, executor)
+            write_items(directory, evaluations)
+        except BaseException as error:
+            journal.write("failed", warnings=[f"{type(error).__name__}: {error}"])
+            raise
+        journal.write("done", variants=variants)
+        report.write(directory)
+    finally:
+        lock.release()
+    return directory
+
+
+@dataclass
+class Planned:
+    """An executor that runs nothing but splits, and says for every other task whether and why it would run."""
+
+    store: Store
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self, tasks: Sequence[Task]) -> list[Artifact]:
+        """Returns what is in the store, and promises for the rest."""
+        return [self._plan(task) for task in tasks]
+
+    def _plan(self, task: Task) -> Artifact:
+        inputs = task.inputs
+        found = self.store.find(task.stage, inputs)
+        if found is None and isinstance(task, Split):
+            found = Artifact(Path(), {"key": key(task.stage, inputs), "subsets": task.names()}, reused=False)
+        self.steps.append({
+            "stage": task.stage, "name": task.name, "seed": task.seed, "key": key(task.stage, inputs),
+            "status": "reused" if found is not None and found.reused else "computed",
+            "why": [] if found is not None and found.reused else self.store.why(task.stage, inputs),
+        })  # fmt: skip
+        return found or Artifact(
+            self.store.root / task.stage / key(task.stage, inputs), {"key": key(task.stage, inputs)}
+        )
+
+
+def plan(experiment: Experiment, *, out: str | Path = "runs") -> list[dict[str, Any]]:
+    """Says for every task whether it would be reused or computed, and why: the fields that differ."""
+    planned = Planned(Store(Path(out) / "store"))
+    flow(experiment, planned)
+    return planned.steps
+
+
+def unlearn(executor: Executor, tasks: Sequence[Unlearn]) -> list[Variant]:
+    """Runs unlearning tasks and returns their variants."""
+    return [
+        Variant(task.name, task.kind, task.seed, artifact, scale_of(task.unlearner))
+        for task, artifact in zip(tasks, executor.run(tasks), strict=True)
+    ]
+
+
+def merge(
+    executor: Executor, kind: str, name: str, merger: Merger, base: Base, variants: Sequence[Variant], seed: int
+) -> Variant:
+    """Merges variants into one."""
+    return Variant(name, kind, seed, executor.run([Merge(name, merger, base, tuple(variants), seed)])[0])
+
+
+def read_subsets(
+    forget: Corpus, split: Artifact, splitter: Splitter, processing: ForgetSet | None, seed: int
+) -> dict[str, Corpus]:
+    """Returns the rows of every subset, after the processing P, which applies to each subset apart (Algorithm 1).
+
+    Raises:
+        DataError: No subset is left, or one is smaller than `min_size` and the policy is error.
+    """
+    subsets: dict[str, Corpus] = {}
+    for name, indices in sorted(split.manifest["subsets"].items()):
+        rows = forget.select(indices)
+        rows = process(rows, processing, derived_seed(seed, "sample", name)) if processing else rows
+        if len(rows) >= splitter.min_size:
+            subsets[name] = rows
+        elif splitter.small == "error":
+            raise DataError(
+                f"subset {name!r} has {len(rows)} rows{_of(indices, rows)}, fewer than split.min_size "
+                f"({splitter.min_size}): lower it, or set split.small to drop"
+            )
+    if not subsets:
+        raise DataError("the split leaves no subset with any rows: check split, forget.where and split.min_size")
+    return subsets
+
+
+def process(rows: Corpus, processing: ForgetSet, seed: int) -> Corpus:
+    """Applies the processing P: filter, then sample, then cut."""
+    if processing.where is not None:
+        rows = rows.where(processing.where)
+    if processing.sample is not None and processing.sample < len(rows):
+        rows = Corpus(rows.rows.sample(processing.sample, seed=seed % 2**63))
+    if processing.max_rows is not None:
+        rows = Corpus(rows.rows.head(processing.max_rows))
+    return rows
+
+
+def match_retain(retain: Corpus, split: Artifact, subsets: Mapping[str, Corpus]) -> dict[str, Corpus | None]:
+    """Returns the retain rows that the same split puts into each subset."""
+    indices = split.manifest["subsets"]
+    missing = next((name for name in subsets if name not in indices), None)
+    if missing is not None:
+        raise DataError(
+            f"retain.match: no retain row is in subset {missing!r}; the retain set has {', '.join(indices)}"
+        )
+    return {name: retain.select(indices[name]) for name in subsets}
+
+
+def check_overrides(experiment: Experiment, subsets: Mapping[str, Corpus]) -> None:
+    """Refuses settings for a subset that does not exist."""
+    unknown = next((name for name in experiment.subsets if name not in subsets), None)
+    if unknown is not None:
+        raise RecipeError(f"subsets.{unknown}: the split has no such subset; it has {', '.join(subsets)}")
+
+
+def write_items(directory: Path, evaluations: Sequence[tuple[Variant, Artifact]]) -> None:
+    """Writes the one long item table that every figure and table derives from."""
+    tables = [
+        pl.read_parquet(artifact.path / "items.parquet").select(
+            pl.lit(variant.name).alias("variant"), pl.lit(variant.seed).alias("seed"), pl.all()
+        )
+        for variant, artifact in evaluations
+    ]
+    temporary = directory / ".items.parquet"
+    pl.concat(tables).write_parquet(temporary)
+    temporary.replace(directory / "items.parquet")
+
+
+@dataclass
+class Journal:
+    """The run's manifest: what ran, on what, with which result; rewritten after every task."""
+
+    directory: Path
+    experiment: Experiment
+    device: str
+    command: str
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    split: dict[str, Any] | None = None
+    subsets: dict[str, int] = field(default_factory=dict)
+    merges: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, task: Task, artifact: Artifact) -> None:
+        """Notes a finished task."""
+        manifest = artifact.manifest
+        self.stages.append({
+            "stage": task.stage, "name": task.name, "seed": task.seed, "key": artifact.key,
+            "status": "reused" if artifact.reused else "computed",
+            "seconds": manifest.get("seconds"), "peak_memory": manifest.get("peak_memory"),
+            "path": f"../store/{task.stage}/{artifact.key}",
+        })  # fmt: skip
+        if isinstance(task, Split) and self.split is None:
+            self.split = self._split(task, manifest["subsets"])
+        if isinstance(task, Unlearn) and task.name.startswith("subset:"):
+            self.subsets[task.name.removeprefix("subset:")] = len(task.forget)
+        if isinstance(task, Merge) and task.name == "spunge":
+            self.merges[str(task.seed)] = manifest["diagnostics"]
+        self.write("running")
+
+    def write(self, status: str, variants: Sequence[Variant] = (), warnings: Sequence[str] = ()) -> None:
+        """Writes manifest.json."""
+        experiment = self.experiment
+        manifest = {
+            "format": FORMAT, "experiment": experiment.name, "description": experiment.description, "status": status,
+            "version": metadata.version("spunge"), "command": self.command,
+            "model": {**experiment.model.model_dump(include={"id", "revision"}), "digest": digest(experiment.model)},
+            "seeds": experiment.seeds,
+            "suites": [evaluator.described for evaluator in experiment.evaluate],
+            "split": self._settled(), "variants": [_described(variant) for variant in variants],
+            "stages": self.stages, "merge": self.merges, "environment": environment(self.device),
+            "warnings": list(warnings), "not_run": [],
+        }  # fmt: skip
+        replace_text(self.directory / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+
+    def _split(self, task: Split, subsets: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        counted = [0] * len(task.forget)
+        for indices in subsets.values():
+            for index in indices:
+                counted[index] += 1
+        return {
+            "attribute": getattr(task.splitter, "column", None) or getattr(task.splitter, "by", task.name),
+            "rows": len(task.forget), "covered": sum(count > 0 for count in counted),
+            "overlapping": sum(count > 1 for count in counted),
+            "found": {name: len(indices) for name, indices in sorted(subsets.items())},
+        }  # fmt: skip
+
+    def _settled(self) -> dict[str, Any] | None:
+        """The split with what the processing left of each subset."""
+        if self.split is None:
+            return None
+        dropped = {
+            name: rows for name, rows in self.split["found"].items() if self.subsets and name not in self.subsets
+        }
+        return {
+            **self.split,
+            "subsets": [{"name": name, "rows": rows} for name, rows in self.subsets.items()],
+            "dropped": [{"name": name, "rows": rows, "reason": "under min_size"} for name, rows in dropped.items()],
+        }
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Returns the versions and the device that results were computed with."""
+    packages = ("spunge", "torch", "transformers", "peft", "safetensors", "polars")
+    return {
+        "python": platform.python_version(), **{package: metadata.version(package) for package in packages},
+        "platform": platform.platform(terse=True), "device": device,
+    }  # fmt: skip
+
+
+def choose_device(device: str) -> str:
+    """Returns the device that `auto` stands for here; refuses one that is not there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(f"--device {device}: not available here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _described(variant: Variant) -> dict[str, Any]:
+    artifact = variant.artifact
+    return {
+        "name": variant.name, "kind": variant.kind, "subset": variant.subset, "seed": variant.seed,
+        "norm": artifact.manifest.get("norm") if artifact else None,
+        "steps": artifact.manifest.get("steps") if artifact else None,
+        "task_vector": f"../store/{artifact.manifest['stage']}/{artifact.key}" if artifact else None,
+    }  # fmt: skip
+
+
+def _of(indices: Sequence[int], rows: Corpus) -> str:
+    return f" of {len(indices)} after processing" if len(indices) != len(rows) else ""

@@ -1,0 +1,280 @@
+"""The four kinds of work of an experiment, as tasks: what each depends on, and how it is made."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from spunge import data
+from spunge.data import Corpus, Source
+from spunge.experiment import overridden
+from spunge.interfaces import Evaluator, LoadedVariant, Merger, Splitter, Unlearner, Work
+from spunge.language_model import LanguageModel
+from spunge.settings import Settings
+from spunge.split import AtRandom
+from spunge.store import Artifact, derived_seed, key
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The base model, or the base plus a task vector."""
+
+    name: str
+    kind: str
+    seed: int
+    artifact: Artifact | None = None
+    scale: float = 1.0
+
+    @property
+    def subset(self) -> str | None:
+        """The subset that this variant unlearned, if it is of one."""
+        return self.name.removeprefix("subset:") if self.kind == "subset" else None
+
+    @property
+    def identity(self) -> list[Any]:
+        """What its weights depend on, the base apart."""
+        return [] if self.artifact is None else [self.artifact.key, self.scale]
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model with its digest, read once."""
+
+    model: LanguageModel
+
+    @property
+    def digest(self) -> str:
+        """Of weights, configuration and tokenizer."""
+        return digest(self.model)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What results depend on."""
+        return {"digest": self.digest, "dtype": self.model.dtype}
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The task that says which rows belong to which subset."""
+
+    splitter: Splitter
+    forget: Corpus
+    base: Base
+    seed: int
+    stage = "split"
+
+    @property
+    def name(self) -> str:
+        """How the rows are split."""
+        return type(self.splitter).__name__
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The rows and the way to split them; only a random split draws from the seed."""
+        seeded = {"seed": self.seed} if isinstance(self.splitter, AtRandom) else {}
+        return {"splitter": identity(self.splitter), "rows": self.forget.full_fingerprint, **seeded}
+
+    def names(self, work: Work | None = None) -> dict[str, list[int]]:
+        """Returns subset name → row indices, in order of the rows."""
+        work = work or Work(None, Path(), Path(), derived_seed(self.seed, "split", self.name))  # pyright: ignore[reportArgumentType]
+        subsets: dict[str, list[int]] = {}
+        for index, names in enumerate(self.splitter.split(self.forget, self.base.model, work)):
+            for name in names:
+                subsets.setdefault(name, []).append(index)
+        return subsets
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        """Notes the subsets in the manifest."""
+        return {"subsets": self.names()}
+
+
+@dataclass(frozen=True, eq=False)
+class Unlearn:
+    """The task that unlearns one set of rows from the base model."""
+
+    kind: str
+    """What the result is in the experiment: `subset`, `joint` or `control`."""
+    name: str
+    base: Base
+    unlearner: Unlearner
+    forget: Corpus
+    retain: Corpus | None
+    seed: int
+    steps_of: tuple[Path, ...] = ()
+    """The joint baseline's artifact, then the subsets': run on until their steps together are reached."""
+    stage = "unlearn"
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The base, the method without what only scales its result, the rows and the seed."""
+        return {
+            "base": self.base.identity,
+            "unlearner": identity(self.unlearner),
+            "forget": self.forget.fingerprint,
+            "retain": self.retain.fingerprint if self.retain else None,
+            "seed": derived_seed(self.seed, "unlearn", self.name),
+            **({"steps_of": [path.name for path in self.steps_of]} if self.steps_of else {}),
+        }
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        """Unlearns, and saves the task vector."""
+        work = replace(work, seed=derived_seed(self.seed, "unlearn", self.name))
+        unlearner = self._prolonged() if self.steps_of else self.unlearner
+        vector = unlearner.unlearn(self.base.model, self.forget, self.retain, work)
+        checkpoint = self.base.model.checkpoint()
+        scaled_by = type(unlearner).scaled_by
+        provenance = {
+            "method": getattr(unlearner, "method", type(unlearner).__name__),
+            "settings": unlearner.model_dump(mode="json", by_alias=True, exclude={scaled_by} if scaled_by else None),
+            **vector.provenance,
+            "base": {
+                "id": self.base.model.id,
+                "revision": self.base.model.revision,
+                "tensors": {name: checkpoint.digest(name) for name in vector},
+            },
+            "data": {"forget": self.forget.fingerprint, "rows": len(self.forget)},
+            "seed": work.seed,
+        }
+        replace(vector, provenance=provenance).save(work.output)
+        return {"norm": vector.norm}
+
+    def _prolonged(self) -> Unlearner:
+        """The same method with as many steps as all subsets took together, over as many epochs as that needs."""
+        joint, *subsets = (json.loads((path / "manifest.json").read_text())["steps"] for path in self.steps_of)
+        epochs = getattr(self.unlearner, "epochs", 1) * math.ceil(sum(subsets) / max(joint, 1))
+        return overridden(self.unlearner, {"max_steps": sum(subsets), "epochs": max(epochs, 1)})
+
+
+@dataclass(frozen=True, eq=False)
+class Merge:
+    """The task that merges unlearned models into one."""
+
+    name: str
+    merger: Merger
+    base: Base
+    variants: tuple[Variant, ...]
+    seed: int
+    stage = "merge"
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The base, the merger and what it merges."""
+        return {
+            "base": self.base.identity,
+            "merger": identity(self.merger),
+            "variants": {_plain(variant.name): variant.identity for variant in self.variants},
+        }
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        """Merges, and saves the task vector with the merge's diagnostics."""
+        from spunge import merging
+        from spunge.task_vector import TaskVector
+
+        vectors = {
+            _plain(variant.name): TaskVector.load(variant.artifact.path).scaled(variant.scale)
+            for variant in self.variants
+            if variant.artifact is not None
+        }
+        merged = merging.merge(self.merger, vectors, base=self.base.model.checkpoint(), device=work.device)
+        merged.task_vector.save(work.output)
+        return {"norm": merged.task_vector.norm, "diagnostics": merged.diagnostics}
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluate:
+    """The task that asks one variant one suite."""
+
+    variant: Variant
+    evaluator: Evaluator
+    base: Base
+    stage = "evaluate"
+
+    @property
+    def name(self) -> str:
+        """The variant and the suite."""
+        return f"{self.variant.name} on {self.evaluator.suite}"
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.variant.seed
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The weights and the questions; not the variant's name."""
+        return {
+            "base": self.base.identity,
+            "weights": self.variant.identity,
+            "evaluator": identity(self.evaluator),
+        }
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        """Swaps the task vector into the resident base, asks, and saves the item table."""
+        from spunge.task_vector import TaskVector
+
+        artifact = self.variant.artifact
+        vector = TaskVector.load(artifact.path).scaled(self.variant.scale) if artifact else None
+        _, tokenizer = work.resident.base(self.base.model)
+        with work.resident.variant(self.base.model, vector) as model:
+            weights = key("weights", {"base": self.base.identity, "weights": self.variant.identity})
+            items = self.evaluator.evaluate(LoadedVariant(self.variant.name, model, tokenizer, weights), work)
+        items.write_parquet(work.output / "items.parquet")
+        return {"items": items["item"].n_unique()}
+
+
+def identity(value: Any) -> Any:
+    """Returns what a result depends on: settings by value, data and models by content, code by version."""
+    if isinstance(value, Source):
+        return {"rows": _fingerprint(value)}
+    if isinstance(value, Settings):
+        outside = getattr(value, "outside_key", frozenset()) | {getattr(value, "scaled_by", None)}
+        content = {}
+        if {"id", "revision"} <= type(value).model_fields.keys():  # a model: what counts is its files
+            model = LanguageModel(id=getattr(value, "id"), revision=getattr(value, "revision"))  # noqa: B009
+            content, outside = {"digest": digest(model)}, outside | {"id", "revision"}
+        fields = {
+            known.alias or name: identity(getattr(value, name))
+            for name, known in type(value).model_fields.items()
+            if name not in outside
+        }
+        return {"class": _class(type(value)), "version": type(value).version, **content, **fields}
+    if isinstance(value, Mapping):
+        return {str(name): identity(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [identity(part) for part in value]
+    return value
+
+
+def _class(kind: type) -> str | list[str]:
+    """A class by name; one from outside the package by its source too, since its version is nobody's promise."""
+    if kind.__module__.startswith("spunge."):
+        return kind.__name__
+    return [f"{kind.__module__}:{kind.__qualname__}", hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()]
+
+
+def digest(model: LanguageModel) -> str:
+    """Returns the digest of a model's files, read once in a process."""
+    return _remembered(model.model_dump_json(), model.digest)
+
+
+def _fingerprint(source: Source) -> str:
+    return _remembered(source.model_dump_json(), lambda: data.load([source], require="rows").full_fingerprint)
+
+
+_digests: dict[str, str] = {}
+
+
+def _remembered(name: str, compute: Callable[[], str]) -> str:
+    if name not in _digests:
+        _digests[name] = compute()
+    return _digests[name]
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("subset:")

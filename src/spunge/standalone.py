@@ -1,0 +1,224 @@
+"""Single steps without a recipe: unlearn, merge, export and evaluate on plain directories and files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from spunge import data, merging, report
+from spunge.checkpoint import export as write_checkpoint
+from spunge.checkpoint import new_directory
+from spunge.data import Source, concatenate
+from spunge.errors import RecipeError, SpungeError
+from spunge.interfaces import Evaluator, Merger, Progress, Unlearner, Work, scale_of
+from spunge.language_model import LanguageModel, Resident
+from spunge.pipeline import choose_device, environment
+from spunge.stages import Base, Evaluate, Unlearn, Variant
+from spunge.steering import SteeredUnlearner
+from spunge.store import Artifact, key
+from spunge.task_vector import TaskVector
+from spunge.tuning import Tuning
+
+if TYPE_CHECKING:
+    from spunge.steering.search import Trial
+
+FORMS = ("checkpoint", "task-vector", "adapter")
+
+
+def unlearn(
+    *,
+    model: str,
+    forget: Mapping[str, Sequence[Source]],
+    retain: Sequence[Source],
+    unlearner: Unlearner,
+    out: Path,
+    seed: int,
+    device: str,
+    dtype: str | None,
+    progress: Progress,
+) -> TaskVector:
+    """Unlearns a forget set and writes the task vector; several named sources are topics.
+
+    Raises:
+        SpungeError: Something is missing or wrong; `out` does not exist afterwards.
+    """
+    base = Base(LanguageModel(id=model))
+    base.model.directory()
+    loaded = {name: data.load(sources) for name, sources in forget.items()}
+    rows = concatenate(rows.named(name) if name else rows for name, rows in loaded.items())
+    task = Unlearn("subset", "forget", base, unlearner, rows, data.load(retain) if retain else None, seed)
+    with new_directory(out) as directory, _scratch(out, task) as scratch:
+        noted = task.make(Work(Resident(choose_device(device), dtype), directory, scratch, seed, progress))
+        trained = TaskVector.load(directory)
+        scaled = replace(trained.scaled(scale_of(unlearner)), provenance={**trained.provenance, **noted})
+        scaled.save(directory)
+    return TaskVector.open(out)
+
+
+def merge(
+    *,
+    base: str,
+    variants: Sequence[str],
+    merger: Merger,
+    out: Path,
+    form: str,
+    seed: int,
+    device: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Merges variants on disk into a checkpoint, a task vector or an adapter; returns the diagnostics.
+
+    Raises:
+        SpungeError: Something is missing or wrong; `out` does not exist afterwards.
+    """
+    if form not in FORMS:
+        raise RecipeError(f"--as {form}: use one of {', '.join(FORMS)}")
+    checkpoint = LanguageModel(id=base).checkpoint()
+    opened = merging.open_variants(variants, checkpoint)
+    options = {"seed": seed, "device": choose_device(device), "progress": progress}
+    if form == "adapter":
+        return merging.write_adapter(merger, opened, out, base=checkpoint, **options)
+    return merging.write(merger, opened, out, base=checkpoint, form=form, **options)
+
+
+def export(*, model: str, task_vector: Path, out: Path) -> Path:
+    """Writes model + task vector as a checkpoint with a model card.
+
+    Raises:
+        SpungeError: Something is missing or wrong; `out` does not exist afterwards.
+    """
+    checkpoint = LanguageModel(id=model).checkpoint()
+    vector = merging.open_variant(task_vector, checkpoint)
+    merging.check_base({str(task_vector): vector}, checkpoint)
+    return write_checkpoint(checkpoint.directory, vector, out, card=card(model, vector))
+
+
+def evaluate(
+    *,
+    model: str,
+    task_vector: Path | None,
+    evaluators: Sequence[Evaluator],
+    out: Path,
+    device: str,
+    dtype: str | None,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Asks a model, or model + task vector, every question of some suites; returns the overall scores.
+
+    Raises:
+        SpungeError: Something is missing or wrong; `out` does not exist afterwards.
+    """
+    base = Base(LanguageModel(id=model))
+    name, artifact = "base", None
+    if task_vector is not None:
+        checkpoint = base.model.checkpoint()
+        merging.check_base({str(task_vector): merging.open_variant(task_vector, checkpoint)}, checkpoint)
+        name, artifact = "unlearned", Artifact(task_vector, {"key": str(task_vector.resolve())})
+    variant = Variant(name, "base" if artifact is None else "subset", 0, artifact)
+    resident = Resident(choose_device(device), dtype)
+    with new_directory(out) as directory:
+        tables = []
+        for evaluator in evaluators:
+            task = Evaluate(variant, evaluator, base)
+            task.make(Work(resident, directory, directory, 0, progress))
+            tables.append(pl.read_parquet(directory / "items.parquet"))
+        items = pl.concat(tables).select(pl.lit(name).alias("variant"), pl.lit(0).alias("seed"), pl.all())
+        items.write_parquet(directory / "items.parquet")
+        manifest = {
+            "format": 1, "experiment": out.name, "status": "done",
+            "model": {"id": model, "revision": None, "digest": base.digest}, "seeds": [0],
+            "suites": [evaluator.described for evaluator in evaluators],
+            "variants": [{"name": name, "kind": variant.kind, "subset": None, "seed": 0}],
+            "environment": environment(resident.device),
+        }  # fmt: skip
+        (directory / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
+        results = report.build(directory)
+        (directory / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False))
+    return [score for score in results["scores"] if score["attribute"] is None and score["seed"] == 0]
+
+
+def finetune(
+    *,
+    model: str,
+    sources: Sequence[Source],
+    settings: Tuning,
+    out: Path,
+    seed: int,
+    device: str,
+    dtype: str | None,
+    progress: Progress,
+) -> Path:
+    """Trains a model to say some rows, and writes it as a checkpoint: the base of an unlearning experiment.
+
+    Raises:
+        SpungeError: Something is missing or wrong; `out` does not exist afterwards.
+    """
+    from spunge import training
+
+    rows, base = data.load(sources), LanguageModel(id=model)
+    resident = Resident(choose_device(device), dtype)
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Work(resident, Path(scratch), Path(scratch), seed, progress)
+        return training.finetune(settings, base, rows, out, work)
+
+
+def search(
+    *,
+    model: str,
+    forget: Sequence[Source],
+    retain: Sequence[Source],
+    settings: SteeredUnlearner,
+    layers: Sequence[int],
+    out: Path,
+    seed: int,
+    device: str,
+    dtype: str | None,
+    progress: Progress,
+) -> list[Trial]:
+    """Finds RMU's layer, steering coefficient and α for a model that nobody has tuned; returns the best trial first.
+
+    Raises:
+        SpungeError: Something is missing or wrong; `out` does not exist afterwards.
+    """
+    from spunge.steering.search import search as find
+
+    base, rows, kept = LanguageModel(id=model), data.load(forget), data.load(retain)
+    resident = Resident(choose_device(device), dtype)
+    with new_directory(out) as directory, tempfile.TemporaryDirectory() as scratch:
+        work = Work(resident, directory, Path(scratch), seed, progress)
+        return find(settings, base, rows, kept, work, layers=layers)
+
+
+def card(model: str, vector: TaskVector) -> str:
+    """Returns the model card of an exported checkpoint: what it is, from what, and how it was made."""
+    made = {
+        name: vector.provenance[name] for name in ("method", "settings", "data", "seed") if name in vector.provenance
+    }
+    return (
+        f"---\nbase_model: {json.dumps(model)}\ntags: [unlearning, spunge]\n---\n\n"
+        f"# {Path(model).name}, unlearned\n\n"
+        f"[{model}] plus a task vector that changes {len(vector)} parameters (norm {vector.norm:.4g}).\n\n"
+        f"```json\n{json.dumps({**made, 'scale': vector.scale}, indent=1, sort_keys=True, default=str)}\n```\n\n"
+        "Unlearning hides more than it erases: fine-tuning, quantisation or other prompts may bring back part of it.\n"
+    )
+
+
+@contextmanager
+def _scratch(out: Path, task: Unlearn) -> Iterator[Path]:
+    """Where a killed attempt leaves its checkpoints; gone after success, and after a mistake."""
+    scratch = out.parent / f".{out.name}.{key(task.stage, task.inputs)}"
+    scratch.mkdir(parents=True, exist_ok=True)
+    try:
+        yield scratch
+    except (SpungeError, OSError):
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,168 @@
+"""The command line as a user meets it: commands, exit codes, one clear line for a mistake, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spunge.checkpoint import Checkpoint
+from spunge.task_vector import TaskVector
+
+Write = Callable[[dict[str, Any]], Path]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+
+
+def spunge(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "spunge", *map(str, words)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+
+
+def refused(done: subprocess.CompletedProcess[str], message: str) -> None:
+    """Asserts exit code 2 and a first line on stderr that says `message`."""
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) <= 12
+    assert "Traceback" not in done.stderr
+    assert re.search(message, lines[0]), done.stderr
+
+
+def test_run_twice_then_report(world: dict[str, Any], write_recipe: Write, tmp_path: Path) -> None:
+    write_recipe({**world, "controls": ["joint"]})
+    first = spunge("run", "recipe.yaml", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "index.html" in first.stdout
+    again = spunge("run", "recipe.yaml", cwd=tmp_path)
+    assert re.search(r"\b0 stages computed", again.stdout)
+    planned = spunge("plan", "recipe.yaml", "merge.density=0.9", cwd=tmp_path)
+    assert "merger.density" in planned.stdout
+    page = tmp_path / "runs" / "tiny" / "report" / "index.html"
+    before = page.read_bytes()
+    assert spunge("report", "runs/tiny", cwd=tmp_path).returncode == 0
+    assert page.read_bytes() == before
+
+
+def test_single_steps_without_a_recipe(world: dict[str, Any], write_recipe: Write, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = world["model"]["id"]
+    rmu = ("--method", "rmu", "layer=2", "steering_coefficient=5", "alpha=10", "learning_rate=1e-2", "max_batches=3")
+    common = ("unlearn", "--model", model, "--retain", "retain.jsonl", *rmu)
+    for number in (1, 2):
+        done = spunge(
+            *common, "--forget", "part=forget.jsonl", "--seed", str(number), "--out", f"tv{number}", cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+    assert TaskVector.load(tmp_path / "tv1").provenance["method"] == "rmu"
+
+    done = spunge("merge", "tv1", "--base", model, "tv2", "density=0.5", "--out", "merged", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "merged").glob("*.safetensors")) == ["model.safetensors"]
+    AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    done = spunge(
+        "merge", "--base", model, "tv1", "tv2", "density=0.5", "--as", "task-vector", "--out", "tv", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    done = spunge("export", "--model", model, "--task-vector", "tv", "--out", "exported", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    merged, exported = Checkpoint.open(tmp_path / "merged"), Checkpoint.open(tmp_path / "exported")
+    assert all(merged.digest(name) == exported.digest(name) for name in merged.places)
+    assert (tmp_path / "exported" / "README.md").read_text().startswith("---")
+
+    recipe = write_recipe(world)
+    done = spunge("evaluate", "--model", model, "--task-vector", "tv", "--suite", recipe, "--out", "ev", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "ev" / "results.json").read_text())["scores"]
+    assert {score["suite"] for score in scores} == {"hazards"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["unlern"], r"No such command 'unlern'.*unlearn"),
+        (["run", "none.yaml"], r"none\.yaml: no such recipe file"),
+        (["run", "recipe.yaml", "unlearn.alhpa=3"], r"unlearn\.alhpa: unknown setting; did you mean 'alpha'"),
+        (["run", "recipe.yaml", "--device", "cuda:7"], r"--device cuda:7: not available here"),
+        (["run", "recipe.yaml", "--dtype", "float17"], r"--dtype float17: use one of"),
+        (["run", "recipe.yaml", "--jobs", "0"], r"--jobs"),
+        (["run", "recipe.yaml", "unlearn.layer=9"], r"layer.*9.*4"),
+        (["run", "recipe.yaml", "model.id=nowhere"], r"nowhere: neither a local directory nor"),
+        (["run", "recipe.yaml", "split.column=domian"], r"no column 'domian'; columns are text, domain, level"),
+        (["run", "recipe.yaml", "--out", "forget.jsonl"], r"cannot be written"),
+        (["demo", "cooking"], r"'cooking' is no scenario"),
+        (["merge", "--base", "MODEL", "nothing", "--out", "new"], r"nothing"),
+        (["merge", "--base", "MODEL", "--out", "new"], r"nothing to merge"),
+        (["merge", "--base", "MODEL", "x", "densty=0.2", "--out", "new"], r"merge\.densty: unknown.*'density'"),
+        (["merge", "--base", "MODEL", "x", "density=0", "--out", "new"], r"merge\.density: .*greater than 0"),
+        (["merge", "--base", "MODEL", "x", "--method", "model_stock", "--out", "new"], r"Model Stock returns the base"),
+        (["export", "--model", "MODEL", "--task-vector", ".", "--out", "new"], r"neither a task vector"),
+        (["evaluate", "--model", "MODEL", "--suite", "recipe.yaml", "--out", "."], r"exists already"),
+        (["report", "nowhere"], r"nowhere: not a run"),
+        (["unlearn", "--model", "MODEL", "--forget", "forget.jsonl", "layer=2", "--out", "new"], r"retain"),
+        (["unlearn", "--model", "MODEL", "--forget", "none.jsonl", "layer=2", "--out", "new"], r"none\.jsonl: no such"),
+    ],
+)
+def test_mistakes_get_one_line(
+    world: dict[str, Any], write_recipe: Write, tmp_path: Path, words: list[str], message: str
+) -> None:
+    write_recipe(world)
+    before = {path.name for path in tmp_path.iterdir()}
+    refused(spunge(*(world["model"]["id"] if word == "MODEL" else word for word in words), cwd=tmp_path), message)
+    assert {path.name for path in tmp_path.iterdir()} - before <= {"runs"}
+
+
+def test_a_task_vector_of_another_base_is_refused(world: dict[str, Any], other_model: Path, tmp_path: Path) -> None:
+    import torch
+
+    model = Path(world["model"]["id"])
+    name = "model.layers.0.mlp.down_proj.weight"
+    delta = torch.ones(Checkpoint.open(model).read(name).shape)
+    base = {"id": str(model), "revision": None, "tensors": {name: Checkpoint.open(model).digest(name)}}
+    TaskVector({name: delta}, provenance={"base": base}).save(tmp_path / "tv")
+    message = "another base|other weights|different base"
+    refused(spunge("export", "--model", other_model, "--task-vector", "tv", "--out", "new", cwd=tmp_path), message)
+    refused(spunge("merge", "--base", other_model, "tv", "--out", "new", cwd=tmp_path), message)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_truncated_task_vector_is_refused(world: dict[str, Any], tmp_path: Path) -> None:
+    import torch
+
+    TaskVector({"x": torch.ones(100)}).save(tmp_path / "tv")
+    file = tmp_path / "tv" / "task_vector.safetensors"
+    file.write_bytes(file.read_bytes()[:-50])
+    done = spunge("export", "--model", world["model"]["id"], "--task-vector", "tv", "--out", "new", cwd=tmp_path)
+    refused(done, "truncated|damaged")
+
+
+def test_interrupted_then_continued(world: dict[str, Any], write_recipe: Write, tmp_path: Path) -> None:
+    world["unlearn"]["epochs"] = 200
+    write_recipe({**world, "controls": []})
+    command = [sys.executable, "-m", "spunge", "run", "recipe.yaml"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "runs").glob("store/unlearn/.*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert not [path for path in (tmp_path / "runs" / "store").rglob(".*") if path.name not in (".scratch",)]
+    assert spunge("run", "recipe.yaml", "unlearn.epochs=1", cwd=tmp_path).returncode == 0
+
+
+def test_help_and_lists_are_quick(tmp_path: Path) -> None:
+    for words in (["--help"], ["recipes"], ["methods"], ["schema"]):
+        assert spunge(*words, cwd=tmp_path).returncode == 0

@@ -1,0 +1,151 @@
+"""The flow from recipe to report, on a tiny random model: run twice, change one thing, fail in the middle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from spunge import experiment, pipeline
+from spunge.errors import DataError, RecipeError
+from spunge.experiment import Experiment
+from spunge.task_vector import TaskVector
+
+VARIANTS = ["base", "joint", "joint_equal_steps", "subset:a", "subset:b", "spunge", "random_split"]
+
+
+def manifest_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "manifest.json").read_text())
+
+
+def statuses(run: Path) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for stage in manifest_of(run)["stages"]:
+        found.setdefault(stage["stage"], set()).add(stage["status"])
+    return found
+
+
+def payloads(root: Path) -> dict[str, bytes]:
+    """Every artifact's files, but the manifests, which hold times."""
+    files = (file for file in (root / "store").rglob("*") if file.is_file() and file.name != "manifest.json")
+    return {str(file.relative_to(root)): file.read_bytes() for file in files}
+
+
+def test_the_whole_flow_then_nothing_then_only_what_changed(world: dict[str, Any], tmp_path: Path) -> None:
+    recipe = Experiment.model_validate(world)
+    run = pipeline.run(recipe, out=tmp_path / "runs")
+    assert all(status == {"computed"} for status in statuses(run).values())
+    manifest = manifest_of(run)
+    assert manifest["status"] == "done"
+    assert [variant["name"] for variant in manifest["variants"]] == VARIANTS
+    items = pl.read_parquet(run / "items.parquet")
+    assert set(items["variant"]) == set(VARIANTS)
+    results = json.loads((run / "report" / "results.json").read_text())
+    assert {variant["name"] for variant in results["variants"]} == set(VARIANTS)
+    assert (run / "report" / "index.html").stat().st_size > 1000
+
+    again = pipeline.run(recipe, out=tmp_path / "runs")
+    assert all(status == {"reused"} for status in statuses(again).values())
+
+    denser = experiment.parse(experiment.dump(recipe), overrides=["merge.density=0.7"])
+    planned = {(step["stage"], step["name"]): step for step in pipeline.plan(denser, out=tmp_path / "runs")}
+    assert planned["merge", "spunge"]["why"] == ["merger.density: 0.2 → 0.7"]
+    assert planned["unlearn", "subset:a"]["status"] == "reused"
+    changed = statuses(pipeline.run(denser, out=tmp_path / "runs"))
+    assert changed["split"] == changed["unlearn"] == {"reused"}
+    assert changed["merge"] == {"computed"}
+    assert changed["evaluate"] == {"computed", "reused"}
+
+
+def test_same_seed_same_bytes_and_another_seed_others(world: dict[str, Any], tmp_path: Path) -> None:
+    recipe = Experiment.model_validate({**world, "controls": []})
+    pipeline.run(recipe, out=tmp_path / "one")
+    pipeline.run(recipe, out=tmp_path / "two")
+    assert payloads(tmp_path / "one") == payloads(tmp_path / "two")
+    both = pipeline.run(recipe.model_copy(update={"seeds": [0, 1]}), out=tmp_path / "one")
+    vectors = [variant for variant in manifest_of(both)["variants"] if variant["name"] == "spunge"]
+    assert vectors[0]["task_vector"] != vectors[1]["task_vector"]
+
+
+def test_several_processes_give_the_same_bytes(world: dict[str, Any], tmp_path: Path) -> None:
+    recipe = Experiment.model_validate({**world, "controls": []})
+    pipeline.run(recipe, out=tmp_path / "one")
+    pipeline.run(recipe, out=tmp_path / "two", jobs=2)
+    assert payloads(tmp_path / "one") == payloads(tmp_path / "two")
+
+
+def test_adding_a_subset_unlearns_only_that_one(world: dict[str, Any], tmp_path: Path) -> None:
+    def split(*names: str) -> Experiment:
+        values = {name: name for name in names}
+        return Experiment.model_validate({**world, "controls": [], "split": {**world["split"], "values": values}})
+
+    pipeline.run(split("a"), out=tmp_path / "runs")
+    run = pipeline.run(split("a", "b"), out=tmp_path / "runs")
+    unlearned = {stage["name"]: stage["status"] for stage in manifest_of(run)["stages"] if stage["stage"] == "unlearn"}
+    assert unlearned == {"subset:a": "reused", "subset:b": "computed"}
+
+
+def test_the_processing_applies_to_each_subset(world: dict[str, Any], tmp_path: Path) -> None:
+    world["forget"]["where"] = "level >= 3"
+    world["forget"]["max_rows"] = 2
+    run = pipeline.run(Experiment.model_validate({**world, "controls": ["joint"]}), out=tmp_path / "runs")
+    assert manifest_of(run)["split"]["subsets"] == [{"name": "a", "rows": 2}, {"name": "b", "rows": 2}]
+
+
+def test_joint_equal_steps_takes_all_steps_together(world: dict[str, Any], tmp_path: Path) -> None:
+    world["unlearn"]["epochs"] = 2
+    world["joint"] = {"epochs": 1}
+    run = pipeline.run(Experiment.model_validate(world), out=tmp_path / "runs")
+    steps = {variant["name"]: variant["steps"] for variant in manifest_of(run)["variants"]}
+    assert steps["joint_equal_steps"] == steps["subset:a"] + steps["subset:b"] > steps["joint"]
+
+
+def test_task_vectors_carry_their_provenance(world: dict[str, Any], tmp_path: Path) -> None:
+    run = pipeline.run(Experiment.model_validate({**world, "controls": []}), out=tmp_path / "runs")
+    subset = next(variant for variant in manifest_of(run)["variants"] if variant["name"] == "subset:a")
+    vector = TaskVector.load(run / subset["task_vector"])
+    assert vector.provenance["base"]["id"] == world["model"]["id"]
+    assert set(vector.provenance["base"]["tensors"]) == set(vector)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"split": {"by": "column", "column": "domain", "min_size": 9}},
+            DataError,
+            r"subset 'a' has 8 rows, fewer than split\.min_size \(9\)",
+        ),
+        ({"split": {"by": "column", "column": "domian"}}, DataError, "no column 'domian'"),
+        ({"subsets": {"c": {"alpha": 1}}}, RecipeError, r"subsets\.c: the split has no such subset; it has a, b"),
+    ],
+)
+def test_mistakes_end_before_any_work(
+    world: dict[str, Any], tmp_path: Path, change: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        pipeline.run(Experiment.model_validate({**world, **change}), out=tmp_path / "runs")
+    assert not (tmp_path / "runs" / "store" / "unlearn").exists()
+
+
+def test_two_runs_of_one_experiment_do_not_mix(
+    world: dict[str, Any], tmp_path: Path, write_recipe: Callable[[dict[str, Any]], Path]
+) -> None:
+    from filelock import FileLock
+
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    with FileLock(tmp_path / "runs" / "tiny" / ".lock"), pytest.raises(OSError, match="another run is at work"):
+        pipeline.run(Experiment.model_validate(world), out=tmp_path / "runs")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "x" * 300, "ünï ✓", "a b"])
+def test_any_subset_name_is_stored_safely_and_shown_as_it_is(world: dict[str, Any], tmp_path: Path, name: str) -> None:
+    world["split"] = {"by": "expression", "subsets": {name: "domain = 'a'", "other": "domain = 'b'"}}
+    run = pipeline.run(Experiment.model_validate({**world, "controls": []}), out=tmp_path / "runs")
+    assert f"subset:{name}" in {variant["name"] for variant in manifest_of(run)["variants"]}
+    assert {path.name for path in tmp_path.iterdir()} <= {"runs", "forget.jsonl", "retain.jsonl", "items.jsonl"}
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"store", "tiny"}
