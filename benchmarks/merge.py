@@ -1,4 +1,7 @@
-"""How long a merge takes, and how much memory: Spunge beside mergekit and the disk, on generated models."""
+"""How long a merge takes, and how much memory: Spunge beside mergekit, a naive merge and the disk, on generated models.
+
+First a small model is merged by all of them in float32, and every bit of the outputs is compared.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,17 @@ import time
 from pathlib import Path
 
 WIDTH, FEED, VOCABULARY = 1024, 2816, 32000
-PER_LAYER = 4 * WIDTH * WIDTH + 3 * WIDTH * FEED + 2 * WIDTH
+SHARD = 300e6
 RMU = [f"model.layers.{layer}.mlp.down_proj.weight" for layer in (5, 6, 7)]
+
+MERGEKIT = "mergekit.scripts.run_yaml"
+STABLE = f"""
+import torch
+unstable = torch.argsort
+torch.argsort = lambda values, descending=False: unstable(values, descending=descending, stable=True)
+from {MERGEKIT} import main
+main()
+"""
 
 
 def main() -> None:
@@ -26,16 +38,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--directory", type=Path, default=Path("/tmp/spunge-merge-benchmark"))
-    parser.add_argument("--mergekit", help="the mergekit-yaml of another environment; without it, Spunge alone")
+    parser.add_argument("--mergekit", metavar="PYTHON", help="the python of another environment that has mergekit")
+    parser.add_argument("--naive", action="store_true", help="also time a merge that holds all models in memory")
     parser.add_argument("--cases", nargs="+", default=["all", "few"], choices=["all", "few"])
     parser.add_argument("--keep", action="store_true", help="keep the generated models")
     options = parser.parse_args()
 
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     options.directory.mkdir(parents=True, exist_ok=True)
+    if options.mergekit and subprocess.run([options.mergekit, "-c", "import mergekit"], capture_output=True).returncode:
+        raise SystemExit(f"--mergekit {options.mergekit}: this python cannot import mergekit")
+    check(options.directory / "check", options.mergekit)
+    if not options.repeats:
+        return
     base = options.directory / "base"
     if not base.exists():
-        child("generate", base, options.millions, options.dtype)
+        child("generate", base, options.millions, options.dtype, WIDTH, FEED, VOCABULARY, SHARD)
     out = options.directory / "out"
     spunge = [sys.executable, __file__, "_merge", str(base), str(out), options.device]
     runs: dict[str, list[str]] = {"start": [sys.executable, "-c", "import spunge.merging"]}
@@ -49,7 +67,10 @@ def main() -> None:
         if options.mergekit:
             recipe = options.directory / f"{case}.yaml"
             recipe.write_text(mergekit_recipe(base, checkpoints, options.dtype))
-            runs[f"mergekit, {case}, checkpoints"] = [options.mergekit, str(recipe), str(out)]
+            runs[f"mergekit, {case}, checkpoints"] = [options.mergekit, "-m", MERGEKIT, str(recipe), str(out)]
+        if options.naive:
+            naive = [sys.executable, __file__, "_naive", str(base), str(out)]
+            runs[f"naive, {case}, checkpoints"] = [*naive, *map(str, checkpoints)]
         runs[f"spunge, {case}, checkpoints"] = [*spunge, *map(str, checkpoints)]
         runs[f"spunge, {case}, task vectors"] = [*spunge, *map(str, vectors)]
 
@@ -67,6 +88,68 @@ def main() -> None:
     shutil.rmtree(out, ignore_errors=True)
     if not options.keep:
         shutil.rmtree(options.directory)
+
+
+def check(directory: Path, mergekit: str | None) -> None:
+    """Merges three variants of a small sharded float32 model in every way, and ends the program unless all agree."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    base = directory / "base"
+    child("generate", base, 0, "float32", 64, 96, 512, 2e5)
+    variants = [directory / f"all-{index}" for index in range(3)]
+    for index, variant in enumerate(variants):
+        child("vary", base, variant, directory / f"vector-{index}", index, "all")
+    child("merge", base, directory / "spunge", "cpu", *variants)
+    child("naive", base, directory / "naive", *variants)
+    child("compare", directory / "spunge", directory / "naive", base)
+    if mergekit:
+        recipe = directory / "recipe.yaml"
+        recipe.write_text(mergekit_recipe(base, variants, "float32"))
+        command = [mergekit, "-c", STABLE, str(recipe), str(directory / "mergekit")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"mergekit failed:\n{done.stderr[-2000:]}")
+        child("compare", directory / "spunge", directory / "mergekit", base, *variants)
+    else:
+        print("mergekit: not compared; give --mergekit the python of an environment that has it", flush=True)
+    shutil.rmtree(directory)
+
+
+def compare(one: Path, other: Path, base: Path, variants: list[str]) -> None:
+    """Prints how many weights of two checkpoints differ; fails if any does, or if both are just the base.
+
+    Apart from those where a variant's delta ties at its threshold with more entries than the density allows: Spunge
+    keeps all of these, mergekit the first by position. They are counted.
+    """
+    import torch
+
+    from spunge.checkpoint import Checkpoint
+
+    first, second, original, *others = (Checkpoint.open(path) for path in (one, other, base, *variants))
+    if not first.places.keys() == second.places.keys() == original.places.keys():
+        raise SystemExit(f"{one.name} and {other.name} hold different tensors")
+    total = differing = tied = changed = 0
+    for name in first.places:
+        ours, theirs, before = (checkpoint.read(name) for checkpoint in (first, second, original))
+        split = torch.zeros(ours.shape, dtype=torch.bool)
+        for variant in others:
+            magnitudes = (variant.read(name) - before).abs()
+            count = max(1, int(0.2 * ours.numel()))
+            threshold = magnitudes.reshape(-1).kthvalue(ours.numel() - count + 1).values
+            if int((magnitudes >= threshold).sum()) > count:
+                split |= magnitudes == threshold
+        unequal = ours.view(torch.int32) != theirs.view(torch.int32)
+        total += ours.numel()
+        differing += int((unequal & ~split).sum())
+        tied += int(split.sum())
+        changed += int((ours != before).sum())
+    print(
+        f"{one.name} and {other.name}: {differing} of {total} weights differ, {changed} are changed"
+        + (f" ({tied} tie at a threshold and are left out)" if variants else ""),
+        flush=True,
+    )
+    if differing or not changed:
+        raise SystemExit(1)
 
 
 def measure(command: list[str]) -> dict[str, float]:
@@ -106,30 +189,33 @@ def child(*arguments: object) -> None:
     )
 
 
-def generate(base: Path, millions: float, dtype: str) -> None:
-    """Writes a Llama-shaped checkpoint of random weights in shards of about 300 MB."""
+def generate(
+    base: Path, millions: float, dtype: str, width: int, feed: int, vocabulary: int, shard_size: float
+) -> None:
+    """Writes a Llama-shaped checkpoint of random weights in shards of about `shard_size` bytes."""
     import torch
     from safetensors.torch import save_file
 
-    layers = max(8, round((millions * 1e6 - VOCABULARY * WIDTH * 2) / PER_LAYER))
+    per_layer = 4 * width * width + 3 * width * feed + 2 * width
+    layers = max(8, round((millions * 1e6 - vocabulary * width * 2) / per_layer))
     shapes = {
-        "model.embed_tokens.weight": (VOCABULARY, WIDTH),
-        "lm_head.weight": (VOCABULARY, WIDTH),
-        "model.norm.weight": (WIDTH,),
+        "model.embed_tokens.weight": (vocabulary, width),
+        "lm_head.weight": (vocabulary, width),
+        "model.norm.weight": (width,),
     }
     for layer in range(layers):
         prefix = f"model.layers.{layer}"
-        shapes |= {f"{prefix}.self_attn.{side}_proj.weight": (WIDTH, WIDTH) for side in "qkvo"}
-        shapes |= {f"{prefix}.mlp.{side}_proj.weight": (FEED, WIDTH) for side in ("gate", "up")}
-        shapes |= {f"{prefix}.mlp.down_proj.weight": (WIDTH, FEED)}
-        shapes |= {f"{prefix}.{norm}_layernorm.weight": (WIDTH,) for norm in ("input", "post_attention")}
+        shapes |= {f"{prefix}.self_attn.{side}_proj.weight": (width, width) for side in "qkvo"}
+        shapes |= {f"{prefix}.mlp.{side}_proj.weight": (feed, width) for side in ("gate", "up")}
+        shapes |= {f"{prefix}.mlp.down_proj.weight": (width, feed)}
+        shapes |= {f"{prefix}.{norm}_layernorm.weight": (width,) for norm in ("input", "post_attention")}
     base.mkdir()
     generator = torch.Generator().manual_seed(0)
     shards: list[dict[str, torch.Tensor]] = [{}]
     size = 0
     for name, shape in shapes.items():
         tensor = (torch.randn(shape, generator=generator) * 0.02).to(getattr(torch, dtype))
-        if size > 300e6:
+        if size > shard_size:
             shards.append({})
             size = 0
         shards[-1][name] = tensor
@@ -140,8 +226,9 @@ def generate(base: Path, millions: float, dtype: str) -> None:
     weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
     (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": WIDTH, "intermediate_size": FEED,
-        "num_hidden_layers": layers, "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": VOCABULARY,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": width, "intermediate_size": feed,
+        "num_hidden_layers": layers, "num_attention_heads": width // 64,
+        "num_key_value_heads": width // 64, "vocab_size": vocabulary,
         "torch_dtype": dtype, "tie_word_embeddings": False,
     }  # fmt: skip
     (base / "config.json").write_text(json.dumps(config))
@@ -175,6 +262,32 @@ def merge(base: Path, out: Path, device: str, variants: list[str]) -> None:
     merging.write(Ties(), merging.open_variants(variants, opened), out, base=opened, device=device)
 
 
+def naive_merge(base: Path, out: Path, variants: list[str]) -> None:
+    """The same merge with everything in memory: load all, stack, find the k-th value, sum, save."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+    def load(directory: Path) -> dict[str, torch.Tensor]:
+        return {n: t for file in directory.glob("*.safetensors") for n, t in load_file(file).items()}
+
+    weights, changed = load(base), [load(Path(variant)) for variant in variants]
+    merged = {}
+    for name, weight in weights.items():
+        deltas = torch.stack([other[name].float() - weight.float() for other in changed])
+        for delta in deltas:
+            flat = delta.abs().reshape(-1)
+            count = max(1, int(0.2 * flat.numel()))
+            delta *= delta.abs() >= flat.kthvalue(flat.numel() - count + 1).values
+        elected = sum(deltas, torch.zeros_like(deltas[0])).sign()
+        agreeing = deltas.sign() == elected
+        delta = sum(deltas * agreeing) / (agreeing & (elected != 0)).sum(0).clamp(min=1)
+        merged[name] = (weight.float() + delta).to(weight.dtype)
+    out.mkdir()
+    save_file(merged, out / "model.safetensors", metadata={"format": "pt"})
+
+
 def mergekit_recipe(base: Path, variants: list[Path], dtype: str) -> str:
     recipe = {
         "merge_method": "ties",
@@ -189,9 +302,14 @@ def mergekit_recipe(base: Path, variants: list[Path], dtype: str) -> str:
 if __name__ == "__main__":
     what, *rest = sys.argv[1:] or [""]
     if what == "_generate":
-        generate(Path(rest[0]), float(rest[1]), rest[2])
+        width, feed, vocabulary = map(int, rest[3:6])
+        generate(Path(rest[0]), float(rest[1]), rest[2], width, feed, vocabulary, float(rest[6]))
     elif what == "_vary":
         vary(Path(rest[0]), Path(rest[1]), Path(rest[2]), int(rest[3]), rest[4])
+    elif what == "_naive":
+        naive_merge(Path(rest[0]), Path(rest[1]), rest[2:])
+    elif what == "_compare":
+        compare(Path(rest[0]), Path(rest[1]), Path(rest[2]), rest[3:])
     elif what == "_merge":
         merge(Path(rest[0]), Path(rest[1]), rest[2], rest[3:])
     else:

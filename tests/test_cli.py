@@ -72,6 +72,10 @@ def test_single_steps_without_a_recipe(world: dict[str, Any], write_recipe: Writ
         "merge", "--base", model, "tv1", "tv2", "density=0.5", "--as", "task-vector", "--out", "tv", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
+    done = spunge(
+        "merge", "--base", model, "tv1", "tv2", "--except", "tv2", "--as", "task-vector", "--out", "one", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
     done = spunge("export", "--model", model, "--task-vector", "tv", "--out", "exported", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     merged, exported = Checkpoint.open(tmp_path / "merged"), Checkpoint.open(tmp_path / "exported")
@@ -101,6 +105,22 @@ def test_single_steps_without_a_recipe(world: dict[str, Any], write_recipe: Writ
         (["demo", "cooking"], r"'cooking' is no scenario"),
         (["merge", "--base", "MODEL", "nothing", "--out", "new"], r"nothing"),
         (["merge", "--base", "MODEL", "--out", "new"], r"nothing to merge"),
+        (
+            [
+                "search",
+                "--model",
+                "MODEL",
+                "--forget",
+                "forget.jsonl",
+                "--retain",
+                "retain.jsonl",
+                "--layers",
+                "²",
+                "--out",
+                "new",
+            ],
+            r"--layers ²",
+        ),
         (["merge", "--base", "MODEL", "x", "densty=0.2", "--out", "new"], r"merge\.densty: unknown.*'density'"),
         (["merge", "--base", "MODEL", "x", "density=0", "--out", "new"], r"merge\.density: .*greater than 0"),
         (["merge", "--base", "MODEL", "x", "--method", "model_stock", "--out", "new"], r"Model Stock returns the base"),

@@ -77,6 +77,8 @@ def test_topics_come_back_in_order() -> None:
         ("a.json", "[" * 10_000, "nested too deeply|cannot be read"),
         ("a.parquet", "no parquet", "cannot be read as parquet"),
         ("a.jsonl", b"\xff\xfe", "cannot be read as jsonl"),
+        ("a.jsonl", '{"text": "\\ud800"}\n', "cannot be read|not JSON"),
+        ("a.jsonl", '{"text": "x", "spunge:subset": 1}\n', "has a column 'spunge:subset' already"),
         ("a.xlsx", "", "unknown kind of file"),
     ],
 )
@@ -85,6 +87,19 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: str | bytes, me
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=message):
         load([Source(path=str(file))])
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('\ufeff{"text": "x"}\n', encoding="utf-8")
+    assert load([Source(path=str(file))]).texts == ["x"]
+
+
+def test_a_column_cannot_be_renamed_onto_another(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "x", "question": "y"}\n')
+    with pytest.raises(DataError, match="has a column 'text' already"):
+        load([Source(path=str(file), columns={"text": "question"})])
 
 
 def test_missing_files_and_columns_are_named(tmp_path: Path) -> None:

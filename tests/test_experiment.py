@@ -34,6 +34,24 @@ evaluate:
 """
 
 
+def test_null_is_a_setting_like_any_other() -> None:
+    recipe = experiment.parse(RECIPE.replace("column: domain}", "column: domain, null: drop}"))
+    assert recipe.split.dump()["null"] == "drop"
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("valuess: {}", r"r\.yaml:6:37: split\.valuess: unknown setting; did you mean 'values'\?"),
+        ("min_size: 0", r"r\.yaml:6:37: split\.min_size: .*greater than or equal to 1 \(got 0\)"),
+        ("several: evry", r"r\.yaml:6:37: split\.several: Input should be 'every'"),
+    ],
+)
+def test_a_split_by_column_blames_the_right_setting(extra: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        experiment.parse(RECIPE.replace("column: domain}", f"column: domain, {extra}}}"), name="r.yaml")
+
+
 def test_a_recipe_is_read() -> None:
     recipe = experiment.parse(RECIPE)
     assert recipe.unlearn.learning_rate == 5e-5  # pyright: ignore[reportAttributeAccessIssue]
@@ -71,6 +89,12 @@ def test_a_subset_or_the_joint_run_may_differ() -> None:
         ("alpha: 1200", "alpha: -3", r"r\.yaml:10:3: unlearn\.alpha: .*greater than or equal to 0 \(got -3\)"),
         ("density: 0.2", "density: much", r"r\.yaml:12:23: merge\.density: .*\(got 'much'\)"),
         ("name: mine", "name: ../mine", r"r\.yaml:1:1: name: must be letters"),
+        ("name: mine", "name: store", r"name: is the store's own directory"),
+        (
+            "name: mine",
+            "name: mine\njoint: {epoch: 1}",
+            r"r\.yaml:2:9: joint\.epoch: unknown setting; did you mean 'epochs'",
+        ),
         ("name: mine", "nmae: mine", r"r\.yaml:1:1: nmae: unknown setting; did you mean 'name'\?"),
         ("method: rmu", "method: rmuu", r"r\.yaml:7:1: unlearn: unknown method 'rmuu'; did you mean 'rmu'\?"),
         ("  method: rmu\n", "", r"r\.yaml:7:1: unlearn: say its method"),
@@ -85,7 +109,11 @@ def test_a_subset_or_the_joint_run_may_differ() -> None:
             "name: mine\nsubsets: {bio: {alph: 1}}",
             r"subsets\.bio\.alph: unknown setting; did you mean 'alpha'",
         ),
-        ("name: mine", "name: mine\njoint: {method: npo}", r"joint\.method: an override cannot change the method"),
+        (
+            "name: mine",
+            "name: mine\njoint: {method: npo}",
+            r"r\.yaml:2:9: joint\.method: an override cannot change the method",
+        ),
         ("layer: 7", "layer: [7", r"r\.yaml:\d+:\d+: not YAML"),
         ("layer: 7", "layer: 7\n  layer: 8", r"r\.yaml:10:3: not YAML: .*duplicate key"),
         ("{suite: s, method: multiple_choice, goal: forget,", "{suite: nosuch,", r"'nosuch' is no suite"),
@@ -185,3 +213,6 @@ def test_read_suite(write_recipe: Callable[[dict[str, Any]], Path], world: dict[
     assert [evaluator.suite for evaluator in experiment.read_suite(str(file))] == ["hazards"]
     with pytest.raises(RecipeError, match="no suite"):
         experiment.read_suite("nosuch")
+    (file.parent / "suite.yaml").write_text("- {suite: s, method: multiple_choice, goal: forget, sorces: []}\n")
+    with pytest.raises(RecipeError, match=r"suite\.yaml:1:53: evaluate\.0\.sorces: .*did you mean 'sources'"):
+        experiment.read_suite(str(file.parent / "suite.yaml"))

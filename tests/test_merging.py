@@ -20,6 +20,7 @@ from spunge.checkpoint import Checkpoint
 from spunge.errors import IncompatibleTaskVectors, RecipeError
 from spunge.interfaces import Merger
 from spunge.merge import MERGERS, AnyMerger, Linear, TaskArithmetic, Ties
+from spunge.merging import thresholds
 from spunge.task_vector import TaskVector, TensorPlace
 
 Deltas = dict[str, dict[str, np.ndarray]]
@@ -156,8 +157,8 @@ def assert_same(found: TaskVector, wanted: TaskVector | dict[str, np.ndarray]) -
 def narrowing(request, monkeypatch):
     """The search for thresholds as it is, and with such small samples and histograms that it takes all its turns."""
     if request.param:
-        for name, value in {"_SAMPLED": 6, "_SLICE": 2, "_BINS": 4, "_NARROW": 3}.items():
-            monkeypatch.setattr(merging, name, value)
+        for name, value in {"_SAMPLED": 6, "_SLICE": 2, "_BINS": 4, "_NARROW": 3, "_WAITING": 4}.items():
+            monkeypatch.setattr(thresholds, name, value)
 
 
 @pytest.mark.usefixtures("narrowing")
@@ -409,3 +410,18 @@ def test_model_stock_is_refused_with_the_reason():
 def test_settings_are_known_without_torch():
     code = "import sys, spunge.merge; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
+
+
+def test_variants_are_chosen_by_name():
+    variants = {"bio": 1, "chem": 2, "cyber": 3}
+    assert merging.select(variants) == variants
+    assert list(merging.select(variants, only=["cyber", "bio"])) == ["bio", "cyber"]
+    assert list(merging.select(variants, without=["chem"])) == ["bio", "cyber"]
+    with pytest.raises(RecipeError, match="no variant is named 'boi'; there are bio, chem, cyber"):
+        merging.select(variants, only=["boi"])
+    with pytest.raises(RecipeError, match="no variant is named 'boi'"):
+        merging.select(variants, without=["boi"])
+    with pytest.raises(RecipeError, match="exclude each other"):
+        merging.select(variants, only=["bio"], without=["chem"])
+    with pytest.raises(RecipeError, match="leaves nothing"):
+        merging.select(variants, without=list(variants))

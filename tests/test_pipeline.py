@@ -104,6 +104,13 @@ def test_joint_equal_steps_takes_all_steps_together(world: dict[str, Any], tmp_p
     assert steps["joint_equal_steps"] == steps["subset:a"] + steps["subset:b"] > steps["joint"]
 
 
+def test_a_scaled_merge_beside_an_unscaled_baseline_is_cautioned_against(world: dict[str, Any], tmp_path: Path) -> None:
+    world["merge"]["lambda"] = 1.5
+    run = pipeline.run(Experiment.model_validate({**world, "controls": ["joint"]}), out=tmp_path / "runs")
+    assert "λ = 1.5" in manifest_of(run)["warnings"][0]
+    assert "λ = 1.5" in (run / "report" / "results.md").read_text()
+
+
 def test_task_vectors_carry_their_provenance(world: dict[str, Any], tmp_path: Path) -> None:
     run = pipeline.run(Experiment.model_validate({**world, "controls": []}), out=tmp_path / "runs")
     subset = next(variant for variant in manifest_of(run)["variants"] if variant["name"] == "subset:a")
@@ -130,6 +137,51 @@ def test_mistakes_end_before_any_work(
     with pytest.raises(error, match=message):
         pipeline.run(Experiment.model_validate({**world, **change}), out=tmp_path / "runs")
     assert not (tmp_path / "runs" / "store" / "unlearn").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attributes": ["domian"]}, "no column 'domian'"),
+        ({"where": "nothing > 1"}, "cannot evaluate"),
+        ({"sources": [{"path": "none.jsonl"}]}, "no such file"),
+    ],
+)
+def test_an_evaluators_mistake_is_found_first_and_spares_the_good_run(
+    world: dict[str, Any], tmp_path: Path, change: dict, message: str
+) -> None:
+    good = Experiment.model_validate({**world, "controls": []})
+    run = pipeline.run(good, out=tmp_path / "runs")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    bad = {**world, "controls": [], "evaluate": [{**world["evaluate"][0], **change}]}
+    with pytest.raises(DataError, match=message):
+        pipeline.run(Experiment.model_validate(bad), out=tmp_path / "runs")
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_a_declared_subset_without_rows_is_an_error(world: dict[str, Any], tmp_path: Path) -> None:
+    world["split"] = {"by": "expression", "subsets": {"none": "level < 0", "some": "level >= 0"}}
+    with pytest.raises(DataError, match="subset 'none' has 0 rows"):
+        pipeline.run(Experiment.model_validate(world), out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_dtype_is_part_of_what_is_run(world: dict[str, Any], tmp_path: Path) -> None:
+    recipe = Experiment.model_validate({**world, "controls": []})
+    pipeline.run(recipe, out=tmp_path / "runs")
+    run = pipeline.run(recipe, out=tmp_path / "runs", dtype="bfloat16")
+    assert statuses(run)["unlearn"] == {"computed"}
+
+
+def test_columns_of_the_users_own_do_not_become_topics(world: dict[str, Any], tmp_path: Path) -> None:
+    file = Path(world["forget"]["sources"][0]["path"])
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({**row, "subset": index % 3}) + "\n" for index, row in enumerate(rows)))
+    run = pipeline.run(Experiment.model_validate({**world, "controls": []}), out=tmp_path / "runs")
+    subset = next(variant for variant in manifest_of(run)["variants"] if variant["name"] == "subset:a")
+    from safetensors.torch import load_file
+
+    assert list(load_file(run / subset["task_vector"] / "control_vectors.safetensors")) == ["a"]
 
 
 def test_two_runs_of_one_experiment_do_not_mix(

@@ -18,6 +18,7 @@ from spunge.errors import DataError, ModelError, TrainingDiverged
 from spunge.interfaces import Work
 from spunge.language_model import LanguageModel, Resident
 from spunge.steering import cache, estimate, loop
+from spunge.steering.forecast import forecast
 from spunge.steering.search import attempt, search
 from spunge.steering.truncated import load_truncated
 from spunge.task_vector import TaskVector
@@ -140,7 +141,7 @@ def test_batches_take_turns(tmp_path: Path, base: LanguageModel) -> None:
     work = make_work(
         tmp_path, progress=lambda what, done, total, **figures: seen.append((what, done, total, set(figures)))
     )
-    vector = unlearn(RMU(**TINY, epochs=2, max_steps=11), base, forget, make_corpus(40, 2), work)
+    vector = unlearn(RMU(**TINY, epochs=2, max_steps=11, cosine_every=1), base, forget, make_corpus(40, 2), work)
     assert vector.provenance["batches_per_epoch"] == 3
     assert vector.provenance["steps"] == 11
     assert [record["topic"] for record in metrics(tmp_path)] == ["a/b", "Ünï"] * 5 + ["a/b"]
@@ -260,10 +261,14 @@ def test_shuffling_is_another_order_from_the_seed(tmp_path: Path, base: Language
 
 def test_the_forget_cosine_may_be_measured_now_and_then(tmp_path: Path, base: LanguageModel) -> None:
     forget, retain = make_corpus(32, 0), make_corpus(32, 1)
-    every = unlearn(RMU(**TINY), base, forget, retain, make_work(tmp_path / "every"))
-    some = unlearn(RMU(**TINY, cosine_every=3), base, forget, retain, make_work(tmp_path / "some"))
-    assert all(torch.equal(every.delta(name), some.delta(name)) for name in NAMES)
-    assert [r["forget_cosine"] is not None for r in metrics(tmp_path / "some")] == [step % 3 == 0 for step in range(8)]
+    every = unlearn(RMU(**TINY, cosine_every=1), base, forget, retain, make_work(tmp_path / "every"))
+    cosines = [record["forget_cosine"] for record in metrics(tmp_path / "every")]
+    for cosine_every, measured in ((3, {0, 3, 6, 7}), (None, {0, 7})):
+        place = tmp_path / f"every {cosine_every}"
+        some = unlearn(RMU(**TINY, cosine_every=cosine_every), base, forget, retain, make_work(place))
+        assert all(torch.equal(every.delta(name), some.delta(name)) for name in NAMES)
+        expected = [cosine if step in measured else None for step, cosine in enumerate(cosines)]
+        assert [record["forget_cosine"] for record in metrics(place)] == expected
 
 
 def test_float32_masters_keep_what_bfloat16_loses(tmp_path: Path) -> None:
@@ -326,6 +331,35 @@ def test_the_estimate_counts_what_is_loaded_and_trained(base: LanguageModel) -> 
     assert expected.weights == 4 * sum(parameter.numel() for parameter in truncated.decoder.parameters())
     assert expected.training == 32 * 48 * (2 * 4 + 4 * 4)  # weight, gradient; master, the one before, two moments
     assert expected.states_per_token == 2 * 32 * 4
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_the_forecast_is_what_the_cache_comes_to_hold(tmp_path: Path, base: LanguageModel, epochs: int) -> None:
+    subsets = [make_corpus(22, 0).named("a"), make_corpus(30, 1).named("b")]
+    runs, retain, resident = [*subsets, concatenate(subsets)], make_corpus(40, 2), Resident()
+    settings = RMU(**TINY, epochs=epochs)
+    expected = forecast(settings, base, runs, retain)
+    for index, forget in enumerate(runs):
+        unlearn(settings, base, forget, retain, make_work(tmp_path / str(index), resident))
+    kept = resident.cached("hidden states", cache.StateCache)
+    assert expected.size == expected.in_memory == kept.in_memory + kept.on_disk
+    assert expected.pays
+    assert not forecast(RMU(**TINY, cosine_every=1), base, subsets[:1], retain).pays
+    assert "spares nothing" in str(forecast(RMU(**TINY), base, subsets[:1], retain))
+    assert str(forecast(RMU(**TINY, shuffle=True), base, runs, retain)).endswith("none are kept")
+
+
+def test_the_forecast_counts_what_is_spared(base: LanguageModel) -> None:
+    forget, retain = make_corpus(4, 0), make_corpus(4, 1)
+    settings = RMU(**TINY, cosine_every=1)  # one step; layers 2, 3 and 4 change
+    for times in (1, 2, 5):
+        assert forecast(settings, base, [forget] * times, retain).spared == pytest.approx(1 - 1 / times)
+    again = forecast(settings, base, [forget, make_corpus(4, 2)], forget)
+    lengths = [
+        max(len(ids) for ids in base.load_tokenizer()(make_corpus(4, seed).texts)["input_ids"]) for seed in (0, 2)
+    ]
+    assert again.spared == pytest.approx(2 * lengths[0] / (3 * lengths[0] + lengths[1]))
+    assert "memory map), pays: " in str(again)
 
 
 def test_a_search_finds_what_a_grid_finds(tmp_path: Path, base: LanguageModel) -> None:

@@ -34,6 +34,14 @@ def test_values_are_grouped_and_renamed() -> None:
     assert split(own, ["mexican folks", "women", "mexican", "other"])[3] == ("other",)
 
 
+def test_values_may_be_numbers() -> None:
+    assert split(ByColumn.model_validate({"column": "group", "values": {"a": [0, 1]}}), [0, 1, 2]) == [
+        ("a",),
+        ("a",),
+        (),
+    ]
+
+
 @pytest.mark.parametrize(("several", "expected"), [("every", ("a", "b")), ("first", ("a",)), ("drop", ())])
 def test_rows_with_several_values(several: str, expected: tuple) -> None:
     splitter = ByColumn(column="group", several=several)  # pyright: ignore[reportArgumentType]

@@ -67,10 +67,20 @@ def test_a_damaged_artifact_is_set_aside_and_made_again(tmp_path: Path) -> None:
         return {}
 
     artifact = store.build("stage", {}, make)
-    (artifact.path / "payload").write_text("cut")
+    (artifact.path / "payload").write_text("bytes")  # as long as before
     assert store.find("stage", {}) is None
     assert (store.build("stage", {}, make).path / "payload").read_text() == "whole"
     assert [path for path in (tmp_path / "stage").iterdir() if path.name.startswith(".damaged")]
+
+
+def test_what_a_killed_attempt_left_is_swept(tmp_path: Path) -> None:
+    import socket
+
+    store = Store(tmp_path)
+    left = tmp_path / "stage" / f".{key('stage', {})}.{socket.gethostname()}.{2**22 + 1}.1"
+    left.mkdir(parents=True)
+    store.build("stage", {}, lambda directory: {})
+    assert not left.exists()
 
 
 def test_the_loser_of_a_race_takes_the_winners(tmp_path: Path) -> None:

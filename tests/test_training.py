@@ -13,7 +13,7 @@ from training_models import WORDS, answers, save_model, texts, work_in
 from transformers import AutoModelForCausalLM, get_scheduler
 
 from spunge import training
-from spunge.data import Corpus
+from spunge.data import MAX_LENGTH, Corpus
 from spunge.errors import ArtifactError, DataError, TrainingDiverged
 from spunge.tuning import Lora, Tuning
 from spunge.unlearn.gradient_difference import GradientDifference
@@ -102,7 +102,7 @@ def test_long_texts_are_cut_or_chunked(tokenizer):
 
 
 def test_a_source_may_cut_earlier(tokenizer):
-    rows = training.encode(corpus(text=["w1 w2 w3 w4"] * 2, max_length=[2, None]), tokenizer, max_length=4)
+    rows = training.encode(corpus(text=["w1 w2 w3 w4"] * 2, **{MAX_LENGTH: [2, None]}), tokenizer, max_length=4)
     assert [len(row.ids) for row in rows] == [2, 4]
 
 
@@ -273,7 +273,7 @@ def test_fine_tuning_writes_a_checkpoint_that_has_learnt(base, tmp_path):
 
 def test_no_text_is_long_enough(tokenizer, monkeypatch):
     with pytest.raises(DataError, match="no text has two tokens"):
-        training.encode(corpus(text=[WORDS[0]], max_length=[1]), tokenizer, max_length=4)
+        training.encode(corpus(text=[WORDS[0]], **{MAX_LENGTH: [1]}), tokenizer, max_length=4)
 
 
 _SCRIPT = """

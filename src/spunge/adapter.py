@@ -78,6 +78,9 @@ def read(directory: str | Path, base: Checkpoint) -> TaskVector:
             )
         if name in entries:
             raise ArtifactError(f"{directory}: cannot be merged: {module} was trained both whole and as a LoRA")
+        rank = _by_pattern(config.get("rank_pattern"), module, config["r"])
+        if a.shape[0] != rank:
+            raise ArtifactError(f"{directory}: {module}: factors of rank {a.shape[0]}, but {CONFIG} says {rank}")
         entry = LowRank(a, b, _scaling(config, module), embedding or bool(config.get("fan_in_fan_out")))
         check_shape(name, base.places[name].shape, entry.shape, str(directory))
         entries[name] = entry
@@ -172,7 +175,23 @@ def _read_config(directory: Path) -> dict[str, Any]:
     for reason, holds in reasons.items():
         if holds:
             raise ArtifactError(f"{directory}: cannot be merged: {reason}")
+    _check_scaling(config, directory)
     return config
+
+
+def _check_scaling(config: Mapping[str, Any], directory: Path) -> None:
+    for name, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+        patterns = config.get(pattern) or {}
+        if not isinstance(patterns, dict):
+            raise ArtifactError(f"{directory}: {CONFIG}: {pattern} is not a mapping")
+        for number in (config.get(name), *patterns.values()):
+            if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0:
+                raise ArtifactError(f"{directory}: {CONFIG}: {name} must be a positive number, not {number!r}")
+        for expression in patterns:
+            try:
+                re.compile(expression)
+            except re.error as error:
+                raise ArtifactError(f"{directory}: {CONFIG}: {pattern}: {expression!r}: {error}") from error
 
 
 def _scaling(config: Mapping[str, Any], module: str) -> float:

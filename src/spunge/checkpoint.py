@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spunge.errors import ArtifactError, IncompatibleTaskVectors, ModelError
@@ -118,7 +119,10 @@ def export(base: str | Path, task_vector: TaskVector, out: str | Path, *, card: 
             size = task_vector.shape(name).numel()
             for start in range(0, size, _BLOCK):
                 stop = min(start + _BLOCK, size)
-                written.write(name, start, task_vector_at(checkpoint, task_vector, name, start, stop))
+                changed = task_vector_at(checkpoint, task_vector, name, start, stop)
+                if not torch.isfinite(changed).all():
+                    raise IncompatibleTaskVectors(f"{name}: base plus delta is NaN or infinite somewhere")
+                written.write(name, start, changed)
         if card is not None:
             (building / "README.md").write_text(card, encoding="utf-8")
         written.verify()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,6 +54,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # of libraries, about each other
     warnings.filterwarnings("default", module=r"spunge\.")
     warnings.showwarning = _warn
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave by the way that cleans up
     try:
         code = app(standalone_mode=False)
         if code == 130:  # what typer makes of Ctrl-C inside a command
@@ -124,7 +126,12 @@ def run(
 
 
 @app.command()
-def plan(recipe: str, words: Words = None, out: Out = Path("runs"), seeds: int | None = None) -> None:
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships with Spunge.")],
+    words: Words = None,
+    out: Out = Path("runs"),
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Plan seeds 0 … N−1.")] = None,
+) -> None:
     """Says what a run would compute, what it would reuse, and why: the fields that changed."""
     experiment = _read(recipe, words, seeds)
     from spunge import pipeline
@@ -191,6 +198,8 @@ def merge(
     words: Annotated[list[str] | None, typer.Argument(help="VARIANT … and settings key=value …")] = None,
     method: Annotated[str, typer.Option("--method", help="`spunge methods` lists them.")] = "ties",
     form: Annotated[str, typer.Option("--as", help="checkpoint, task-vector or adapter.")] = "checkpoint",
+    only: Annotated[list[str] | None, typer.Option("--only", help="Merge this variant; may be repeated.")] = None,
+    without: Annotated[list[str] | None, typer.Option("--except", help="Leave this one out; may be repeated.")] = None,
     seed: Seed = 0,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -207,8 +216,9 @@ def merge(
 
     with _watch(quiet) as progress:
         standalone.merge(
-            base=base, variants=variants, merger=merger, out=out, form=form, seed=seed, device=device, progress=progress
-        )
+            base=base, variants=variants, merger=merger, out=out, form=form, seed=seed, device=device,
+            progress=progress, only=only or (), without=without or (),
+        )  # fmt: skip
     if not quiet:
         screen.print(f"{out}: {len(variants)} variants merged by {method}", markup=False)
 
@@ -263,6 +273,7 @@ def finetune(
     text: Annotated[list[str], typer.Option("--data", help="A file or hub id of rows to learn; may be repeated.")],
     out: NewOut,
     words: Words = None,
+    text_column: TextOption = None,
     prompt_column: PromptOption = None,
     response_column: ResponseOption = None,
     seed: Seed = 0,
@@ -280,7 +291,7 @@ def finetune(
     with _watch(quiet) as progress:
         standalone.finetune(
             model=model,
-            sources=_sources(text, {"prompt": prompt_column, "response": response_column}),
+            sources=_sources(text, {"text": text_column, "prompt": prompt_column, "response": response_column}),
             settings=recipes.validate(Tuning, {"lora": None, **settings}, "finetune"),
             out=out,
             seed=seed,
@@ -312,7 +323,7 @@ def search(
 
     settings, others = _sorted(words)
     _no_others(others)
-    if not all(part.isdigit() for part in layers.split(",")):
+    if not all(part.isdecimal() for part in layers.split(",")):
         raise RecipeError(f"--layers {layers}: write numbers with commas, such as 3,5,7")
     numbers = [int(part) for part in layers.split(",")]
     with _watch(quiet) as progress:

@@ -15,8 +15,9 @@ import polars as pl
 from spunge.errors import DataError
 from spunge.settings import Settings
 
-SUBSET = "subset"
-MAX_LENGTH = "max_length"
+RESERVED = "spunge:"
+SUBSET = RESERVED + "subset"
+MAX_LENGTH = RESERVED + "max_length"
 CONTENT = ("text", "prompt", "response", "alternative", MAX_LENGTH, SUBSET)
 """The columns an unlearner may read; everything else in a forget set is an attribute."""
 
@@ -170,6 +171,10 @@ def _read(source: Source, require: str) -> pl.DataFrame:
     missing = [name for name in source.columns.values() if name not in rows.columns]
     if missing:
         raise DataError(f"{source.path}: no column {missing[0]!r}; {_have(rows)}")
+    taken = [name for name in rows.columns if name.startswith(RESERVED)]
+    taken += [ours for ours, theirs in source.columns.items() if ours != theirs and ours in rows.columns]
+    if taken:
+        raise DataError(f"{source.path}: it has a column {taken[0]!r} already, which is needed here; rename or drop it")
     rows = rows.rename({theirs: ours for ours, theirs in source.columns.items()}, strict=True)
     rows = rows.with_columns(**{name: pl.lit(value) for name, value in source.set.items()})
     if source.max_length is not None:
@@ -214,13 +219,13 @@ def _read_local(path: Path) -> pl.DataFrame:
         raise DataError(f"{path}: unknown kind of file {path.suffix!r}; use one of {', '.join(_SUFFIXES)}")
     try:
         return reader(path)
-    except (pl.exceptions.PolarsError, UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
+    except (pl.exceptions.PolarsError, UnicodeError, json.JSONDecodeError, OSError) as error:
         raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {_first_line(error)}") from error
 
 
 def _read_jsonl(path: Path) -> pl.DataFrame:
     rows = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -236,7 +241,7 @@ def _read_jsonl(path: Path) -> pl.DataFrame:
 
 def _read_json(path: Path) -> pl.DataFrame:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except RecursionError as error:
         raise DataError(f"{path}: nested too deeply") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

@@ -142,6 +142,8 @@ class Experiment(Settings):
     def _safe_name(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
             raise ValueError("must be letters, digits, '.', '_' and '-' (at most 100): it names a directory")
+        if name == "store":
+            raise ValueError("is the store's own directory: choose another")
         return name
 
     @field_validator("evaluate")
@@ -288,9 +290,13 @@ def read_suite(suite: str, overrides: Sequence[str] = ()) -> list[Evaluator]:
     if not isinstance(settings, dict) or not isinstance(settings.get("evaluate"), list):
         raise RecipeError(f"{name}: no evaluators in it: a suite is a YAML list of them, or a recipe with `evaluate`")
     settings = {"evaluate": settings["evaluate"]}
-    _override(settings, overrides)
+    overridden_keys = _override(settings, overrides)
     _expand_suites(settings, name)
-    return validate(_Suite, settings, name).evaluate
+    try:
+        return [*_Suite.model_validate(settings).evaluate]
+    except ValidationError as error:
+        written = {"evaluate": document} if isinstance(document, list) else document
+        raise RecipeError(_explain(error, settings, written, name, overridden_keys, _Suite)) from error
 
 
 def methods() -> dict[str, dict[str, type[BaseModel]]]:
@@ -345,7 +351,7 @@ def _plain(document: Any, name: str) -> Any:
         if nodes > _MAX_NODES or depth > 50:
             raise RecipeError(f"{name}: aliases or nesting expand to more than a recipe may hold")
         if isinstance(node, Mapping):
-            return {str(key): copy(value, depth + 1) for key, value in node.items()}
+            return {_key(key): copy(value, depth + 1) for key, value in node.items()}
         if isinstance(node, list):
             return [copy(value, depth + 1) for value in node]
         if isinstance(node, bool) or node is None:
@@ -356,6 +362,13 @@ def _plain(document: Any, name: str) -> Any:
         return node
 
     return copy(document, 0)
+
+
+def _key(key: Any) -> str:
+    """A key as it was written: YAML reads `null: drop` and `true: x` as other things than names."""
+    if key is None:
+        return "null"
+    return str(key).lower() if isinstance(key, bool) else str(key)
 
 
 def _override(settings: dict[str, Any], words: Sequence[str]) -> dict[tuple[str, ...], str]:
@@ -419,15 +432,22 @@ def _expand_suites(settings: dict[str, Any], name: str) -> None:
 
 
 def _explain(
-    error: ValidationError, settings: Any, document: Any, name: str, overridden_keys: Mapping[tuple[str, ...], str]
+    error: ValidationError,
+    settings: Any,
+    document: Any,
+    name: str,
+    overridden_keys: Mapping[tuple[str, ...], str],
+    root: Any = Experiment,
 ) -> str:
     first = _most_telling(error)
     path = _path(first["loc"], settings)
     given = next((word for key, word in overridden_keys.items() if tuple(map(str, path[: len(key)])) == key), None)
-    where = f"override {given!r}" if given else f"{name}:{_position(document, path)}"
+    # What a validator of the whole recipe says begins with the setting that it is about.
+    place = path or _reason(first).split(":")[0].split(".")
+    where = f"override {given!r}" if given else f"{name}:{_position(document, place)}"
     dotted = ".".join(map(str, path))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {f'{dotted}: ' if dotted else ''}{_reason(first)}{_hint(first, Experiment, path)}{more}"
+    return f"{where}: {f'{dotted}: ' if dotted else ''}{_reason(first)}{_hint(first, root, path)}{more}"
 
 
 def _most_telling(error: ValidationError) -> Any:
@@ -439,17 +459,20 @@ def _path(location: Sequence[int | str], settings: Any) -> list[int | str]:
     """A pydantic location without the tags of unions, which are no keys of the recipe."""
     path: list[int | str] = []
     place = settings
+    untagged = True  # whether the tag of the union that `place` is a member of is still to come
     for index, part in enumerate(location):
         if isinstance(place, Mapping):
             last = index == len(location) - 1
-            if part in place:
+            if untagged and _is_tag(part, place) and not last:
+                untagged = False
+            elif part in place:
                 path.append(part)
-                place = place[str(part)]
+                place, untagged = place[str(part)], True
             elif last and not _is_tag(part, place):
                 path.append(part)
         elif isinstance(place, list) and isinstance(part, int) and part < len(place):
             path.append(part)
-            place = place[part]
+            place, untagged = place[part], True
     return path
 
 
@@ -532,11 +555,13 @@ def _position(document: Any, path: Sequence[int | str]) -> str:
     line, column = 0, 0
     place = document
     for part in path:
-        positions = getattr(place, "lc", None)
-        if positions is None or positions.data is None or part not in positions.data:
+        known = getattr(getattr(place, "lc", None), "data", None) or {}
+        written = [key for key in known if part in (key, _key(key))]
+        if written:
+            line, column = known[written[0]][:2]
+        elif not (isinstance(place, dict) and part in place):
             break
-        line, column = positions.data[part][:2]
-        place = place[part]
+        place = place[written[0] if written else part]
     return f"{line + 1}:{column + 1}"
 
 

@@ -13,14 +13,14 @@ from typing import Any
 import polars as pl
 from filelock import FileLock, Timeout
 
-from spunge import data, report
+from spunge import data, items, report
 from spunge import experiment as recipe
 from spunge.data import Corpus, concatenate
 from spunge.errors import ArtifactError, DataError, RecipeError
 from spunge.executors import Executor, Task
 from spunge.executors.local import Local
 from spunge.experiment import Experiment, ForgetSet
-from spunge.interfaces import Merger, Progress, Splitter, scale_of, silent
+from spunge.interfaces import Evaluator, Merger, Progress, Splitter, scale_of, silent
 from spunge.split import AtRandom
 from spunge.stages import Base, Evaluate, Merge, Split, Unlearn, Variant, digest
 from spunge.store import Artifact, Store, derived_seed, key, replace_text
@@ -42,6 +42,8 @@ def flow(experiment: Experiment, executor: Executor) -> tuple[list[Variant], lis
     forget = data.load(experiment.forget.sources)
     retain = data.load(experiment.retain.sources) if experiment.retain else None
     controls = set(experiment.controls)
+    for evaluator in experiment.evaluate:
+        check_items(evaluator)
     variants, evaluations = [], []
     for seed in experiment.seeds:
         # split
@@ -55,7 +57,15 @@ def flow(experiment: Experiment, executor: Executor) -> tuple[list[Variant], lis
 
         # unlearn every subset apart, always from the base; and, as everybody does it, all of them jointly
         parts = [
-            Unlearn("subset", f"subset:{name}", base, experiment.subset_unlearner(name), rows, retained[name], seed)
+            Unlearn(
+                "subset",
+                f"subset:{name}",
+                base,
+                experiment.subset_unlearner(name),
+                rows.named(name),
+                retained[name],
+                seed,
+            )
             for name, rows in subsets.items()
         ]
         whole = union if experiment.joint.data == "union" else process(forget, experiment.forget, seed)
@@ -72,7 +82,8 @@ def flow(experiment: Experiment, executor: Executor) -> tuple[list[Variant], lis
             at_random, pooled = AtRandom(sizes=[len(rows) for rows in subsets.values()]), union.without(data.SUBSET)
             drawn = read_subsets(pooled, executor.run([Split(at_random, pooled, base, seed)])[0], at_random, None, seed)
             others += [
-                Unlearn("control", name, base, experiment.unlearn, rows, retain, seed) for name, rows in drawn.items()
+                Unlearn("control", name, base, experiment.unlearn, rows.named(name), retain, seed)
+                for name, rows in drawn.items()
             ]
         second = unlearn(executor, others)
         baselines += [variant for variant in second if variant.kind == "joint"]
@@ -120,6 +131,9 @@ def run(
         SpungeError: Something is missing or wrong; the message says what.
     """
     device = choose_device(device)
+    if dtype is not None:  # it can move a result, so it is part of what is run
+        experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update={"dtype": dtype})})
+    plan(experiment, out=out)  # whatever is wrong with recipe, data or model is found before anything is written
     directory = Path(out) / experiment.name
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -133,7 +147,7 @@ def run(
         replace_text(directory / "recipe.yaml", recipe.dump(experiment))
         journal = Journal(directory, experiment, device, command)
         store = Store(Path(out) / "store")
-        executor = Local(store, device, dtype, jobs, progress, journal.note)
+        executor = Local(store, device, jobs, progress, journal.note)
         try:
             journal.write("running")
             with executor:
@@ -243,6 +257,18 @@ def match_retain(retain: Corpus, split: Artifact, subsets: Mapping[str, Corpus])
     return {name: retain.select(indices[name]) for name in subsets}
 
 
+def check_items(evaluator: Evaluator) -> None:
+    """Refuses an evaluation whose items cannot be had, before hours of training rather than after.
+
+    Raises:
+        DataError: A source, a column or a row is missing.
+    """
+    known = type(evaluator).model_fields
+    if {"sources", "attributes", "where"} <= known.keys():
+        asked = {name: getattr(evaluator, name) for name in ("attributes", "where", "limit", "part") if name in known}
+        items.load(getattr(evaluator, "sources"), **asked)  # noqa: B009
+
+
 def check_overrides(experiment: Experiment, subsets: Mapping[str, Corpus]) -> None:
     """Refuses settings for a subset that does not exist."""
     unknown = next((name for name in experiment.subsets if name not in subsets), None)
@@ -304,9 +330,19 @@ class Journal:
             "suites": [evaluator.described for evaluator in experiment.evaluate],
             "split": self._settled(), "variants": [_described(variant) for variant in variants],
             "stages": self.stages, "merge": self.merges, "environment": environment(self.device),
-            "warnings": list(warnings), "not_run": [],
+            "warnings": [*self._cautions(), *warnings], "not_run": [],
         }  # fmt: skip
         replace_text(self.directory / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+
+    def _cautions(self) -> list[str]:
+        """What a reader of the comparisons must know of the recipe."""
+        scaled = getattr(self.experiment.merge, "lambda_", 1.0)
+        if scaled == 1.0:
+            return []
+        return [
+            f"The merged model's task vector is scaled by λ = {scaled:g}, the joint baselines' are not: "
+            "a difference between them may be one of scale."
+        ]
 
     def _split(self, task: Split, subsets: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         counted = [0] * len(task.forget)

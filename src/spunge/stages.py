@@ -83,7 +83,7 @@ class Split:
     def names(self, work: Work | None = None) -> dict[str, list[int]]:
         """Returns subset name → row indices, in order of the rows."""
         work = work or Work(None, Path(), Path(), derived_seed(self.seed, "split", self.name))  # pyright: ignore[reportArgumentType]
-        subsets: dict[str, list[int]] = {}
+        subsets: dict[str, list[int]] = {name: [] for name in getattr(self.splitter, "declared", ())}
         for index, names in enumerate(self.splitter.split(self.forget, self.base.model, work)):
             for name in names:
                 subsets.setdefault(name, []).append(index)

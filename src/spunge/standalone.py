@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from spunge import data, merging, report
 from spunge.checkpoint import export as write_checkpoint
 from spunge.checkpoint import new_directory
 from spunge.data import Source, concatenate
-from spunge.errors import RecipeError, SpungeError
+from spunge.errors import RecipeError, SpungeError, TrainingDiverged
 from spunge.interfaces import Evaluator, Merger, Progress, Unlearner, Work, scale_of
 from spunge.language_model import LanguageModel, Resident
 from spunge.pipeline import choose_device, environment
@@ -50,13 +50,14 @@ def unlearn(
     Raises:
         SpungeError: Something is missing or wrong; `out` does not exist afterwards.
     """
-    base = Base(LanguageModel(id=model))
+    base = Base(handle(model, dtype))
     base.model.directory()
     loaded = {name: data.load(sources) for name, sources in forget.items()}
     rows = concatenate(rows.named(name) if name else rows for name, rows in loaded.items())
-    task = Unlearn("subset", "forget", base, unlearner, rows, data.load(retain) if retain else None, seed)
+    name = f"subset:{next(iter(forget))}" if len(forget) == 1 and "" not in forget else "forget"
+    task = Unlearn("subset", name, base, unlearner, rows, data.load(retain) if retain else None, seed)
     with new_directory(out) as directory, _scratch(out, task) as scratch:
-        noted = task.make(Work(Resident(choose_device(device), dtype), directory, scratch, seed, progress))
+        noted = task.make(Work(Resident(choose_device(device)), directory, scratch, seed, progress))
         trained = TaskVector.load(directory)
         scaled = replace(trained.scaled(scale_of(unlearner)), provenance={**trained.provenance, **noted})
         scaled.save(directory)
@@ -73,8 +74,12 @@ def merge(
     seed: int,
     device: str,
     progress: Progress,
+    only: Sequence[str] = (),
+    without: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Merges variants on disk into a checkpoint, a task vector or an adapter; returns the diagnostics.
+
+    A variant's name, for `only`, `without` and weights, is that of its directory.
 
     Raises:
         SpungeError: Something is missing or wrong; `out` does not exist afterwards.
@@ -82,7 +87,7 @@ def merge(
     if form not in FORMS:
         raise RecipeError(f"--as {form}: use one of {', '.join(FORMS)}")
     checkpoint = LanguageModel(id=base).checkpoint()
-    opened = merging.open_variants(variants, checkpoint)
+    opened = merging.select(merging.open_variants(variants, checkpoint), only=only, without=without)
     options = {"seed": seed, "device": choose_device(device), "progress": progress}
     if form == "adapter":
         return merging.write_adapter(merger, opened, out, base=checkpoint, **options)
@@ -116,14 +121,14 @@ def evaluate(
     Raises:
         SpungeError: Something is missing or wrong; `out` does not exist afterwards.
     """
-    base = Base(LanguageModel(id=model))
+    base = Base(handle(model, dtype))
     name, artifact = "base", None
     if task_vector is not None:
         checkpoint = base.model.checkpoint()
         merging.check_base({str(task_vector): merging.open_variant(task_vector, checkpoint)}, checkpoint)
         name, artifact = "unlearned", Artifact(task_vector, {"key": str(task_vector.resolve())})
     variant = Variant(name, "base" if artifact is None else "subset", 0, artifact)
-    resident = Resident(choose_device(device), dtype)
+    resident = Resident(choose_device(device))
     with new_directory(out) as directory:
         tables = []
         for evaluator in evaluators:
@@ -163,8 +168,8 @@ def finetune(
     """
     from spunge import training
 
-    rows, base = data.load(sources), LanguageModel(id=model)
-    resident = Resident(choose_device(device), dtype)
+    rows, base = data.load(sources), handle(model, dtype)
+    resident = Resident(choose_device(device))
     with tempfile.TemporaryDirectory() as scratch:
         work = Work(resident, Path(scratch), Path(scratch), seed, progress)
         return training.finetune(settings, base, rows, out, work)
@@ -190,11 +195,16 @@ def search(
     """
     from spunge.steering.search import search as find
 
-    base, rows, kept = LanguageModel(id=model), data.load(forget), data.load(retain)
-    resident = Resident(choose_device(device), dtype)
+    base, rows, kept = handle(model, dtype), data.load(forget), data.load(retain)
+    resident = Resident(choose_device(device))
     with new_directory(out) as directory, tempfile.TemporaryDirectory() as scratch:
         work = Work(resident, directory, Path(scratch), seed, progress)
         return find(settings, base, rows, kept, work, layers=layers)
+
+
+def handle(model: str, dtype: str | None) -> LanguageModel:
+    """Returns the handle of a model named on the command line."""
+    return LanguageModel.model_validate({"id": model, "dtype": dtype or "auto"})
 
 
 def card(model: str, vector: TaskVector) -> str:
@@ -218,7 +228,13 @@ def _scratch(out: Path, task: Unlearn) -> Iterator[Path]:
     scratch.mkdir(parents=True, exist_ok=True)
     try:
         yield scratch
+    except TrainingDiverged:
+        raise  # its message names what is kept here
     except (SpungeError, OSError):
         shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    except BaseException:
+        with suppress(OSError):  # not empty: there is something to continue from
+            scratch.rmdir()
         raise
     shutil.rmtree(scratch, ignore_errors=True)

@@ -73,6 +73,7 @@ class Store:
         building = final.with_name(f".{name}.{_unique()}")
         started = time.perf_counter()
         try:
+            _sweep(final)
             building.mkdir(parents=True)
             noted = dict(make(building))
             own = building / MANIFEST
@@ -173,11 +174,31 @@ def _digest(file: Path) -> dict[str, Any]:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
+def _sweep(final: Path) -> None:
+    """Removes what attempts at the same artifact left when they were killed on this machine."""
+    for left in final.parent.glob(f".{final.name}.{socket.gethostname()}.*"):
+        pid = left.name.rsplit(".", 2)[1]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+_verified: dict[tuple[Path, int, int], str] = {}
+
+
+def _content(file: Path) -> str:
+    """The sha256 of a file, computed once while its size and time stay the same."""
+    status = file.stat()
+    known = (file, status.st_size, status.st_mtime_ns)
+    if known not in _verified:
+        _verified[known] = _digest(file)["sha256"]
+    return _verified[known]
+
+
 def _intact(path: Path, manifest: Mapping[str, Any]) -> bool:
-    files = manifest.get("files", {})
-    return all(
-        (path / name).is_file() and (path / name).stat().st_size == said["bytes"] for name, said in files.items()
-    )
+    try:
+        return all(_content(path / name) == said["sha256"] for name, said in manifest["files"].items())
+    except (OSError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _sync(directory: Path) -> None:

@@ -270,7 +270,15 @@ class TaskVector:
                 entries[name] = LowRank(load(a), load(b), float(low["scaling"]), bool(low["transposed"]))
             scale = float(manifest["scale"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"{directory}: {MANIFEST} does not fit {FILE}: no {error}") from error
+            raise ArtifactError(f"{directory}: {MANIFEST} does not fit {FILE}: {error}") from error
+        if not math.isfinite(scale):
+            raise ArtifactError(f"{directory}: {MANIFEST}: scale is {scale}, not a finite number")
+        for name, place in places.items():
+            if not place.dtype.is_floating_point:
+                raise ArtifactError(f"{directory}: {name}: a delta of {place.dtype} is no delta")
+        made_from = manifest.get("base") or {}
+        if not isinstance(made_from, dict) or not isinstance(made_from.get("tensors") or {}, dict):
+            raise ArtifactError(f"{directory}: {MANIFEST}: base does not say which tensors it is of")
         entries.update(places)
         provenance = {key: value for key, value in manifest.items() if key not in ("format", "scale", "low_rank")}
         return cls(entries, scale, provenance)

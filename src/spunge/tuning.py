@@ -47,7 +47,7 @@ class Tuning(Settings):
     """The adapter to train; null trains the weights themselves, in float32."""
     parameters: tuple[str, ...] | None = None
     """With `lora: null`, the only weights to train, by parts of their names: `layers.5`, `mlp.down_proj`, `lm_head`."""
-    learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0, le=1e30)
     """The highest learning rate of AdamW (betas 0.9 and 0.999, eps 1e-8)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up: to zero, or not at all."""

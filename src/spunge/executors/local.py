@@ -8,11 +8,12 @@ import os
 import resource
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any
 
 from spunge.executors import Task
@@ -27,7 +28,6 @@ class Local:
 
     store: Store
     device: str = "cpu"
-    dtype: str | None = None
     jobs: int = 1
     progress: Progress = silent
     finished: Callable[[Task, Artifact], None] = lambda task, artifact: None
@@ -46,12 +46,14 @@ class Local:
     def _artifacts(self, tasks: Sequence[Task]) -> Iterator[Artifact]:
         missing = sum(self.store.find(task.stage, task.inputs) is None for task in tasks)
         if self.jobs == 1 or not missing:
-            self._resident = self._resident or Resident(self.device, self.dtype)
+            self._resident = self._resident or Resident(self.device)
             for task in tasks:
                 yield build(self.store, task, self._resident, self.progress)
             return
         self._pool = self._pool or self._start_pool()
-        for future in [self._pool.submit(_build_in_worker, self.store, task) for task in tasks]:
+        with _ctrl_c_ignored():  # by the workers, which start here and inherit it: the parent ends them
+            futures = [self._pool.submit(_build_in_worker, self.store, task) for task in tasks]
+        for future in futures:
             yield future.result()
 
     def _start_pool(self) -> ProcessPoolExecutor:
@@ -59,7 +61,7 @@ class Local:
         told = context.SimpleQueue()
         threads = max(1, (os.cpu_count() or 1) // self.jobs)
         Thread(target=self._listen, args=(told,), daemon=True).start()
-        start = (self.device, self.dtype, threads, told)
+        start = (self.device, threads, told)
         return ProcessPoolExecutor(self.jobs, context, initializer=_start_worker, initargs=start)
 
     def _listen(self, told: Any) -> None:
@@ -79,6 +81,18 @@ class Local:
         self._pool = self._resident = None
 
 
+@contextlib.contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    if current_thread() is not main_thread():  # only the main thread may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def build(store: Store, task: Task, resident: Resident, progress: Progress) -> Artifact:
     """Returns a task's artifact, making it if the store lacks it."""
     inputs = task.inputs
@@ -91,7 +105,11 @@ def build(store: Store, task: Task, resident: Resident, progress: Progress) -> A
     def make(directory: Path) -> dict[str, Any]:
         scratch.mkdir(parents=True, exist_ok=True)
         noted = task.make(Work(resident, directory, scratch, task.seed, told))
-        return {**noted, "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        return {
+            **noted,
+            "device": resident.device,
+            "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
 
     artifact = store.build(task.stage, inputs, make)
     shutil.rmtree(scratch, ignore_errors=True)
@@ -103,17 +121,17 @@ def build(store: Store, task: Task, resident: Resident, progress: Progress) -> A
 _worker: tuple[Resident, Progress] | None = None
 
 
-def _start_worker(device: str, dtype: str | None, threads: int, told: Any) -> None:
+def _start_worker(device: str, threads: int, told: Any) -> None:
     global _worker
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leave by the way that cleans up
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle: it ends its workers
     torch.set_num_threads(threads)
 
     def tell(what: str, done: int, total: int, /, **figures: float) -> None:
         told.put((what, done, total, figures))
 
-    _worker = Resident(device, dtype), tell
+    _worker = Resident(device), tell
 
 
 def _build_in_worker(store: Store, task: Task) -> Artifact:

@@ -120,6 +120,8 @@ def scorer(world: World, report: Report) -> RobertaForSequenceClassification:
                 intermediate_size=64,
                 num_hidden_layers=2,
                 num_attention_heads=2,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
                 max_position_embeddings=256,
                 type_vocab_size=1,
                 bos_token_id=BOS,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from spunge.data import Corpus
 from spunge.errors import DataError
@@ -18,7 +19,7 @@ class AtRandom(Splitter):
     """Disjoint subsets `random_1`, `random_2` … of the given sizes, drawn from the task's seed."""
 
     by: Literal["random"] = "random"
-    sizes: list[int]
+    sizes: list[Annotated[int, Field(ge=1)]]
     """Rows of each subset; the control of an experiment takes them from its own split."""
 
     def split(self, forget: Corpus, base: LanguageModel, work: Work) -> list[tuple[str, ...]]:

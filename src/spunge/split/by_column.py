@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from spunge.data import Corpus
 from spunge.errors import DataError
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from spunge.language_model import LanguageModel
 
 _OWN_NULL = "null"
+Value = Annotated[str, BeforeValidator(lambda value: _text(value) if isinstance(value, int | float) else value)]
+"""A value of the attribute; numbers and truth values are compared as text."""
 
 
 class ByColumn(Splitter):
@@ -21,7 +25,7 @@ class ByColumn(Splitter):
     by: Literal["column"] = "column"
     column: str
     """The column that holds the attribute."""
-    values: dict[str, str | list[str]] | None = None
+    values: dict[str, Value | list[Value]] | None = None
     """Subset name → the value or values it takes; null: every value is a subset of its own name."""
     others: Literal["drop", "own", "error"] = "drop"
     """What becomes of a value that `values` does not name."""
@@ -29,6 +33,11 @@ class ByColumn(Splitter):
     """Where a row with several values goes."""
     null: Literal["error", "drop", "own"] = "error"
     """What becomes of a row without a value; `own` puts it into a subset named `null`."""
+
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """The subsets that there must be, rows or not."""
+        return tuple(self.values or ())
 
     def split(self, forget: Corpus, base: LanguageModel, work: Work) -> list[tuple[str, ...]]:
         """Returns each row's subset names.
@@ -88,12 +97,14 @@ def _values(cell: Any) -> list[str]:
     if isinstance(cell, str) and cell.startswith("[") and cell.endswith("]"):
         try:
             cell = json.loads(cell)
-        except ValueError:
+        except (ValueError, RecursionError):
             return [cell]
     if isinstance(cell, list):
         return [value for part in cell for value in _values(part)]
-    if isinstance(cell, bool):
-        return [str(cell).lower()]
-    if isinstance(cell, float) and cell.is_integer():
-        return [str(int(cell))]
-    return [str(cell)]
+    return [_text(cell)]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -21,6 +21,11 @@ class ByExpression(Splitter):
     several: Literal["every", "first", "drop", "error"] = "every"
     """Where a row goes for which several expressions are true."""
 
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """The subsets that there must be, rows or not."""
+        return tuple(self.subsets)
+
     def split(self, forget: Corpus, base: LanguageModel, work: Work) -> list[tuple[str, ...]]:
         """Returns each row's subset names.
 

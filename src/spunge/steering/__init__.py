@@ -28,7 +28,7 @@ class SteeredUnlearner(Unlearner):
     """Which matrices of those layers change: `auto`, the MLP's output projection, or names such as `mlp.down_proj`."""
     alpha: float = Field(default=1200.0, ge=0)
     """The weight of the retain loss."""
-    learning_rate: float = Field(default=5e-5, gt=0)
+    learning_rate: float = Field(default=5e-5, gt=0, le=1e30)
     """The constant learning rate."""
     batch_size: int = Field(default=4, ge=1)
     """Rows in a batch, of the forget and of the retain set alike."""
@@ -61,8 +61,9 @@ class SteeredUnlearner(Unlearner):
     """How many steps of a topic the early stop averages over: single steps are noisy."""
     retain_floor: float | None = Field(default=None, ge=-1, le=1)
     """Stop once a retain cosine is below this, and return to the weights before the step that led there."""
-    cosine_every: int = Field(default=1, ge=1)
-    """Measure the forget cosine every so many steps of a topic; it costs a frozen pass over the updated layers."""
+    cosine_every: int | None = Field(default=None, ge=1)
+    """Measure the forget cosine every so many steps of a topic, and in its last; it costs a frozen pass over the
+    updated layers. Null: every step where `early_stop_cosine` watches it, else every tenth."""
     shuffle: bool = False
     """Draw a new order of the rows for every epoch; otherwise batches are those of the file."""
     preset: Literal["faithful"] | None = None
@@ -86,6 +87,13 @@ class SteeredUnlearner(Unlearner):
                     f"the loss ends at layer {self.layer} and never reaches the others"
                 )
         return self
+
+    @property
+    def measured_every(self) -> int:
+        """Every how many steps of a topic the forget cosine is measured."""
+        if self.cosine_every is not None:
+            return self.cosine_every
+        return 10 if self.early_stop_cosine is None else 1
 
     @property
     def updated(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Hidden states of the frozen base model, computed once and kept for every task on the device."""
+"""Hidden states of the frozen base model, computed once and kept for every task, away from the device."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class StateCache:
         self._spilling = True
 
     def get(self, key: Hashable, build: Callable[[], Tensor], scratch: Path) -> Tensor:
-        """Returns the state under this key on the device it was built on, building it the first time."""
+        """Returns the state under this key, building it the first time; from then on it lies in main memory."""
         kept = self._states.get(key)
         if kept is not None:
             return kept
         state = build()
         size = state.numel() * state.element_size()
         if self.in_memory + size <= self.budget:
-            self._states[key] = state
+            self._states[key] = state.cpu()
             self.in_memory += size
         elif self._spilling:
             try:
@@ -55,7 +55,7 @@ class StateCache:
 
 
 def _mapped(state: Tensor, scratch: Path) -> Tensor:
-    data = memoryview(state.contiguous().view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
+    data = memoryview(state.cpu().contiguous().view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
     with tempfile.TemporaryFile(dir=scratch) as file:
         file.write(data)  # written, not mapped for writing: a full disk is then an error, not a signal
         file.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
@@ -12,6 +13,9 @@ from spunge.errors import ModelError
 from spunge.language_model import LanguageModel
 from spunge.steering import SteeredUnlearner
 from spunge.steering.truncated import find_layers, skeleton_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 GIB = 2**30
 
@@ -50,9 +54,7 @@ def estimate(
     """
     skeleton = skeleton_of(base, settings.layer + 1)
     layers = find_layers(skeleton)
-    chosen = dtype or base.dtype
-    compute = skeleton.config.dtype if chosen == "auto" else getattr(torch, chosen)
-    size = compute.itemsize if isinstance(compute, torch.dtype) else 4
+    size = number_size(skeleton.config, dtype or base.dtype)
     master = size if settings.master == "model" else 4
     changed = sum(layers[layer].get_parameter(name).numel() for layer, names in parameters.items() for name in names)
     # Every matrix product's output is kept, and about as much again of norms, products and activations between them.
@@ -65,6 +67,12 @@ def estimate(
         activations=settings.batch_size * tokens * depth * per_token * size,
         states_per_token=2 * width * size,
     )
+
+
+def number_size(config: PreTrainedConfig, dtype: str) -> int:
+    """Returns the bytes of a number in the dtype that a model computes in; `auto` is the checkpoint's own."""
+    compute = config.dtype if dtype == "auto" else getattr(torch, dtype)
+    return compute.itemsize if isinstance(compute, torch.dtype) else 4
 
 
 def check_memory(expected: Estimate, device: str) -> None:

@@ -95,15 +95,14 @@ def steer(
     targets = {topic: control.to(model.device, _loss_dtype(settings, model)) for topic, control in controls.items()}
 
     journal = Journal(work, _key(settings, base, forget, retain, work))
-    steps = count * len(topics) * settings.epochs
-    steps = steps if settings.max_steps is None else min(steps, settings.max_steps)
+    steps = planned_steps(settings, count, len(topics))
     stopped = "finished"
     done = journal.resume(matrices)
     for step, (topic, forget_batch, retain_batch) in islice(enumerate(batches), done, steps):
         forget_batch, retain_batch = forget_batch.to(model.device), retain_batch.to(model.device)
         figures = gradients(
             settings, states, matrices, forget_batch, targets[topic], retain_batch,
-            measured=step // len(topics) % settings.cosine_every == 0,
+            measured=measures(settings, step, steps, len(topics)),
         )  # fmt: skip
         if not (_finite(figures) and matrices.finite_gradients()):
             matrices.roll_back()
@@ -231,13 +230,25 @@ def batches_per_epoch(settings: SteeredUnlearner, topics: Mapping[str, Corpus], 
     return count if settings.max_batches is None else min(count, settings.max_batches)
 
 
+def planned_steps(settings: SteeredUnlearner, count: int, topics: int) -> int:
+    """Returns how many steps a run has, for so many batches of every topic in an epoch."""
+    steps = count * topics * settings.epochs
+    return steps if settings.max_steps is None else min(steps, settings.max_steps)
+
+
+def measures(settings: SteeredUnlearner, step: int, steps: int, topics: int) -> bool:
+    """Whether a step measures the forget cosine."""
+    return step // topics % settings.measured_every == 0 or step >= steps - topics
+
+
 def steered(settings: SteeredUnlearner, records: Sequence[Record], topics: Mapping[str, Corpus]) -> bool:
     """Whether every topic's forget cosine, averaged over its last measurements, is below the threshold."""
     assert settings.early_stop_cosine is not None
-    recent = records[-settings.early_stop_window * settings.cosine_every * len(topics) :]
+    window = settings.early_stop_window
+    recent = records[-window * settings.measured_every * len(topics) :]
     for topic in topics:
         cosines = [r["forget_cosine"] for r in recent if r["topic"] == topic and r["forget_cosine"] is not None]
-        if len(cosines) < settings.early_stop_window or sum(cosines) / len(cosines) >= settings.early_stop_cosine:
+        if len(cosines) < window or sum(cosines[-window:]) / window >= settings.early_stop_cosine:
             return False
     return True
 
@@ -342,7 +353,7 @@ class States:
             return compute()
         model = self.model
         key = (self.base, batch.digest, cut, model.dtype, model.device, model.kernel)
-        return self.cache.get(key, compute, self.work.scratch)
+        return self.cache.get(key, compute, self.work.scratch).to(model.device)
 
 
 class Matrices:

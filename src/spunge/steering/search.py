@@ -108,7 +108,14 @@ def attempt(
     place.mkdir(parents=True, exist_ok=True)
     quiet = replace(work, output=place, scratch=place, progress=silent)
     try:
-        vector = steer(settings, base, forget, retain, quiet, coefficient=lambda norm: ratio * norm)
+        vector = steer(
+            settings.model_copy(update={"cosine_every": 1}),
+            base,
+            forget,
+            retain,
+            quiet,
+            coefficient=lambda norm: ratio * norm,
+        )
     except TrainingDiverged:
         return Trial(settings.layer, ratio, settings.alpha, float("nan"), 1.0, 0.0)
     records = [json.loads(line) for line in (place / METRICS).read_text().splitlines()]

@@ -1,0 +1,41 @@
+"""The streaming merge engine: task vectors in, one out, block by block, with exact thresholds and diagnostics.
+
+First pass (only for mergers that trim): magnitudes are counted by their bits, which gives the exact k-th largest in
+bounded memory at any scope. Second pass: each block of every variant is read, combined by the merger, measured and
+handed to where the result goes. Variants are always taken in the order of their names and summed one after another
+in float32, so neither their order nor blocks nor threads can change a bit of the result.
+"""
+
+from __future__ import annotations
+
+from spunge.merging.diagnostics import COVERAGE_FLOOR
+from spunge.merging.engine import Merged, merge, write, write_adapter
+from spunge.merging.factors import leading_svd
+from spunge.merging.grams import RETAIN, Grams, gram_matrices
+from spunge.merging.job import BLOCK
+from spunge.merging.kernels import disjoint_mean, elect, mean, total, trimmed, uniform, weighted
+from spunge.merging.sources import check_base, open_variant, open_variants, select
+
+__all__ = [
+    "BLOCK",
+    "COVERAGE_FLOOR",
+    "RETAIN",
+    "Grams",
+    "Merged",
+    "check_base",
+    "disjoint_mean",
+    "elect",
+    "gram_matrices",
+    "leading_svd",
+    "mean",
+    "merge",
+    "open_variant",
+    "open_variants",
+    "select",
+    "total",
+    "trimmed",
+    "uniform",
+    "weighted",
+    "write",
+    "write_adapter",
+]

@@ -1,0 +1,142 @@
+"""What a merge did to every variant, from sums that the second pass collects on its way."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spunge.errors import RecipeError
+from spunge.merging.job import Job
+from spunge.merging.kernels import as_array, count_true
+from spunge.merging.thresholds import Thresholds
+
+COVERAGE_FLOOR = 0.3
+"""A subset of whose removal less than this is left in the merged task vector is warned of."""
+
+
+class Measures:
+    """Sums over entries from which all diagnostics follow; those of several tensors add up."""
+
+    def __init__(self, variants: int) -> None:
+        self.gram = torch.zeros(variants + 1, variants + 1, dtype=torch.float64)
+        """Inner products of the variants and, last, the merged delta."""
+        self.changed = 0
+        """Entries that any variant changes."""
+        self.conflicting = 0
+        """Entries that one variant raises and another lowers."""
+        self.nonzero = torch.zeros(variants, dtype=torch.int64)
+        self.kept = torch.zeros(variants, dtype=torch.int64)
+        self.tied = torch.zeros(variants, dtype=torch.int64)
+
+    def add(self, stacked: Tensor, thresholds: Thresholds | None) -> None:
+        """Counts one block: the variants' deltas and, last, the merged one."""
+        self.gram += (stacked @ stacked.T).double().cpu()
+        deltas = stacked[:-1]
+        raised, lowered = as_array(deltas.amax(0)) > 0, as_array(deltas.amin(0)) < 0
+        self.changed += count_true(raised | lowered)
+        self.conflicting += count_true(raised & lowered)
+        if thresholds is not None:
+            for row, (kept, tied) in enumerate(zip(thresholds.kept, thresholds.largest, strict=True)):
+                magnitudes = as_array(deltas[row].abs())
+                self.nonzero[row] += count_true(magnitudes > 0)
+                self.kept[row] += count_true(magnitudes >= kept[0])
+                self.tied[row] += count_true(magnitudes == tied) if tied else 0
+
+    def __add__(self, other: Measures) -> Measures:
+        result = Measures(len(self.nonzero))
+        for name in vars(result):
+            setattr(result, name, getattr(self, name) + getattr(other, name))
+        return result
+
+
+class Rounding:
+    """The share of the delta's energy that is lost when base + delta is rounded to the base's dtype."""
+
+    def __init__(self, scale: float) -> None:
+        self._scale = scale
+        self._lost = self._whole = 0.0
+
+    def count(self, weight: Tensor, delta: Tensor, changed: Tensor) -> None:
+        wanted = delta * self._scale
+        lost = (changed.float() - weight.float()).sub_(wanted)
+        self._lost += float(torch.dot(lost, lost))
+        self._whole += float(torch.dot(wanted, wanted))
+
+    @property
+    def share(self) -> float | None:
+        return rounded(ratio(self._lost, self._whole))
+
+
+def summarise(job: Job, tensors: Mapping[str, Measures]) -> dict[str, Any]:
+    """Returns the diagnostics: overall, by layer, by tensor, and the warnings."""
+    layers: dict[str, Measures] = {}
+    overall = Measures(len(job.variants))
+    for name, measures in tensors.items():
+        overall += measures
+        numbered = re.search(r"\.(\d+)\.", f".{name}")
+        if numbered:
+            layer = numbered[1]
+            layers[layer] = layers[layer] + measures if layer in layers else measures
+    for variant, kept, nonzero in zip(job.variants, overall.kept, overall.nonzero, strict=True):
+        if nonzero and not kept:
+            raise RecipeError(
+                f"density: trimming keeps nothing of {variant!r}; raise it, or let threshold_ties include"
+            )
+    summary = _summary(job, overall)
+    warnings = [
+        f"{variant}: only {share:.0%} of this removal is left in the merged task vector; "
+        "raise lambda or density, or see what it conflicts with"
+        for variant, share in summary["coverage"].items()
+        if share is not None and share < COVERAGE_FLOOR
+    ]
+    return {
+        "variants": list(job.variants),
+        "overall": summary,
+        "layers": {layer: _summary(job, layers[layer]) for layer in sorted(layers, key=int)},
+        "tensors": {name: _summary(job, measures) for name, measures in tensors.items()},
+        "warnings": warnings,
+    }
+
+
+def _summary(job: Job, measures: Measures) -> dict[str, Any]:
+    # The merged delta is multiplied by λ when read, and by a common scale only as the variants are too.
+    factor = job.merger.lambda_
+    shared = abs(job.scale / factor) if factor and job.factored else 1.0
+    gram = measures.gram.tolist()
+    names, merged = list(job.variants), len(job.variants)
+    norms = [math.sqrt(gram[i][i]) for i in range(merged)]
+    merged_norm = abs(factor) * math.sqrt(gram[merged][merged])
+    mean_norm = sum(norms) / merged
+    by_name: dict[str, Callable[[int], float | None]] = {
+        "norms": lambda i: norms[i] * shared,
+        "coverage": lambda i: ratio(factor * gram[i][merged], gram[i][i]),
+    }
+    if job.needs.densities:
+        by_name["kept"] = lambda i: ratio(int(measures.kept[i]), int(measures.nonzero[i]))
+        by_name["tied"] = lambda i: ratio(int(measures.tied[i]), int(measures.nonzero[i]))
+    summary: dict[str, Any] = {
+        what: {name: rounded(value(i)) for i, name in enumerate(names)} for what, value in by_name.items()
+    }
+    summary["cosines"] = {
+        one: {two: rounded(ratio(gram[i][j], norms[i] * norms[j])) for j, two in enumerate(names) if j > i}
+        for i, one in enumerate(names[:-1])
+    }
+    summary["sign_conflict"] = rounded(ratio(measures.conflicting, measures.changed))
+    summary["merged_norm"] = rounded(merged_norm * shared)
+    summary["norm_ratio"] = rounded(ratio(merged_norm, mean_norm))
+    return summary
+
+
+def ratio(numerator: float, denominator: float) -> float | None:
+    """Returns a quotient, None for one by zero."""
+    return numerator / denominator if denominator else None
+
+
+def rounded(value: float | None) -> float | None:
+    """Returns six digits: sums of float32 may depend on blocks and threads in the seventh."""
+    return None if value is None else float(f"{value:.6g}")

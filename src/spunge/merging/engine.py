@@ -1,0 +1,244 @@
+"""The second pass: every block is read, combined by the merger, measured and written where the result goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from spunge import adapter
+from spunge.checkpoint import Checkpoint, Written, new_directory, rewrite
+from spunge.errors import IncompatibleTaskVectors
+from spunge.interfaces import Block, Merger, Progress, silent
+from spunge.merging.diagnostics import Measures, Rounding, summarise
+from spunge.merging.factors import Factors
+from spunge.merging.grams import RETAIN, Grams
+from spunge.merging.job import Job, prepare, provenance
+from spunge.merging.thresholds import find_thresholds
+from spunge.task_vector import FILE, TaskVector, add, create, write_manifest
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """What a merge gives."""
+
+    task_vector: TaskVector
+    """The merged deltas, with λ (and a scale that all variants share) as the scale."""
+    diagnostics: dict[str, Any]
+    """What the merge did to every variant: `overall`, by `layers`, by `tensors`, and `warnings`; JSON values."""
+
+
+def merge(
+    merger: Merger,
+    variants: Mapping[str, TaskVector | str | Path],
+    *,
+    base: Checkpoint | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    grams: Grams | None = None,
+    block: int | None = None,
+    progress: Progress = silent,
+) -> Merged:
+    """Merges task vectors into one that is held in memory.
+
+    Args:
+        merger: The method with its settings.
+        variants: Name → task vector, or a task vector directory, which is streamed.
+        base: The base model's files: needed to trim at the scope of the whole model, and checked against if given.
+        device: Where to compute.
+        seed: What the random draws of dare and della depend on.
+        grams: For mergers that ask for them.
+        block: Elements of each variant combined at once; changes memory and time, never the result.
+        progress: Told of every tensor.
+
+    Raises:
+        IncompatibleTaskVectors: The variants do not belong together or to the base, or hold NaN or infinity.
+        RecipeError: The merger's settings do not fit the variants.
+    """
+    job = prepare(merger, variants, base, device, seed, grams, block)
+    entries = {name: torch.empty(math.prod(shape)) for name, shape in job.shapes.items()}
+
+    def keep(name: str, start: int, values: Tensor) -> None:
+        entries[name][start : start + len(values)] = values
+
+    diagnostics = run(job, keep, progress)
+    shaped = {name: entries[name].reshape(shape) for name, shape in job.shapes.items()}
+    return Merged(TaskVector(shaped, job.scale, provenance(job)), diagnostics)
+
+
+def write(
+    merger: Merger,
+    variants: Mapping[str, TaskVector | str | Path],
+    out: str | Path,
+    *,
+    base: Checkpoint,
+    form: Literal["checkpoint", "task-vector"] = "checkpoint",
+    card: str | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    grams: Grams | None = None,
+    block: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Merges task vectors straight into a new directory, in memory that does not grow with the model.
+
+    Args:
+        merger: The method with its settings.
+        variants: Name → task vector, or a task vector directory.
+        out: The new directory; it must not exist, and exists afterwards only if all went well.
+        base: The base model's files.
+        form: A checkpoint in the base's shard layout, or a task vector.
+        card: The text of the checkpoint's README.md.
+        device: Where to compute.
+        seed: What the random draws of dare and della depend on.
+        grams: For mergers that ask for them.
+        block: Elements of each variant combined at once.
+        progress: Told of every tensor.
+
+    Returns:
+        The diagnostics; of a checkpoint also `rounding`, the share of the delta's energy lost to the base's dtype.
+
+    Raises:
+        IncompatibleTaskVectors: The variants do not belong together or to the base, or hold NaN or infinity.
+        RecipeError: The merger's settings do not fit the variants.
+        ArtifactError: `out` exists or cannot be written.
+    """
+    job = prepare(merger, variants, base, device, seed, grams, block)
+    with new_directory(out) as building:
+        if form == "task-vector":
+            written = Written(create(building / FILE, job.shapes))
+            diagnostics = run(job, written.write, progress)
+            write_manifest(building, {**provenance(job), "diagnostics": diagnostics}, scale=job.scale)
+        else:
+            written = Written(rewrite(base, building, job.shapes.keys()))
+            rounding = Rounding(job.scale)
+
+            def change(name: str, start: int, values: Tensor) -> None:
+                weight = base.place(name).read(start, start + len(values)).to(values.device)
+                changed = add(weight, values, job.scale)
+                rounding.count(weight, values, changed)
+                written.write(name, start, changed)
+
+            diagnostics = run(job, change, progress)
+            diagnostics["rounding"] = rounding.share
+            if card is not None:
+                (building / "README.md").write_text(card, encoding="utf-8")
+        written.verify()
+    return diagnostics
+
+
+def write_adapter(
+    merger: Merger,
+    variants: Mapping[str, TaskVector | str | Path],
+    out: str | Path,
+    *,
+    base: Checkpoint,
+    rank: int = 64,
+    device: str = "cpu",
+    seed: int = 0,
+    grams: Grams | None = None,
+    block: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Merges into a new PEFT adapter: exact if the merger is linear and every variant low-rank, else by SVD.
+
+    Args:
+        merger: As for `write`, and likewise what is not named here.
+        variants: Name → task vector, or a task vector directory.
+        out: The new directory.
+        base: The base model's files.
+        rank: Of an adapter that is an approximation.
+        device: Where to compute.
+        seed: What the random draws of dare and della depend on.
+        grams: For mergers that ask for them.
+        block: Elements of each variant combined at once.
+        progress: Told of every tensor.
+
+    Returns:
+        The diagnostics, with `exact`, and `energy`: the share of the merged delta's that the adapter keeps.
+
+    Raises:
+        IncompatibleTaskVectors: Also if a changed tensor is not the weight of a linear layer.
+        RecipeError: The merger's settings do not fit the variants.
+        ArtifactError: `out` exists or cannot be written.
+    """
+    job = prepare(merger, variants, base, device, seed, grams, block)
+    factors = Factors(job, rank)
+    with new_directory(out) as building:
+        diagnostics = run(job, factors.keep, progress)
+        adapter.save(TaskVector(factors.finished()), building, base=str(base.directory))
+    return {**diagnostics, "exact": factors.exact, "energy": factors.energy}
+
+
+def run(job: Job, keep: Callable[[str, int, Tensor], None], progress: Progress) -> dict[str, Any]:
+    """Combines everything, block by block, and hands it to `keep`; returns the diagnostics."""
+    everywhere = None
+    if job.needs.densities and job.needs.scope != "tensor":
+        everywhere = find_thresholds(job, list(job.shapes), _scope_size(job))
+    tensors: dict[str, Measures] = {}
+    for done, (name, shape) in enumerate(job.shapes.items()):
+        progress("merge", done, len(job.shapes))
+        thresholds = everywhere
+        if job.needs.densities and thresholds is None:
+            thresholds = find_thresholds(job, [name], math.prod(shape))
+        measures = tensors[name] = Measures(len(job.variants))
+        grams = _grams_of(job, name) if job.needs.grams else None
+        for start, stop in job.pieces(name, job.needs.granularity):
+            stacked = job.stacked(name, start, stop)
+            deltas = stacked[:-1]
+            merged = job.merger.combine(
+                Block(
+                    deltas=deltas if job.needs.granularity == "element" else deltas.reshape(_blocked(deltas, shape)),
+                    weights=job.weights,
+                    thresholds=thresholds.kept if thresholds else (),
+                    variants=tuple(job.variants),
+                    tensor=name,
+                    start=start,
+                    seed=job.seed,
+                    grams=grams,
+                )
+            ).reshape(-1)
+            stacked[-1] = merged
+            measures.add(stacked, thresholds)
+            keep(name, start, merged)
+        if not measures.gram.isfinite().all():
+            _refuse_infinite(job, name)
+    progress("merge", len(job.shapes), len(job.shapes))
+    return summarise(job, tensors)
+
+
+def _scope_size(job: Job) -> int:
+    if job.needs.scope == "model":
+        assert job.base is not None
+        return sum(math.prod(place.shape) for place in job.base.places.values() if place.dtype.is_floating_point)
+    return sum(math.prod(shape) for name, shape in job.shapes.items() if _differs(job, name))
+
+
+def _differs(job: Job, name: str) -> bool:
+    """Whether any variant changes this tensor: one that stores nothing but zeros does not."""
+    return any(bool(job.deltas(name, *piece).any()) for piece in job.pieces(name, "element"))
+
+
+def _blocked(deltas: Tensor, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    columns = shape[-1] if len(shape) > 1 else deltas.shape[1]
+    return len(deltas), deltas.shape[1] // columns, columns
+
+
+def _grams_of(job: Job, name: str) -> tuple[Tensor, ...] | None:
+    assert job.grams is not None
+    owners = [*job.variants, RETAIN]
+    if not all(name in job.grams[owner] for owner in owners):
+        return None
+    return tuple(job.grams[owner][name].to(job.device) for owner in owners)
+
+
+def _refuse_infinite(job: Job, name: str) -> None:
+    for start, stop in job.pieces(name, "element"):
+        for variant, delta in zip(job.variants, job.deltas(name, start, stop), strict=True):
+            if not delta.isfinite().all():
+                raise IncompatibleTaskVectors(f"{name}: {variant} holds NaN or infinity; its training diverged?")

@@ -1,0 +1,56 @@
+"""Gram matrices of the inputs of linear layers, for mergers that fit a least-squares problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+Grams = Mapping[str, Mapping[str, Tensor]]
+"""Variant name, or `retain` → parameter name → [in, in]: see `gram_matrices`."""
+
+RETAIN = "retain"
+
+
+@torch.no_grad()
+def gram_matrices(
+    model: torch.nn.Module, names: Mapping[str, str], batches: Iterable[Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Returns the mean of x xᵀ over the inputs x of linear layers, one for each token that is not padding.
+
+    Args:
+        model: The base model.
+        names: The model's parameter name → the checkpoint's, of the matrices wanted; what is no linear layer's weight
+            is passed over.
+        batches: What the model is called with: `input_ids` and `attention_mask`, [batch, tokens].
+
+    Returns:
+        The checkpoint's parameter name → float32 [in, in].
+    """
+    sums: dict[str, Tensor] = {}
+    mask = torch.empty(0)
+    tokens = 0
+
+    def watch(name: str) -> Callable[[torch.nn.Module, tuple[Tensor, ...]], None]:
+        def add_inputs(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen = inputs[0][mask].float()
+            sums[name] = sums.get(name, 0) + seen.T @ seen
+
+        return add_inputs
+
+    modules = dict(model.named_modules())
+    hooks = []
+    for ours, theirs in names.items():
+        module = modules.get(ours.removesuffix(".weight"))
+        if isinstance(module, torch.nn.Linear) and ours.endswith(".weight"):
+            hooks.append(module.register_forward_pre_hook(watch(theirs)))
+    try:
+        for batch in batches:
+            mask = batch["attention_mask"].bool()
+            tokens += int(mask.sum())
+            model(**batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: summed / tokens for name, summed in sums.items()}

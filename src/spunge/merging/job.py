@@ -1,0 +1,188 @@
+"""One merge, prepared: its variants checked against each other, and read block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spunge.checkpoint import Checkpoint
+from spunge.errors import IncompatibleTaskVectors, RecipeError
+from spunge.interfaces import Merger, Needs
+from spunge.merging.grams import RETAIN, Grams
+from spunge.merging.sources import check_base, refuse_twice
+from spunge.task_vector import ROWS, Difference, LowRank, TaskVector, TensorPlace, check_shape
+
+BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
+"""Elements of each variant that are combined at once, by kind of device: what fits a cache, or keeps a GPU busy."""
+
+_INHERITED = ("method", "settings", "seed", "data")  # of each variant's provenance, for the merged one's
+
+
+class _Buffer:
+    """Memory that is used again: fresh pages for every block would cost as much as the arithmetic."""
+
+    def __init__(self) -> None:
+        self._held = torch.empty(0)
+
+    def rows(self, rows: int, columns: int) -> Tensor:
+        if rows * columns > len(self._held):
+            self._held = torch.empty(rows * columns)
+        return self._held[: rows * columns].view(rows, columns)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One merge, checked: everything that the passes over the data need to know."""
+
+    merger: Merger
+    needs: Needs
+    variants: dict[str, TaskVector]
+    shapes: dict[str, tuple[int, ...]]
+    weights: tuple[float, ...]
+    scale: float
+    """What the merged deltas are multiplied by when they are read."""
+    factored: bool
+    """Whether the variants' common scale is part of `scale`, rather than applied to each."""
+    base: Checkpoint | None
+    device: str
+    seed: int
+    grams: Grams | None
+    block: int
+    _buffer: _Buffer = field(default_factory=_Buffer)
+
+    def pieces(self, name: str, granularity: str) -> Iterator[tuple[int, int]]:
+        """Yields the bounds of the blocks of one tensor: whole rows, or the whole tensor, where that is asked for."""
+        shape = self.shapes[name]
+        size = max(math.prod(shape), 1)
+        columns = shape[-1] if len(shape) > 1 else size
+        unit = {"element": 1, "row": columns, "tensor": size}[granularity]
+        if any(isinstance(variant.entries.get(name), LowRank) for variant in self.variants.values()):
+            unit = max(unit, ROWS * columns)  # rows of B · A are made so many at a time
+        step = max(self.block // unit, 1) * unit
+        for start in range(0, math.prod(shape), step):
+            yield start, min(start + step, size)
+
+    def deltas(self, name: str, start: int, stop: int) -> Tensor:
+        """Returns one block: float32 [variants, elements], zeros for a tensor that is not there; gone with the next."""
+        return self.stacked(name, start, stop)[:-1]
+
+    def stacked(self, name: str, start: int, stop: int) -> Tensor:
+        """Returns the same with one more row, for the merged delta."""
+        rows = self._buffer.rows(len(self.variants) + 1, stop - start)
+        base: tuple[TensorPlace, Tensor] | None = None
+        for row, variant in zip(rows[:-1], self.variants.values(), strict=True):
+            entry = variant.entries.get(name)
+            if entry is None:
+                row.zero_()
+                continue
+            if isinstance(entry, Difference):
+                if base is None or base[0] != entry.base:  # variants of one base: its block is read once
+                    base = entry.base, entry.base.read(start, stop).float()
+                torch.sub(entry.changed.read(start, stop).float(), base[1], out=row)
+            else:
+                row.copy_(variant.read(name, start, stop))
+            if not self.factored and variant.scale != 1.0:
+                row.mul_(variant.scale)
+        return rows.to(self.device)
+
+
+def prepare(
+    merger: Merger,
+    variants: Mapping[str, TaskVector | str | Path],
+    base: Checkpoint | None,
+    device: str,
+    seed: int,
+    grams: Grams | None,
+    block: int | None,
+) -> Job:
+    """Opens and checks everything that a merge needs.
+
+    Raises:
+        IncompatibleTaskVectors: The variants do not belong together or to the base.
+        RecipeError: The merger's settings do not fit the variants.
+    """
+    if not variants:
+        raise RecipeError("nothing to merge: name at least one task vector")
+    refuse_twice(variants)
+    opened = {
+        name: variant if isinstance(variant, TaskVector) else TaskVector.open(variant)
+        for name, variant in sorted(variants.items())
+    }
+    unknown = sorted(set(merger.weights) - set(opened))
+    if unknown:
+        raise RecipeError(f"weights: no variant is named {unknown[0]!r}; there are {', '.join(opened)}")
+    weights = tuple(merger.weights.get(name, 1.0) for name in opened)
+    if not any(weights):
+        raise RecipeError("weights: all are zero, so nothing would be merged")
+    needs = merger.needs()
+    if needs.scope == "model" and base is None:
+        raise RecipeError("scope: model counts every weight of the base model, so the base model must be given")
+    if needs.grams and (lacking := [owner for owner in (*opened, RETAIN) if owner not in (grams or {})]):
+        raise RecipeError(f"{type(merger).__name__} needs the Gram matrices of {lacking[0]!r}: merge within a recipe")
+    scales = {variant.scale for variant in opened.values()}
+    factored = len(scales) == 1
+    return Job(
+        merger=merger,
+        needs=needs,
+        variants=opened,
+        shapes=_shapes(opened, base),
+        weights=weights,
+        scale=merger.lambda_ * (scales.pop() if factored else 1.0),
+        factored=factored,
+        base=base,
+        device=device,
+        seed=seed,
+        grams=grams,
+        block=block or BLOCK["cpu" if torch.device(device).type == "cpu" else "cuda"],
+    )
+
+
+def _shapes(variants: Mapping[str, TaskVector], base: Checkpoint | None) -> dict[str, tuple[int, ...]]:
+    """Returns the tensors to merge by name, and checks that all variants fit each other and the base."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    owner: dict[str, str] = {}
+    for variant, task_vector in variants.items():
+        for name in task_vector:
+            shape = tuple(task_vector.shape(name))
+            if base is not None:
+                if name not in base.places:
+                    raise IncompatibleTaskVectors(
+                        f"{variant}: changes {name!r}, which {base.directory} does not have: it is of another model"
+                    )
+                check_shape(name, base.places[name].shape, shape, variant)
+            if shapes.setdefault(name, shape) != shape:
+                raise IncompatibleTaskVectors(
+                    f"{name}: the shape is {list(shapes[name])} in {owner[name]} and {list(shape)} in {variant}"
+                )
+            owner.setdefault(name, variant)
+    check_base(variants, base)
+    if not shapes:
+        raise IncompatibleTaskVectors("no variant changes any weight: there is nothing to merge")
+    return dict(sorted(shapes.items()))
+
+
+def provenance(job: Job) -> dict[str, Any]:
+    """Returns where the merged task vector comes from: method, settings, seed, variants and base."""
+    bases = [v.provenance["base"] for v in job.variants.values() if isinstance(v.provenance.get("base"), Mapping)]
+    made: dict[str, Any] = {
+        "method": job.merger.dump().get("method", type(job.merger).__qualname__),
+        "settings": job.merger.dump(),
+        "seed": job.seed,
+        "variants": {
+            name: {"scale": variant.scale, **{k: v for k, v in variant.provenance.items() if k in _INHERITED}}
+            for name, variant in job.variants.items()
+        },
+    }
+    if bases:
+        tensors = {name: digest for base in bases for name, digest in (base.get("tensors") or {}).items()}
+        made["base"] = {**bases[0], "tensors": tensors}
+    elif job.base is not None:
+        tensors = {name: job.base.digest(name) for name in job.shapes}
+        made["base"] = {"id": str(job.base.directory), "revision": None, "tensors": tensors}
+    return made

@@ -1,0 +1,145 @@
+"""What can be merged: task vectors, adapters and checkpoints, opened by name and checked to be of one base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from spunge import adapter
+from spunge.checkpoint import INDEX, SINGLE, Checkpoint
+from spunge.errors import ArtifactError, IncompatibleTaskVectors, RecipeError
+from spunge.task_vector import FILE, Difference, Entry, TaskVector, check_shape
+
+T = TypeVar("T")
+
+
+def open_variant(path: str | Path, base: Checkpoint) -> TaskVector:
+    """Opens a task vector directory, a PEFT adapter or a Hugging Face checkpoint of the same base, to be streamed.
+
+    Raises:
+        ArtifactError: It is none of these, or damaged.
+        IncompatibleTaskVectors: It does not fit the base model.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ArtifactError(f"{path}: no such directory; a variant is a task vector, an adapter or a checkpoint")
+    if (path / FILE).exists():
+        task_vector = TaskVector.open(path)
+        for name in task_vector:
+            check_shape(name, base.place(name).shape, task_vector.shape(name), str(path))
+        return task_vector
+    if adapter.is_adapter(path):
+        return adapter.read(path, base)
+    if (path / INDEX).exists() or (path / SINGLE).exists():
+        return _difference(Checkpoint.open(path), base)
+    raise ArtifactError(
+        f"{path}: neither a task vector ({FILE}), nor an adapter ({adapter.CONFIG}), nor a checkpoint ({SINGLE})"
+    )
+
+
+def open_variants(paths: Sequence[str | Path], base: Checkpoint) -> dict[str, TaskVector]:
+    """Opens variants under the names of their directories; where two are equal, under their paths as given.
+
+    Raises:
+        IncompatibleTaskVectors: The same directory is named twice, or one does not fit the base model.
+        ArtifactError: One is no variant, or damaged.
+    """
+    names = [Path(path).resolve().name for path in paths]
+    named: dict[str, str | Path] = {}
+    for name, path in zip(names, paths, strict=True):
+        named[name if names.count(name) == 1 else str(path)] = path
+    if len(named) < len(paths):
+        raise IncompatibleTaskVectors("the same variant is named twice; name each once")
+    refuse_twice(named)
+    return {name: open_variant(path, base) for name, path in named.items()}
+
+
+def select(variants: Mapping[str, T], *, only: Sequence[str] = (), without: Sequence[str] = ()) -> dict[str, T]:
+    """Returns some variants by name, in their order: those in `only`, or, if that is empty, all but those in `without`.
+
+    Raises:
+        RecipeError: A name is unknown, both lists are given, or nothing is left.
+    """
+    if only and without:
+        raise RecipeError("--only and --except exclude each other: name what to merge, or what not to")
+    for name in (*only, *without):
+        if name not in variants:
+            raise RecipeError(f"no variant is named {name!r}; there are {', '.join(variants)}")
+    chosen = {name: variant for name, variant in variants.items() if (name in only if only else name not in without)}
+    if not chosen:
+        raise RecipeError("--except leaves nothing to merge: name fewer")
+    return chosen
+
+
+def refuse_twice(variants: Mapping[str, TaskVector | str | Path]) -> None:
+    """Raises IncompatibleTaskVectors if two names stand for the same variant."""
+    seen: dict[Any, str] = {}
+    for name, variant in variants.items():
+        key = id(variant) if isinstance(variant, TaskVector) else Path(variant).resolve()
+        if key in seen:
+            raise IncompatibleTaskVectors(f"variants {seen[key]!r} and {name!r} are the same; name each once")
+        seen[key] = name
+
+
+def check_base(variants: Mapping[str, TaskVector], base: Checkpoint | None) -> None:
+    """Raises IncompatibleTaskVectors unless all variants were made from the same base tensors."""
+    digests: dict[str, tuple[str, str]] = {}
+    undigested: dict[tuple[Any, Any], str] = {}
+    for variant, task_vector in variants.items():
+        made_from = task_vector.provenance.get("base")
+        if not isinstance(made_from, Mapping):
+            continue
+        tensors = made_from.get("tensors") or {}
+        for name, digest in tensors.items():
+            other, seen = digests.setdefault(name, (variant, digest))
+            if seen != digest:
+                raise IncompatibleTaskVectors(f"{name}: {other} and {variant} were made from different base models")
+        if not tensors:
+            undigested[made_from.get("id"), made_from.get("revision")] = variant
+    if len(undigested) > 1:
+        (one, first), (two, second) = list(undigested.items())[:2]
+        raise IncompatibleTaskVectors(
+            f"{first} and {second} were made from different base models: {_at(*one)} and {_at(*two)}"
+        )
+    if base is not None:
+        for name, (variant, digest) in digests.items():
+            if name not in base.places or base.digest(name) != digest:
+                raise IncompatibleTaskVectors(
+                    f"{name}: {variant} was made from another base model than {base.directory}"
+                )
+
+
+def _at(name: Any, revision: Any) -> str:
+    return str(name) if revision is None else f"{name}@{revision}"
+
+
+def _difference(variant: Checkpoint, base: Checkpoint) -> TaskVector:
+    """A checkpoint minus the base: only what differs, found without reading further than the first difference."""
+    missing = [name for name in base.places if name not in variant.places]
+    extra = [name for name in variant.places if name not in base.places]
+    entries: dict[str, Entry] = {}
+    for name, place in sorted(base.places.items()):
+        other = variant.places.get(name)
+        if other is None:
+            continue
+        check_shape(name, place.shape, other.shape, str(variant.directory))
+        if other.equals(place):
+            continue
+        if not (place.dtype.is_floating_point and other.dtype.is_floating_point):
+            raise IncompatibleTaskVectors(f"{name}: {variant.directory} differs in a tensor of {place.dtype}")
+        entries[name] = Difference(other, place)
+    # Tied weights may be stored once or twice, so a tensor may be lacking if it is a copy of one that is there.
+    for name in missing:
+        if not _copied(name, base):
+            raise IncompatibleTaskVectors(f"{variant.directory}: lacks {name!r}, which {base.directory} has")
+    for name in extra:
+        if not _copied(name, variant):
+            raise IncompatibleTaskVectors(f"{variant.directory}: has {name!r}, which {base.directory} lacks")
+    return TaskVector(entries, 1.0, {"settings": {"checkpoint": variant.directory.name}})
+
+
+def _copied(name: str, checkpoint: Checkpoint) -> bool:
+    place = checkpoint.places[name]
+    others = (other for known, other in checkpoint.places.items() if known != name)
+    return any(other.equals(place) for other in others)

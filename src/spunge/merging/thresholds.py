@@ -1,0 +1,156 @@
+"""The first pass, for mergers that trim: the exact k-th largest magnitude in bounded memory, at any scope."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spunge.merging.job import Job
+from spunge.merging.kernels import as_array, count_true, from_bits
+
+_TOP = 0x7FFFFFFF  # above the bits of every finite magnitude
+_BINS, _NARROW = 16, 20  # the bits of a histogram over a wide bracket, and the width of one that is counted at once
+_SAMPLED, _SLICE = 1 << 15, 1 << 11
+_WAITING = 1 << 19  # magnitudes within the bracket that are held before they are counted in a histogram
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What trimming keeps of each variant."""
+
+    kept: tuple[tuple[float, ...], ...]
+    """[variants][densities]: the smallest magnitude that is kept."""
+    largest: tuple[float, ...]
+    """[variants]: the magnitude of the int(density · n)-th largest entry at the first density, at which ties tie."""
+
+
+def find_thresholds(job: Job, names: Sequence[str], size: int) -> Thresholds:
+    """Finds the exact thresholds over some tensors taken as one, of `size` elements with those that nobody changes."""
+    entries = sum(math.prod(job.shapes[name]) for name in names)
+    counts = [max(1, int(density * size)) for density in job.needs.densities]
+    searches = [[_Search(count) for count in counts] for _ in job.variants]
+    if any(count < entries for count in counts):
+        sample, complete = _sample(job, names, entries)
+        for row, drawn in zip(searches, sample, strict=True):
+            for search in row:
+                search.guess(drawn, entries, complete)
+    running = [search for row in searches for search in row if search.count < entries]
+    while running:
+        for name in names:
+            for start, stop in job.pieces(name, "element"):
+                for row, magnitudes in zip(searches, _magnitudes(job, name, start, stop), strict=True):
+                    for search in row:
+                        if search in running:
+                            search.add(magnitudes)
+        running = [search for search in running if not search.narrow()]
+    exclude = job.needs.threshold_ties == "exclude"
+    kept = tuple(tuple(from_bits(search.smallest_kept(exclude)) for search in row) for row in searches)
+    return Thresholds(kept, tuple(from_bits(row[0].found) for row in searches))
+
+
+class _Search:
+    """Finds the `count`-th largest of one variant's magnitudes, exactly, in memory that does not grow with them.
+
+    Magnitudes are taken as the integers that their float32 bits spell: the order is the same. Those in a bracket are
+    counted bin by bin, the bracket narrows to the bin that holds the wanted one, and so on until a bin is one float:
+    at most two passes over the data, and mostly one, since a sample tells roughly where to look.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.found = 0
+        """The `count`-th largest magnitude's bits; 0 as long as everything that is not zero is kept."""
+        self._over = False
+        self._look(0, _TOP)
+
+    def guess(self, sample: np.ndarray, entries: int, complete: bool) -> None:
+        """Sets the first bracket by a sample of the entries."""
+        rank = self.count * len(sample) / entries
+        margin = 0 if complete else 4 * math.sqrt(max(rank * (1 - rank / len(sample)), 0)) + 1
+        low, high = len(sample) - math.ceil(rank + margin), len(sample) - math.floor(rank - margin)
+        wanted = [max(low, 0), min(high, len(sample) - 1)]
+        lower, upper = np.partition(sample, wanted)[wanted].tolist()
+        self._look(lower if low >= 0 else 0, upper + 1 if high < len(sample) or complete else _TOP)
+
+    def add(self, magnitudes: Tensor) -> None:
+        """Counts one block."""
+        bits = as_array(magnitudes)
+        self._above += count_true(bits >= self._high)
+        within = (bits >= self._low) & (bits < self._high)
+        inside = bits.compress(within) if isinstance(bits, np.ndarray) else bits[within].cpu().numpy()
+        self._pending.append(inside)
+        self._inside += len(inside)
+        self._waiting += len(inside)
+        if self._waiting >= _WAITING:
+            self._count_pending()
+
+    def narrow(self) -> bool:
+        """Looks at what was counted; True if the magnitude is found, else another pass is needed."""
+        if not self._above < self.count <= self._above + self._inside:
+            assert (self._low, self._high) != (0, _TOP), "there are at least `count` entries"
+            self._look(0, _TOP)  # the sample misled: start over without it
+            return False
+        if self._histogram is None:  # so few that all are still at hand
+            inside = np.concatenate(self._pending)
+            place = self._above + len(inside) - self.count
+            self.found = int(np.partition(inside, place)[place])
+            self._over = self._above + count_true(inside >= self.found) > self.count
+            return True
+        if self._pending:
+            self._count_pending()
+        from_top = np.cumsum(self._histogram[::-1]) + self._above
+        position = int(np.searchsorted(from_top, self.count))
+        low = self._low + (len(self._histogram) - 1 - position << self._shift)
+        if self._shift:
+            self._look(low, min(low + (1 << self._shift), _TOP))
+            return False
+        self.found = low
+        self._over = from_top[position] > self.count
+        return True
+
+    def smallest_kept(self, exclude: bool) -> int:
+        """Returns the smallest magnitude to keep: never zero, and above a tie if that is to be excluded."""
+        return max(self.found + (1 if exclude and self._over else 0), 1)
+
+    def _look(self, low: int, high: int) -> None:
+        self._low, self._high = low, high
+        span = high - low
+        # A narrow bracket is counted float by float at once; a wide one in bins.
+        self._shift = 0 if span <= 1 << _NARROW else max((span - 1).bit_length() - _BINS, 0)
+        self._bins = ((span - 1) >> self._shift) + 1
+        self._histogram: np.ndarray | None = None
+        self._above = self._inside = self._waiting = 0
+        self._pending: list[np.ndarray] = []
+
+    def _count_pending(self) -> None:
+        bins = (np.concatenate(self._pending) - self._low) >> self._shift
+        counts = np.bincount(bins, minlength=self._bins)
+        self._histogram = counts if self._histogram is None else self._histogram + counts
+        self._pending, self._waiting = [], 0
+
+
+def _sample(job: Job, names: Sequence[str], entries: int) -> tuple[list[np.ndarray], bool]:
+    """Returns magnitudes of each variant from evenly spaced places, and whether these are all there are."""
+    complete = entries <= _SAMPLED
+    step = 1 if complete else entries * _SLICE // _SAMPLED
+    pieces: list[Tensor] = []
+    offset = 0
+    for name in names:
+        size = math.prod(job.shapes[name])
+        if complete:
+            pieces.append(_magnitudes(job, name, 0, size).clone())
+        else:
+            for start in range(-offset % step, size, step):
+                pieces.append(_magnitudes(job, name, start, min(start + _SLICE, size)).clone())
+        offset += size
+    return list(torch.cat(pieces, 1).cpu().numpy()), complete
+
+
+def _magnitudes(job: Job, name: str, start: int, stop: int) -> Tensor:
+    """The bits of each delta's magnitude, as integers: for floats of one sign they are in the same order."""
+    return job.deltas(name, start, stop).abs_().view(torch.int32)
