@@ -51,6 +51,18 @@ def test_run_twice_then_report(world: dict[str, Any], write_recipe: Write, tmp_p
     assert page.read_bytes() == before
 
 
+def test_a_sweep_retrains_nothing_and_compares(world: dict[str, Any], write_recipe: Write, tmp_path: Path) -> None:
+    write_recipe({**world, "controls": []})
+    done = spunge("run", "recipe.yaml", "--sweep", "merge.density=0.2,0.9", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "runs" / "tiny-merge.density-0.9" / "manifest.json").read_text())
+    computed = {stage["name"] for stage in manifest["stages"] if stage["status"] == "computed"}
+    assert computed == {"spunge", "spunge on hazards"}
+    assert (tmp_path / done.stdout.split("sweep: ")[1].strip()).is_file()
+    refused(spunge("run", "recipe.yaml", "--sweep", "merge.density=", cwd=tmp_path), "write key=v1,v2")
+    refused(spunge("run", "recipe.yaml", "--sweep", "merge.densty=1,2", cwd=tmp_path), "did you mean 'density'")
+
+
 def test_single_steps_without_a_recipe(world: dict[str, Any], write_recipe: Write, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -103,11 +105,17 @@ def run(
     out: Out = Path("runs"),
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes to run independent tasks in.")] = 1,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Run seeds 0 … N−1.")] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option("--sweep", help="key=v1,v2,…: one run a value or combination.")
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = None,
     quiet: Quiet = False,
 ) -> None:
     """Splits, unlearns, merges, evaluates and reports; what is there already is not computed again."""
+    if sweep:
+        _sweep(recipe, words, sweep, out=out, jobs=jobs, seeds=seeds, device=device, dtype=dtype, quiet=quiet)
+        return
     experiment = _read(recipe, words, seeds)
     from spunge import pipeline
 
@@ -428,6 +436,32 @@ def schema() -> None:
     from spunge import experiment
 
     typer.echo(json.dumps(experiment.schema(), indent=1, ensure_ascii=False))
+
+
+def _sweep(recipe: str, words: Sequence[str] | None, sweep: Sequence[str], *, out: Path, **options: Any) -> None:
+    """Runs every combination under a name of its own, on one store, so that only what a value changes is computed."""
+    from spunge import experiment
+    from spunge import report as reports
+
+    axes = []
+    for word in sweep:
+        key, equals, values = word.partition("=")
+        if not equals or not experiment.SETTING.match(word) or not all(values.split(",")):
+            raise RecipeError(f"--sweep {word!r}: write key=v1,v2, such as merge.density=0.1,0.2")
+        axes.append([f"{key}={value}" for value in values.split(",")])
+    name = _read(recipe, words, options["seeds"]).name
+    points = {
+        re.sub(r"[^A-Za-z0-9._-]+", "-", f"{name}-{'-'.join(point)}")[:100]: [*(words or []), *point]
+        for point in itertools.product(*axes)
+    }
+    for named, settings in points.items():  # a mistake in any of them is found before the first is run
+        _read(recipe, [*settings, f"name={named}"], options["seeds"])
+    for named, settings in points.items():
+        run(recipe, [*settings, f"name={named}"], out=out, **options)
+    if len(points) > 1:
+        page = reports.compare([out / named for named in points], out / f"{name}-sweep")
+        if not options["quiet"]:
+            screen.print(f"sweep: {page}", markup=False, soft_wrap=True)
 
 
 def _read(recipe: str, words: Sequence[str] | None, seeds: int | None) -> Experiment:
