@@ -175,8 +175,7 @@ def unlearn(
     from spunge.data import Source, column_names
     from spunge.unlearn import AnyUnlearner
 
-    settings, others = _sorted(words)
-    _no_others(others)
+    settings = _settings(words)
     unlearner = recipes.validate(AnyUnlearner, {"method": method, **settings}, "unlearn")
     columns = {"text": text_column, "prompt": prompt_column, "response": response_column}
     topics: dict[str, list[Source]] = {}
@@ -294,8 +293,7 @@ def finetune(
     from spunge import standalone
     from spunge.tuning import Tuning
 
-    settings, others = _sorted(words)
-    _no_others(others)
+    settings = _settings(words)
     with _watch(quiet) as progress:
         standalone.finetune(
             model=model,
@@ -329,8 +327,7 @@ def search(
     from spunge import standalone
     from spunge.unlearn import AdaptiveRMU
 
-    settings, others = _sorted(words)
-    _no_others(others)
+    settings = _settings(words)
     if not all(part.isdecimal() for part in layers.split(",")):
         raise RecipeError(f"--layers {layers}: write numbers with commas, such as 3,5,7")
     numbers = [int(part) for part in layers.split(",")]
@@ -372,8 +369,7 @@ def train_classifier(
     from spunge.evaluate.train_classifier import ClassifierTraining
     from spunge.evaluate.train_classifier import train_classifier as train
 
-    given, others = _sorted(words)
-    _no_others(others)
+    given = _settings(words)
     settings = recipes.validate(ClassifierTraining, given, "train-classifier")
     rows = data.load(_sources(text, {"text": text_column}))
     with _watch(quiet) as progress:
@@ -480,9 +476,11 @@ def _sorted(words: Sequence[str] | None) -> tuple[dict[str, Any], list[str]]:
     return experiment.parse_settings(settings), others
 
 
-def _no_others(others: Sequence[str]) -> None:
+def _settings(words: Sequence[str] | None) -> dict[str, Any]:
+    settings, others = _sorted(words)
     if others:
         raise RecipeError(f"{others[0]!r} is not a setting: write key=value")
+    return settings
 
 
 def _sources(paths: Sequence[str], columns: Mapping[str, str | None]) -> list[Source]:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,12 @@ class Corpus:
             return [None] * len(self)
         return self.rows[MAX_LENGTH].to_list()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """The sha256 of everything an unlearner may read, in order."""
         return _digest(self.rows.select([name for name in CONTENT if name in self.rows.columns]))
 
-    @property
+    @cached_property
     def full_fingerprint(self) -> str:
         """The sha256 of every column, attributes included: what a splitter or an evaluator may read."""
         return _digest(self.rows.select(sorted(self.rows.columns)))

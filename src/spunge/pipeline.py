@@ -20,12 +20,12 @@ from spunge.errors import ArtifactError, DataError, RecipeError
 from spunge.executors import Executor, Task
 from spunge.executors.local import Local
 from spunge.experiment import Experiment, ForgetSet
-from spunge.interfaces import Evaluator, Merger, Progress, Splitter, scale_of, silent
+from spunge.interfaces import Evaluator, Merger, Progress, Splitter, Work, scale_of, silent
+from spunge.language_model import Resident
+from spunge.report.artifacts import FORMAT
 from spunge.split import AtRandom
 from spunge.stages import Base, Evaluate, Merge, Split, Unlearn, Variant, digest
 from spunge.store import Artifact, Store, derived_seed, key, replace_text
-
-FORMAT = 1
 
 
 def flow(experiment: Experiment, executor: Executor) -> tuple[list[Variant], list[tuple[Variant, Artifact]]]:
@@ -178,7 +178,11 @@ class Planned:
         inputs = task.inputs
         found = self.store.find(task.stage, inputs)
         if found is None and isinstance(task, Split):
-            found = Artifact(Path(), {"key": key(task.stage, inputs), "subsets": task.names()}, reused=False)
+            found = Artifact(
+                Path(),
+                {"key": key(task.stage, inputs), "subsets": task.names(Work(Resident(), Path(), Path()))},
+                reused=False,
+            )
         self.steps.append({
             "stage": task.stage, "name": task.name, "seed": task.seed, "key": key(task.stage, inputs),
             "status": "reused" if found is not None and found.reused else "computed",

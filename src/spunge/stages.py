@@ -80,9 +80,9 @@ class Split:
         seeded = {"seed": self.seed} if isinstance(self.splitter, AtRandom) else {}
         return {"splitter": identity(self.splitter), "rows": self.forget.full_fingerprint, **seeded}
 
-    def names(self, work: Work | None = None) -> dict[str, list[int]]:
+    def names(self, work: Work) -> dict[str, list[int]]:
         """Returns subset name → row indices, in order of the rows."""
-        work = work or Work(None, Path(), Path(), derived_seed(self.seed, "split", self.name))  # pyright: ignore[reportArgumentType]
+        work = replace(work, seed=derived_seed(self.seed, "split", self.name))
         subsets: dict[str, list[int]] = {name: [] for name in getattr(self.splitter, "declared", ())}
         for index, names in enumerate(self.splitter.split(self.forget, self.base.model, work)):
             for name in names:
@@ -91,7 +91,7 @@ class Split:
 
     def make(self, work: Work) -> Mapping[str, Any]:
         """Notes the subsets in the manifest."""
-        return {"subsets": self.names()}
+        return {"subsets": self.names(work)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from spunge.errors import RecipeError, SpungeError, TrainingDiverged
 from spunge.interfaces import Evaluator, Merger, Progress, Unlearner, Work, scale_of
 from spunge.language_model import LanguageModel, Resident
 from spunge.pipeline import choose_device, environment
+from spunge.report.artifacts import FORMAT
 from spunge.stages import Base, Evaluate, Unlearn, Variant
 from spunge.steering import SteeredUnlearner
 from spunge.store import Artifact, key
@@ -138,7 +139,7 @@ def evaluate(
         items = pl.concat(tables).select(pl.lit(name).alias("variant"), pl.lit(0).alias("seed"), pl.all())
         items.write_parquet(directory / "items.parquet")
         manifest = {
-            "format": 1, "experiment": out.name, "status": "done",
+            "format": FORMAT, "experiment": out.name, "status": "done",
             "model": {"id": model, "revision": None, "digest": base.digest}, "seeds": [0],
             "suites": [evaluator.described for evaluator in evaluators],
             "variants": [{"name": name, "kind": variant.kind, "subset": None, "seed": 0}],

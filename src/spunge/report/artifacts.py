@@ -13,20 +13,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from ruamel.yaml import YAML, YAMLError
 
 from spunge.errors import ArtifactError
+from spunge.interfaces import ITEM_SCHEMA
 
 FORMAT = 1
 
-ITEM_COLUMNS = {
-    "variant": pl.String,
-    "seed": pl.Int64,
-    "suite": pl.String,
-    "task": pl.String,
-    "item": pl.String,
-    "attributes": pl.String,
-    "metric": pl.String,
-    "value": pl.Float64,
-    "text": pl.String,
-}
+ITEM_COLUMNS = {"variant": pl.String, "seed": pl.Int64, **ITEM_SCHEMA}
 
 
 class _Record(BaseModel):
