@@ -114,6 +114,7 @@ def test_single_steps_without_a_recipe(world: dict[str, Any], write_recipe: Writ
         (["run", "recipe.yaml", "model.id=nowhere"], r"nowhere: neither a local directory nor"),
         (["run", "recipe.yaml", "split.column=domian"], r"no column 'domian'; columns are text, domain, level"),
         (["run", "recipe.yaml", "--out", "forget.jsonl"], r"cannot be written"),
+        (["train-classifier", "--data", "forget.jsonl", "--label", "levle > 2", "--out", "new"], r"--label: .*levle"),
         (["demo", "cooking"], r"'cooking' is no scenario"),
         (["merge", "--base", "MODEL", "nothing", "--out", "new"], r"nothing"),
         (["merge", "--base", "MODEL", "--out", "new"], r"nothing to merge"),

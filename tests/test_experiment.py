@@ -87,6 +87,7 @@ def test_a_subset_or_the_joint_run_may_differ() -> None:
     [
         ("alpha: 1200", "alhpa: 1200", r"r\.yaml:10:3: unlearn\.alhpa: unknown setting; did you mean 'alpha'\?"),
         ("alpha: 1200", "alpha: -3", r"r\.yaml:10:3: unlearn\.alpha: .*greater than or equal to 0 \(got -3\)"),
+        ("alpha: 1200", "alpha: true", r"r\.yaml:7:1: unlearn: alpha is true, and should be a number"),
         ("density: 0.2", "density: much", r"r\.yaml:12:23: merge\.density: .*\(got 'much'\)"),
         ("name: mine", "name: ../mine", r"r\.yaml:1:1: name: must be letters"),
         ("name: mine", "name: store", r"name: is the store's own directory"),

@@ -373,7 +373,7 @@ def train_classifier(
     settings = recipes.validate(ClassifierTraining, given, "train-classifier")
     rows = data.load(_sources(text, {"text": text_column}))
     with _watch(quiet) as progress:
-        done = train(rows.texts, rows.holds(label), out, settings=settings, seed=seed, progress=progress)
+        done = train(rows.texts, rows.holds(label, of="--label"), out, settings=settings, seed=seed, progress=progress)
     if not quiet:
         screen.print(f"{out}: AUC {done.auc:.3f}, accuracy {done.accuracy:.3f} on {done.held_out} held-out rows")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Settings(BaseModel):
@@ -17,6 +17,23 @@ class Settings(BaseModel):
     version: ClassVar[int] = 1
     """Bumped whenever the same settings begin to give another result; part of every store key."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_not_one(cls, given: Any) -> Any:
+        """Pydantic takes `layer: true` for layer 1; a recipe that says so is mistaken."""
+        for name, field in cls.model_fields.items() if isinstance(given, dict) else ():
+            value = given.get(name, given.get(field.alias))
+            kinds = _kinds(field.annotation)
+            if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
+                raise ValueError(f"{field.alias or name} is {str(value).lower()}, and should be a number")
+        return given
+
     def dump(self) -> dict[str, Any]:
         """Returns the settings as plain JSON values, under the names that a recipe uses."""
         return self.model_dump(mode="json", by_alias=True)
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation is a union of."""
+    parts = get_args(annotation)
+    return set().union(*map(_kinds, parts)) if parts else {annotation}
