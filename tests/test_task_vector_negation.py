@@ -8,13 +8,15 @@ import torch
 from training_models import answers, save_model, texts, work_in
 from transformers import AutoModelForCausalLM
 
-from spunge import adapter, training
+from spunge import adapter, losses, training
 from spunge.checkpoint import export
 from spunge.data import Corpus
 from spunge.errors import IncompatibleTaskVectors, RecipeError, TrainingDiverged
 from spunge.interfaces import Work, scale_of
 from spunge.language_model import Resident, checkpoint_names
 from spunge.task_vector import LowRank, TaskVector
+from spunge.training import state
+from spunge.training import trainee as trainees
 from spunge.tuning import Lora
 from spunge.unlearn.task_vector_negation import TaskVectorNegation
 
@@ -179,7 +181,7 @@ def test_the_base_dropout_stays_off_and_the_adapter_dropout_is_on(tmp_path):
     batch = training.collate(rows, range(10), pad=0, device="cpu")
     with torch.no_grad():
         logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, -batch.labels.shape[1] - 1 : -1]
-    assert runs["none"]["loss"] == pytest.approx(float(training.losses.cross_entropy(logits, batch.labels)), rel=1e-5)
+    assert runs["none"]["loss"] == pytest.approx(float(losses.cross_entropy(logits, batch.labels)), rel=1e-5)
     assert runs["some"]["gradient_norm"] != runs["none"]["gradient_norm"]
     assert runs["some"] == runs["again"]
 
@@ -205,7 +207,7 @@ def test_negation_unlearns(base, tmp_path):
             batch = training.collate(rows, range(len(rows)), pad=0, device="cpu")
             with torch.no_grad():
                 return float(
-                    training.losses.cross_entropy(
+                    losses.cross_entropy(
                         model(batch.ids, batch.mask).logits[:, -batch.labels.shape[1] - 1 : -1], batch.labels
                     )
                 )
@@ -264,7 +266,7 @@ def test_an_adapter_holds_no_dense_delta(tmp_path):
 @pytest.mark.parametrize("lora", [Lora(rank=2, dropout=0.3), None])
 @pytest.mark.parametrize("killed_after", [1, 4, 7])
 def test_a_killed_run_ends_in_the_same_bytes(base, tmp_path, monkeypatch, lora, killed_after):
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(state, "SAVE_SECONDS", 0)
     method = TaskVectorNegation(lora=lora, epochs=3, batch_size=2, accumulation=2, learning_rate=1e-2, warmup=0.2)
     unbroken = work_in(tmp_path / "unbroken", seed=5)
     expected = method.unlearn(base, texts(), None, unbroken)
@@ -293,7 +295,7 @@ def test_a_killed_run_ends_in_the_same_bytes(base, tmp_path, monkeypatch, lora, 
 
 
 def test_the_state_of_another_training_is_not_taken_up(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(state, "SAVE_SECONDS", 0)
     TaskVectorNegation().unlearn(base, texts(), None, work_in(tmp_path / "a"))
     method = TaskVectorNegation(learning_rate=3e-3)
     fresh = method.unlearn(base, texts(), None, work_in(tmp_path / "b"))
@@ -345,10 +347,10 @@ def test_weights_that_match_nothing(base, tmp_path):
     [(Lora(), "the checkpoint does not hold model.layers.1.self_attn.v_proj as such"), (None, "v_proj.weight as such")],
 )
 def test_what_cannot_be_stored_is_not_trained(base, tmp_path, monkeypatch, lora, message):
-    real = training.checkpoint_names
+    real = trainees.checkpoint_names
     unstored = "model.layers.1.self_attn.v_proj.weight"  # as when a checkpoint keeps its experts apart
     monkeypatch.setattr(
-        training, "checkpoint_names", lambda *given: {ours: t for ours, t in real(*given).items() if ours != unstored}
+        trainees, "checkpoint_names", lambda *given: {ours: t for ours, t in real(*given).items() if ours != unstored}
     )
     with pytest.raises(RecipeError, match=message):
         TaskVectorNegation(lora=lora).unlearn(base, texts(), None, work_in(tmp_path))
@@ -367,13 +369,13 @@ def test_a_tied_head_takes_no_adapter(tmp_path):
 
 
 def test_divergence_names_the_last_good_step(base, tmp_path, monkeypatch):
-    real, calls = training.losses.cross_entropy, []
+    real, calls = losses.cross_entropy, []
 
     def diverging(logits, labels):
         calls.append(1)
         return real(logits, labels) * (math.nan if len(calls) == 3 else 1)
 
-    monkeypatch.setattr(training.losses, "cross_entropy", diverging)
+    monkeypatch.setattr(losses, "cross_entropy", diverging)
     work = work_in(tmp_path)
     model, _ = work.resident.base(base)
     before = snapshot(model)

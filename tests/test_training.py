@@ -12,9 +12,11 @@ import torch
 from training_models import WORDS, answers, save_model, texts, work_in
 from transformers import AutoModelForCausalLM, get_scheduler
 
-from spunge import training
+from spunge import losses, training
 from spunge.data import MAX_LENGTH, Corpus
 from spunge.errors import ArtifactError, DataError, TrainingDiverged
+from spunge.interfaces import Work
+from spunge.training import state
 from spunge.tuning import Lora, Tuning
 from spunge.unlearn.gradient_difference import GradientDifference
 from spunge.unlearn.task_vector_negation import TaskVectorNegation
@@ -165,7 +167,7 @@ def test_length_sorted_batches_hold_every_row_once_and_less_padding(tokenizer):
     padding = {}
     for sort in (False, True):
         settings = Tuning(batch_size=4, epochs=2, accumulation=3, length_sorted=sort)
-        plan = training._plan([term], settings, torch.Generator().manual_seed(0))
+        plan = training.plan([term.rows], settings, torch.Generator().manual_seed(0))
         batches = [batch for (step,) in plan for batch in step]
         assert [len(step) for (step,) in plan] == [3, 3, 3, 1] * 2
         for epoch in (batches[:10], batches[10:]):
@@ -181,7 +183,9 @@ def test_length_sorted_batches_hold_every_row_once_and_less_padding(tokenizer):
 def test_a_shorter_retain_set_comes_round(tokenizer):
     forget, retain = (training.encode(texts(count), tokenizer, max_length=64) for count in (9, 4))
     terms = [training.Term(name, rows, lambda batch: batch.ids.sum()) for name, rows in (("f", forget), ("r", retain))]
-    plan = training._plan(terms, Tuning(batch_size=2, max_steps=4), torch.Generator().manual_seed(0))
+    plan = training.plan(
+        [term.rows for term in terms], Tuning(batch_size=2, max_steps=4), torch.Generator().manual_seed(0)
+    )
     assert len(plan) == 4
     supplied = [batch for _, step in plan for batch in step]
     for turn in (supplied[:2], supplied[2:]):
@@ -233,7 +237,7 @@ def test_the_floor_chooses_the_most_forgetful_of_the_useful_steps(base, tmp_path
 
 
 def test_a_probed_run_resumes(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(state, "SAVE_SECONDS", 0)
     method = GradientDifference(
         epochs=4, batch_size=5, probe_rows=3, probe_every=1, utility_floor=0.3, learning_rate=1e-2, schedule="constant"
     )
@@ -249,7 +253,7 @@ def test_a_probed_run_resumes(base, tmp_path, monkeypatch):
 
     work = work_in(tmp_path / "broken")
     with pytest.raises(Killed):
-        method.unlearn(base, *given, training.Work(work.resident, work.output, work.scratch, progress=kill))
+        method.unlearn(base, *given, Work(work.resident, work.output, work.scratch, progress=kill))
     resumed = method.unlearn(base, *given, work)
     assert all(torch.equal(resumed.delta(name), expected.delta(name)) for name in expected)
 
@@ -265,7 +269,7 @@ def test_fine_tuning_writes_a_checkpoint_that_has_learnt(base, tmp_path):
         model = AutoModelForCausalLM.from_pretrained(directory).eval()
         with torch.no_grad():
             logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, -batch.labels.shape[1] - 1 : -1]
-        found[name] = float(training.losses.cross_entropy(logits, batch.labels))
+        found[name] = float(losses.cross_entropy(logits, batch.labels))
     assert found["tuned"] < 0.5 < 3 < found["base"]
     with pytest.raises(ArtifactError, match="tuned: exists already"):
         training.finetune(Tuning(), base, given, out, work)
@@ -283,11 +287,11 @@ sys.path.insert(0, sys.argv[3])
 import torch
 torch.set_num_threads(1)
 from training_models import texts
-from spunge import training
+from spunge.training import state
 from spunge.interfaces import Work
 from spunge.language_model import LanguageModel, Resident
 from spunge.unlearn.task_vector_negation import TaskVectorNegation
-training.SAVE_SECONDS = 0
+state.SAVE_SECONDS = 0
 root = Path(sys.argv[1])
 
 def slowly(what, done, total, /, **figures):

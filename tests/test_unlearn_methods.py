@@ -228,6 +228,14 @@ def test_circuit_breaker_names_the_layers_there_are(base, resident, tmp_path):
         CircuitBreaker().unlearn(base, FORGET, None, work)
 
 
+def test_a_recipe_names_only_what_differs_from_a_methods_own_adapter():
+    assert CircuitBreaker.model_validate({"lora": {"rank": 8}}).lora == Lora(
+        rank=8, dropout=0.05, target_modules="all-linear"
+    )
+    assert CircuitBreaker.model_validate({"lora": None}).lora is None
+    assert NPO.model_validate({"lora": {"rank": 8}}).lora == Lora(rank=8)
+
+
 def test_the_states_are_the_layers_outputs(base, resident, tmp_path):
     model, tokenizer = resident.base(base)
     rows = training.encode(FORGET, tokenizer, max_length=64)

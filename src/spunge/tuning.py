@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from spunge.settings import Settings
 
@@ -76,6 +77,12 @@ class Tuning(Settings):
     is trained is float32 in any case."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time, the same result."""
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _name_only_what_differs(cls, value: Any) -> Any:
+        default = cls.model_fields["lora"].default
+        return {**default.model_dump(), **value} if isinstance(value, Mapping) and default else value
 
     @model_validator(mode="after")
     def _parameters_are_weights(self) -> Tuning:

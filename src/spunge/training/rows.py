@@ -1,0 +1,192 @@
+"""Rows as tokens, tokens as padded batches, and the order of a whole run's batches, drawn before it starts."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from spunge import losses
+from spunge.data import Corpus
+from spunge.errors import DataError
+from spunge.tuning import Tuning
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SORTING_WINDOW = 50
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A row as tokens, of which those from `start` on count in the loss."""
+
+    ids: array[int]
+    start: int
+
+    @property
+    def counted(self) -> int:
+        """The number of tokens that are predicted; nothing predicts the first."""
+        return len(self.ids) - max(self.start, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows padded on the right to the longest."""
+
+    ids: Tensor
+    """[B, T]"""
+    mask: Tensor
+    """[B, T], 1 where there is a token."""
+    labels: Tensor
+    """[B, K], what the last K + 1 positions but the very last should predict, from the first position that counts in
+    any row; `losses.IGNORE` does not count."""
+    indices: list[int]
+    """Where the rows stand in the list they were taken from."""
+
+    @property
+    def counted(self) -> Tensor:
+        """[B, T], true at the tokens that the labels are, in their own places."""
+        return nn.functional.pad(self.labels != losses.IGNORE, (self.ids.shape[1] - self.labels.shape[1], 0))
+
+
+def encode(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    long_texts: Literal["truncate", "chunk"] = "truncate",
+    response: str = "response",
+) -> list[Encoded]:
+    """Turns rows into tokens.
+
+    A `text` counts whole; one of a single token, which nothing predicts, is left out. Of a prompt and its response only
+    the response counts, ended by the end-of-text token; the two are laid out by the tokenizer's chat template when it
+    has one, and joined by a space otherwise.
+
+    Args:
+        corpus: The rows.
+        tokenizer: The base model's.
+        max_length: The most tokens of a row; a row's source may set fewer.
+        long_texts: Whether the rest of a long text is dropped or becomes rows of its own.
+        response: The column of the responses.
+
+    Raises:
+        DataError: There is no such column, or nothing to predict.
+    """
+    limits = [min(own or max_length, max_length) for own in corpus.max_lengths]
+    if "text" in corpus.rows.columns and response == "response":
+        rows = []
+        for ids, limit in zip(_tokenize(tokenizer, corpus.texts), limits, strict=True):
+            stop = len(ids) if long_texts == "chunk" else min(limit, len(ids))
+            pieces = (ids[at : min(at + limit, stop)] for at in range(0, stop, limit))
+            rows += [Encoded(array("i", piece), 0) for piece in pieces if len(piece) > 1]
+        if not rows:
+            raise DataError("no text has two tokens or more: there is nothing to predict")
+        return rows
+    rows = [
+        Encoded(row.ids[:limit], row.start)
+        for row, limit in zip(_conversations(corpus, tokenizer, response), limits, strict=True)
+    ]
+    for number, (row, limit) in enumerate(zip(rows, limits, strict=True), 1):
+        if row.counted < 1:
+            raise DataError(
+                f"row {number}: the prompt alone fills the {limit} tokens of max_length; raise it or remove the row"
+            )
+    return rows
+
+
+def _conversations(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, response: str) -> list[Encoded]:
+    for column in ("prompt", response):
+        if column not in corpus.rows.columns:
+            raise DataError(f"no column {column!r}; columns are {', '.join(corpus.rows.columns)}")
+        if corpus.rows[column].null_count():
+            row = int(corpus.rows[column].is_null().arg_true()[0]) + 1
+            raise DataError(f"row {row} has no {column!r}; fill it in or remove the row")
+    prompts, responses = corpus.rows["prompt"].to_list(), corpus.rows[response].to_list()
+    chat = bool(tokenizer.chat_template)
+    if chat:
+        asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        told = [
+            [*turn, {"role": "assistant", "content": answer}] for turn, answer in zip(asked, responses, strict=True)
+        ]
+        openings = [str(tokenizer.apply_chat_template(t, tokenize=False, add_generation_prompt=True)) for t in asked]
+        wholes = [str(tokenizer.apply_chat_template(turns, tokenize=False)) for turns in told]
+    else:
+        openings = prompts
+        wholes = [f"{prompt} {answer}" for prompt, answer in zip(prompts, responses, strict=True)]
+    end: Any = tokenizer.eos_token_id
+    rows = []
+    for opening, ids in zip(
+        _tokenize(tokenizer, openings, special=not chat), _tokenize(tokenizer, wholes, special=not chat), strict=True
+    ):
+        # A token that straddles prompt and response belongs to the response: the common prefix ends before it.
+        start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(opening, ids, strict=False)))
+        ending = [] if chat or end is None or ids[-1] == end else [end]
+        rows.append(Encoded(array("i", [*ids, *ending]), start))
+    return rows
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool = True) -> Iterator[list[int]]:
+    for some in cut(list(texts), 1000):
+        yield from tokenizer(some, add_special_tokens=special, verbose=False)["input_ids"]  # pyright: ignore[reportReturnType]
+
+
+def collate(rows: Sequence[Encoded], indices: Sequence[int], *, pad: int, device: str) -> Batch:
+    """Pads the rows with these indices into one batch."""
+    chosen = [rows[index] for index in indices]
+    width = max(len(row.ids) for row in chosen)
+    ids = torch.full((len(chosen), width), pad)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, losses.IGNORE)
+    for place, row in enumerate(chosen):
+        tokens = torch.tensor(row.ids)
+        ids[place, : len(tokens)] = tokens
+        mask[place, : len(tokens)] = 1
+        labels[place, row.start : len(tokens)] = tokens[row.start :]
+    first = min(max(row.start, 1) for row in chosen)
+    return Batch(ids.to(device), mask.to(device), labels[:, first:].to(device), list(indices))
+
+
+Step = tuple[list[list[int]], ...]
+"""For every term, the batches of one step, each a list of row indices."""
+
+
+def plan(terms: Sequence[Sequence[Encoded]], settings: Tuning, generator: torch.Generator) -> list[Step]:
+    """Draws every batch of the run beforehand, so that a resumed run knows what comes next."""
+
+    def epoch(rows: Sequence[Encoded]) -> list[list[int]]:
+        size = settings.batch_size
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        if not settings.length_sorted:
+            return cut(order, size)
+        alike = [
+            index
+            for window in cut(order, size * _SORTING_WINDOW)
+            for index in sorted(window, key=lambda index: len(rows[index].ids))
+        ]
+        batches = cut(alike, size)
+        return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
+
+    first, *others = terms
+    steps = [step for _ in range(settings.epochs) for step in cut(epoch(first), settings.accumulation)]
+    steps = steps[: settings.max_steps]
+    columns: list[list[list[list[int]]]] = [steps]
+    for rows in others:
+        supply: list[list[int]] = []
+        wanted = sum(len(step) for step in steps)
+        while len(supply) < wanted:
+            supply += epoch(rows)
+        batches = iter(supply)
+        columns.append([[next(batches) for _ in step] for step in steps])
+    return list(zip(*columns, strict=True))
+
+
+def cut(values: list[Any], size: int) -> list[list[Any]]:
+    """Cuts a list into pieces of this size; the last may be shorter."""
+    return [values[at : at + size] for at in range(0, len(values), size)]

@@ -1,0 +1,169 @@
+"""The borrowed base model as something to train: asked for logits, inner states, or what the base would have said.
+
+A LoRA is put in and taken out, or float32 copies of the weights stand in for them, so that the base's own weights are
+never written to and serve as the reference model at no cost in memory.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from spunge import losses
+from spunge.data import Corpus
+from spunge.errors import RecipeError
+from spunge.interfaces import Work
+from spunge.language_model import LanguageModel, checkpoint_names
+from spunge.task_vector import Entry
+from spunge.training.rows import Batch, Encoded, collate, cut, encode
+from spunge.training.tuned import with_lora, with_weights
+from spunge.tuning import Tuning
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class Trainee:
+    """The borrowed base model with something in it to train."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    settings: Tuning
+    device: str
+    parameters: Mapping[str, nn.Parameter]
+    """What is trained, float32, by a name that a resumed run gives it too."""
+    entries: Callable[[], dict[str, Entry]]
+    """Trained minus base, by the checkpoint's parameter names."""
+    as_base: Callable[[], AbstractContextManager[None]]
+    """Inside it the model answers as the base model does."""
+    in_bfloat16: bool
+    """Whether matrix products are computed in bfloat16, by autocast."""
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Returns the logits that predict `batch.labels`, [B, K, V]; a long prompt costs no logits."""
+        keep = batch.labels.shape[1] + 1
+        return self._ask(batch, keep=keep).logits[:, -keep:-1]
+
+    def base_logits(self, batch: Batch) -> Tensor:
+        """Returns the base model's logits: the same weights with the training switched off."""
+        with torch.no_grad(), self.as_base():
+            return self(batch)
+
+    def states(self, batch: Batch, layers: Sequence[int]) -> Tensor:
+        """Returns the outputs of these decoder layers, from 0, [layers, B, T, D]; of the last after the final norm."""
+        outputs = self._ask(batch, keep=1, output_hidden_states=True)
+        return torch.stack([outputs.hidden_states[layer + 1] for layer in layers])
+
+    def base_states(self, batch: Batch, layers: Sequence[int]) -> Tensor:
+        """Returns what `states` returns for the base model."""
+        with torch.no_grad(), self.as_base():
+            return self.states(batch, layers)
+
+    @torch.no_grad()
+    def log_probs(self, rows: Sequence[Encoded]) -> Tensor:
+        """Returns the log-probability of every row's counted part, [rows], dropout off."""
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
+        found = torch.empty(len(rows), device=self.device)
+        with _dropout_off(self.model):
+            for indices in cut(order, self.settings.batch_size):
+                batch = self.collate(rows, indices)
+                found[indices] = losses.sequence_log_probs(self(batch), batch.labels)
+        return found
+
+    def base_log_probs(self, rows: Sequence[Encoded]) -> Tensor:
+        """Returns what `log_probs` returns for the base model: to be asked once and kept."""
+        with self.as_base():
+            return self.log_probs(rows)
+
+    def encode(self, corpus: Corpus, *, response: str = "response") -> list[Encoded]:
+        """Turns rows into tokens, as the settings say and no longer than the model can read."""
+        positions = getattr(self.model.config, "max_position_embeddings", None) or self.settings.max_length
+        return encode(
+            corpus,
+            self.tokenizer,
+            max_length=min(self.settings.max_length, positions),
+            long_texts=self.settings.long_texts,
+            response=response,
+        )
+
+    def collate(self, rows: Sequence[Encoded], indices: Sequence[int]) -> Batch:
+        """Pads the rows with these indices into one batch."""
+        pad = self.tokenizer.pad_token_id
+        return collate(rows, indices, pad=0 if pad is None else int(pad), device=self.device)  # pyright: ignore[reportArgumentType]
+
+    def _ask(self, batch: Batch, *, keep: int, **options: Any) -> Any:
+        if self._can_skip_logits:
+            options["logits_to_keep"] = keep
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.in_bfloat16):
+            return self.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, **options)
+
+    @cached_property
+    def _can_skip_logits(self) -> bool:
+        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
+
+
+@contextmanager
+def _dropout_off(model: PreTrainedModel) -> Iterator[None]:
+    active = [module for module in model.modules() if module.training]
+    for module in active:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in active:
+            module.training = True
+
+
+@contextmanager
+def borrow(settings: Tuning, base: LanguageModel, work: Work) -> Iterator[Trainee]:
+    """Makes the resident base model trainable, and hands it back exactly as it was.
+
+    Raises:
+        RecipeError: The settings name layers or weights that the model does not have.
+    """
+    model, tokenizer = work.resident.base(base)
+    names = checkpoint_names(model, base.checkpoint())
+    trainable = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
+    in_bfloat16 = settings.precision == "bfloat16" or model.dtype in (torch.bfloat16, torch.float16)
+    with ExitStack() as stack:
+        stack.callback(_restore, model, trainable)
+        model.requires_grad_(False).eval()
+        make = partial(with_lora, lora=settings.lora) if settings.lora else partial(with_weights, settings=settings)
+        parameters, entries, as_base = stack.enter_context(make(model, names, seed=work.seed, device=work.device))
+        if settings.gradient_checkpointing:
+            stack.enter_context(_recomputing(model))
+        yield Trainee(model, tokenizer, settings, work.device, parameters, entries, as_base, in_bfloat16)
+
+
+def _restore(model: PreTrainedModel, trainable: Mapping[int, bool]) -> None:
+    for parameter in model.parameters():
+        parameter.requires_grad_(trainable[id(parameter)])
+        parameter.grad = None
+    model.eval()
+
+
+@contextmanager
+def _recomputing(model: PreTrainedModel) -> Iterator[None]:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    try:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise RecipeError(f"gradient_checkpointing: {model.config.model_type} cannot: {error}") from error
+    # transformers recomputes only in train mode. The flag is set on the block itself, never on what is in it, so that
+    # the base model's dropout stays off.
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()

@@ -1,0 +1,190 @@
+"""What is put into the borrowed model to train: a LoRA, or float32 copies of its weights; and how to take it out."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from spunge.errors import RecipeError
+from spunge.task_vector import Entry, LowRank
+from spunge.training.seeding import seeded
+from spunge.tuning import Lora, Tuning
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_ADAPTER = "default"
+
+Trainable = tuple[dict[str, nn.Parameter], Callable[[], dict[str, Entry]], Callable[[], AbstractContextManager[None]]]
+
+
+@contextmanager
+def with_lora(
+    model: PreTrainedModel, names: Mapping[str, str], *, lora: Lora, seed: int, device: str
+) -> Iterator[Trainable]:
+    """Puts a LoRA with float32 factors in; its dropout is the only one that is active.
+
+    Raises:
+        RecipeError: A setting names no linear layer of the model, or one that cannot be stored.
+    """
+    from peft import LoraConfig, LoraModel
+    from peft.tuners.lora import LoraLayer
+
+    targets = _lora_targets(model, names, lora)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        use_rslora=lora.rslora,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),  # pyright: ignore[reportArgumentType]
+    )
+    with seeded(seed, device), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # found out from the layer, as it says
+        tuner = LoraModel(model, config, _ADAPTER)
+    layers: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    for layer in layers.values():
+        layer.lora_A.float()
+        layer.lora_B.float()
+        layer.lora_dropout.train()
+
+    def entries() -> dict[str, Entry]:
+        return {
+            names[f"{name}.weight"]: LowRank(
+                layer.lora_A[_ADAPTER].weight.detach().cpu().clone(),
+                layer.lora_B[_ADAPTER].weight.detach().cpu().clone(),
+                scaling=float(layer.scaling[_ADAPTER]),
+                transposed=bool(layer.fan_in_fan_out),
+            )
+            for name, layer in layers.items()
+            if bool(layer.lora_B[_ADAPTER].weight.any())  # a missing name is a zero
+        }
+
+    @contextmanager
+    def as_base() -> Iterator[None]:
+        tuner.disable_adapter_layers()
+        try:
+            yield
+        finally:
+            tuner.enable_adapter_layers()
+
+    try:
+        yield {name: value for name, value in model.named_parameters() if value.requires_grad}, entries, as_base
+    finally:
+        tuner.unload()
+
+
+def _lora_targets(model: PreTrainedModel, names: Mapping[str, str], lora: Lora) -> list[str]:
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+    from transformers.pytorch_utils import Conv1D
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    there_are = f"there are: {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}"
+    wanted = lora.target_modules
+    if wanted is None:
+        wanted = DEFAULTS.get(model.config.model_type)
+        if wanted is None:
+            raise RecipeError(
+                f"lora.target_modules: PEFT knows no default for {model.config.model_type!r}; {there_are}"
+            )
+    if wanted == "all-linear":
+        head = model.get_output_embeddings()
+        targets = [name for name in linear if model.get_submodule(name) is not head]
+    elif isinstance(wanted, str):
+        targets = [name for name in linear if re.fullmatch(wanted, name)]
+    else:
+        targets = []
+        for one in wanted:
+            matching = [name for name in linear if f".{name}".endswith(f".{one}")]
+            if not matching:
+                raise RecipeError(f"lora.target_modules: {one!r} matches no linear layer of the model; {there_are}")
+            targets += matching
+    if not targets:
+        raise RecipeError(f"lora.target_modules: {wanted!r} matches no linear layer of the model; {there_are}")
+    for option, patterns in (("rank_pattern", lora.rank_pattern), ("alpha_pattern", lora.alpha_pattern)):
+        for pattern in patterns:
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in targets):
+                raise RecipeError(f"lora.{option}: {pattern!r} matches none of the target modules; {there_are}")
+    tied = _tied(model)
+    for name in targets:
+        if id(model.get_submodule(name).weight) in tied:
+            raise RecipeError(f"lora.target_modules: {name} shares its weight with another layer; leave it out")
+        if f"{name}.weight" not in names:
+            raise RecipeError(f"lora.target_modules: the checkpoint does not hold {name} as such; leave it out")
+    return list(dict.fromkeys(targets))
+
+
+def _tied(model: PreTrainedModel) -> set[int]:
+    seen, tied = set(), set()
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        (tied if id(parameter) in seen else seen).add(id(parameter))
+    return tied
+
+
+@contextmanager
+def with_weights(
+    model: PreTrainedModel, names: Mapping[str, str], *, settings: Tuning, seed: int, device: str
+) -> Iterator[Trainable]:
+    """Puts float32 copies in the place of the weights that are to be trained.
+
+    Raises:
+        RecipeError: A setting names no weight of the model, or one that the checkpoint does not hold.
+    """
+    chosen = {name: model.get_parameter(name) for name in _chosen_weights(model, settings.parameters)}
+    # A tied weight is met under each of its names, and the checkpoint may hold it under more than one.
+    stored = {theirs: model.get_parameter(ours) for ours, theirs in names.items()}
+    places = {id(original) for original in stored.values()}
+    for name, weight in chosen.items():
+        if id(weight) not in places:
+            raise RecipeError(f"parameters: the checkpoint does not hold {name} as such; choose weights without it")
+    masters = {name: nn.Parameter(weight.detach().to(torch.float32, copy=True)) for name, weight in chosen.items()}
+    to_master = {id(chosen[name]): masters[name] for name in chosen}
+    to_original = {id(masters[name]): chosen[name] for name in chosen}
+
+    def swap(replacements: Mapping[int, nn.Parameter]) -> None:
+        # Pointers change hands, nothing is copied.
+        for module in model.modules():
+            for key, parameter in list(module._parameters.items()):
+                if parameter is not None and id(parameter) in replacements:
+                    module._parameters[key] = replacements[id(parameter)]
+
+    def entries() -> dict[str, Entry]:
+        deltas: dict[str, Entry] = {}
+        for name, original in stored.items():
+            if id(original) in to_master:
+                delta = to_master[id(original)].detach() - original.detach().float()
+                if bool(delta.any()):  # a missing name is a zero
+                    deltas[name] = delta.cpu()
+        return deltas
+
+    @contextmanager
+    def as_base() -> Iterator[None]:
+        swap(to_original)
+        try:
+            yield
+        finally:
+            swap(to_master)
+
+    swap(to_master)
+    try:
+        yield masters, entries, as_base
+    finally:
+        swap(to_original)
+
+
+def _chosen_weights(model: PreTrainedModel, wanted: Sequence[str] | None) -> list[str]:
+    names = [name for name, parameter in model.named_parameters() if parameter.is_floating_point()]
+    if wanted is None:
+        return names
+    for one in wanted:
+        if not any(f".{one}." in f".{name}." for name in names):
+            kinds = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in names})
+            raise RecipeError(f"parameters: {one!r} matches no weight of the model; there are: {', '.join(kinds)}")
+    return [name for name in names if any(f".{one}." in f".{name}." for one in wanted)]
