@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import io
 import json
 import re
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -21,6 +19,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from spunge.data import Source
 from spunge.errors import RecipeError
 from spunge.evaluate import AnyEvaluator
+from spunge.explaining import as_written, in_file, in_settings, models, near, tag
 from spunge.interfaces import Evaluator, Merger, Splitter, Unlearner
 from spunge.language_model import LanguageModel
 from spunge.merge import AnyMerger
@@ -195,10 +194,7 @@ def _overridden(method: Unlearner, fields: Mapping[str, Any], where: str) -> Unl
     try:
         return overridden(method, fields)
     except ValidationError as error:
-        first = _most_telling(error)
-        name = ".".join(map(str, first["loc"]))
-        hint = _near(str(first["loc"][-1]), _names(type(method))) if first["type"] == "extra_forbidden" else ""
-        raise ValueError(f"{where}.{name}: {_reason(first)}{hint}") from error
+        raise ValueError(in_settings(error, fields, where, type(method))) from error
 
 
 def read(recipe: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -226,7 +222,7 @@ def parse(text: str | bytes, *, name: str = "recipe", overrides: Sequence[str] =
     try:
         return Experiment.model_validate(settings)
     except ValidationError as error:
-        raise RecipeError(_explain(error, settings, document, name, overridden_keys)) from error
+        raise RecipeError(in_file(error, settings, document, name, overridden_keys, Experiment)) from error
 
 
 def dump(experiment: Experiment) -> str:
@@ -265,11 +261,7 @@ def validate(kind: Any, settings: Mapping[str, Any], where: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(settings)
     except ValidationError as error:
-        first = _most_telling(error)
-        path = _path(first["loc"], settings)
-        raise RecipeError(
-            f"{'.'.join([where, *map(str, path)])}: {_reason(first)}{_hint(first, kind, path)}"
-        ) from error
+        raise RecipeError(in_settings(error, settings, where, kind)) from error
 
 
 def read_suite(suite: str, overrides: Sequence[str] = ()) -> list[Evaluator]:
@@ -296,13 +288,13 @@ def read_suite(suite: str, overrides: Sequence[str] = ()) -> list[Evaluator]:
         return [*_Suite.model_validate(settings).evaluate]
     except ValidationError as error:
         written = {"evaluate": document} if isinstance(document, list) else document
-        raise RecipeError(_explain(error, settings, written, name, overridden_keys, _Suite)) from error
+        raise RecipeError(in_file(error, settings, written, name, overridden_keys, _Suite)) from error
 
 
 def methods() -> dict[str, dict[str, type[BaseModel]]]:
     """Returns every method that ships with Spunge: kind → name → settings class."""
     unions = {"split": AnySplitter, "unlearn": AnyUnlearner, "merge": AnyMerger, "evaluate": AnyEvaluator}
-    return {title: {str(_tag(kind)): kind for kind in _models(union)} for title, union in unions.items()}
+    return {title: {str(tag(kind)): kind for kind in models(union)} for title, union in unions.items()}
 
 
 def shipped() -> dict[str, Traversable]:
@@ -321,7 +313,7 @@ def _find(recipe: str | Path) -> Path | Traversable:
         return known[str(recipe)]
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise RecipeError(f"{recipe}: no such recipe file")
-    raise RecipeError(f"{recipe}: neither a file nor a recipe that ships with Spunge{_near(str(recipe), known)}")
+    raise RecipeError(f"{recipe}: neither a file nor a recipe that ships with Spunge{near(str(recipe), known)}")
 
 
 def _shown(file: Path | Traversable) -> str:
@@ -351,7 +343,7 @@ def _plain(document: Any, name: str) -> Any:
         if nodes > _MAX_NODES or depth > 50:
             raise RecipeError(f"{name}: aliases or nesting expand to more than a recipe may hold")
         if isinstance(node, Mapping):
-            return {_key(key): copy(value, depth + 1) for key, value in node.items()}
+            return {as_written(key): copy(value, depth + 1) for key, value in node.items()}
         if isinstance(node, list):
             return [copy(value, depth + 1) for value in node]
         if isinstance(node, bool) or node is None:
@@ -362,13 +354,6 @@ def _plain(document: Any, name: str) -> Any:
         return node
 
     return copy(document, 0)
-
-
-def _key(key: Any) -> str:
-    """A key as it was written: YAML reads `null: drop` and `true: x` as other things than names."""
-    if key is None:
-        return "null"
-    return str(key).lower() if isinstance(key, bool) else str(key)
 
 
 def _override(settings: dict[str, Any], words: Sequence[str]) -> dict[tuple[str, ...], str]:
@@ -423,146 +408,12 @@ def _expand_suites(settings: dict[str, Any], name: str) -> None:
         if entry["suite"] not in known:
             raise RecipeError(
                 f"{name}: evaluate.{position}: {entry['suite']!r} is no suite that ships with Spunge"
-                f"{_near(str(entry['suite']), known)}; or say its `method` and `sources`"
+                f"{near(str(entry['suite']), known)}; or say its `method` and `sources`"
             )
         file = known[entry["suite"]]
         for evaluator in _plain(_load_yaml(file.read_bytes(), file.name), file.name):
             expanded.append({**evaluator, **{key: part for key, part in entry.items() if key != "suite"}})
     settings["evaluate"] = expanded
-
-
-def _explain(
-    error: ValidationError,
-    settings: Any,
-    document: Any,
-    name: str,
-    overridden_keys: Mapping[tuple[str, ...], str],
-    root: Any = Experiment,
-) -> str:
-    first = _most_telling(error)
-    path = _path(first["loc"], settings)
-    given = next((word for key, word in overridden_keys.items() if tuple(map(str, path[: len(key)])) == key), None)
-    # What a validator of the whole recipe says begins with the setting that it is about.
-    place = path or _reason(first).split(":")[0].split(".")
-    where = f"override {given!r}" if given else f"{name}:{_position(document, place)}"
-    dotted = ".".join(map(str, path))
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {f'{dotted}: ' if dotted else ''}{_reason(first)}{_hint(first, root, path)}{more}"
-
-
-def _most_telling(error: ValidationError) -> Any:
-    """A misspelt setting says more than the one that is then missing."""
-    return min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-
-
-def _path(location: Sequence[int | str], settings: Any) -> list[int | str]:
-    """A pydantic location without the tags of unions, which are no keys of the recipe."""
-    path: list[int | str] = []
-    place = settings
-    untagged = True  # whether the tag of the union that `place` is a member of is still to come
-    for index, part in enumerate(location):
-        if isinstance(place, Mapping):
-            last = index == len(location) - 1
-            if untagged and _is_tag(part, place) and not last:
-                untagged = False
-            elif part in place:
-                path.append(part)
-                place, untagged = place[str(part)], True
-            elif last and not _is_tag(part, place):
-                path.append(part)
-        elif isinstance(place, list) and isinstance(part, int) and part < len(place):
-            path.append(part)
-            place, untagged = place[part], True
-    return path
-
-
-def _is_tag(part: int | str, place: Mapping[str, Any]) -> bool:
-    return part in (place.get("method"), place.get("by"))
-
-
-def _reason(error: Any) -> str:
-    kind, given = error["type"], error.get("input")
-    if kind == "extra_forbidden":
-        return "unknown setting"
-    if kind == "missing":
-        return "this setting is required"
-    if kind == "union_tag_invalid":
-        return f"unknown {_discriminator(error)} {error['ctx']['tag']!r}"
-    if kind == "union_tag_not_found":
-        return f"say its {_discriminator(error)}"
-    if kind == "value_error":
-        return str(error["ctx"]["error"])
-    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
-    return f"{error['msg']}{shown[:120]}"
-
-
-def _discriminator(error: Any) -> str:
-    return error["ctx"]["discriminator"].strip("'")
-
-
-def _hint(error: Any, root: Any, path: Sequence[int | str]) -> str:
-    if error["type"] == "union_tag_invalid":
-        expected = re.findall(r"'([^']*)'", error["ctx"]["expected_tags"])
-        return _near(str(error["ctx"]["tag"]), expected)
-    if error["type"] == "extra_forbidden" and path:
-        tags = [part for part in error["loc"] if isinstance(part, str)]
-        return _near(str(path[-1]), _names_at(root, path[:-1], tags))
-    return ""
-
-
-def _names_at(root: Any, path: Sequence[int | str], tags: Sequence[str]) -> list[str]:
-    """The settings that exist where `path` leads; of a union, the members that a tag on the way names."""
-    kinds = list(_models(root))
-    for part in path:
-        if isinstance(part, int):
-            continue
-        kinds = [
-            inner
-            for kind in kinds
-            for name, known in kind.model_fields.items()
-            if part in (name, known.alias)
-            for inner in _models(known.annotation)
-        ]
-    tagged = [kind for kind in kinds if _tag(kind) in tags]
-    return [name for kind in tagged or kinds for name in _names(kind)]
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in typing.get_args(annotation):
-        yield from _models(inner)
-
-
-def _tag(kind: type[BaseModel]) -> str | None:
-    field = kind.model_fields.get("method") or kind.model_fields.get("by")
-    return field.default if field else None
-
-
-def _names(kind: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in kind.model_fields.items()]
-
-
-def _near(name: str, known: typing.Iterable[str]) -> str:
-    known = list(dict.fromkeys(known))
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; there is {', '.join(known[:30])}" if known else ""
-
-
-def _position(document: Any, path: Sequence[int | str]) -> str:
-    line, column = 0, 0
-    place = document
-    for part in path:
-        known = getattr(getattr(place, "lc", None), "data", None) or {}
-        written = [key for key in known if part in (key, _key(key))]
-        if written:
-            line, column = known[written[0]][:2]
-        elif not (isinstance(place, dict) and part in place):
-            break
-        place = place[written[0] if written else part]
-    return f"{line + 1}:{column + 1}"
 
 
 def _tagged(experiment: Experiment) -> dict[str, Any]:
