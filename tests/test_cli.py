@@ -189,7 +189,7 @@ def test_interrupted_then_continued(world: dict[str, Any], write_recipe: Write, 
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
+    assert process.returncode == 130
     assert "interrupted" in errors
     assert "Traceback" not in errors
     assert not [path for path in (tmp_path / "runs" / "store").rglob(".*") if path.name not in (".scratch",)]
@@ -199,3 +199,33 @@ def test_interrupted_then_continued(world: dict[str, Any], write_recipe: Write, 
 def test_help_and_lists_are_quick(tmp_path: Path) -> None:
     for words in (["--help"], ["recipes"], ["methods"], ["schema"]):
         assert spunge(*words, cwd=tmp_path).returncode == 0
+
+
+def test_looking_after_the_store(world: dict[str, Any], write_recipe: Write, tmp_path: Path) -> None:
+    write_recipe({**world, "controls": []})
+    assert spunge("run", "recipe.yaml", "--quiet", cwd=tmp_path).returncode == 0
+    assert spunge("run", "recipe.yaml", "merge.density=0.9", "--quiet", cwd=tmp_path).returncode == 0
+    listed = spunge("store", "ls", cwd=tmp_path).stdout
+    assert "10 artifacts" in listed
+    assert "8 artifacts, all" not in listed
+
+    dry = spunge("store", "gc", cwd=tmp_path)
+    assert "2 to remove with --delete" in dry.stdout, dry.stderr  # the first density's merge, and its evaluation
+    assert "10 artifacts" in spunge("store", "ls", cwd=tmp_path).stdout
+    assert "2 removed" in spunge("store", "gc", "--delete", cwd=tmp_path).stdout
+    assert "8 artifacts, all as they were published" in spunge("store", "verify", cwd=tmp_path).stdout
+    again = spunge("run", "recipe.yaml", "merge.density=0.9", cwd=tmp_path)
+    assert re.search(r"\b0 stages computed", again.stdout)
+
+    file = next((tmp_path / "runs" / "store" / "unlearn").glob("*/task_vector.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    found = spunge("store", "verify", cwd=tmp_path)
+    assert "task_vector.safetensors is damaged" in found.stdout
+    refused(found, "1 damaged")
+    planned = spunge("plan", "recipe.yaml", "merge.density=0.9", cwd=tmp_path)
+    assert "task_vector.safetensors is damaged" in planned.stdout
+    assert file.exists()
+    mended = spunge("run", "recipe.yaml", "merge.density=0.9", cwd=tmp_path)
+    assert "warning:" in mended.stderr
+    assert re.search(r"\b1 stages computed", mended.stdout)
+    assert "1 to remove" in spunge("store", "gc", cwd=tmp_path).stdout  # what was set aside

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -69,13 +72,70 @@ def test_a_damaged_artifact_is_set_aside_and_made_again(tmp_path: Path) -> None:
     artifact = store.build("stage", {}, make)
     (artifact.path / "payload").write_text("bytes")  # as long as before
     assert store.find("stage", {}) is None
-    assert (store.build("stage", {}, make).path / "payload").read_text() == "whole"
+    assert store.why("stage", {}) == ["payload is damaged"]
+    assert list((tmp_path / "stage").iterdir()) == [artifact.path]  # looking changes nothing
+    with pytest.warns(RuntimeWarning, match="payload is damaged, so it is made again"):
+        assert (store.build("stage", {}, make).path / "payload").read_text() == "whole"
     assert [path for path in (tmp_path / "stage").iterdir() if path.name.startswith(".damaged")]
 
 
-def test_what_a_killed_attempt_left_is_swept(tmp_path: Path) -> None:
-    import socket
+@pytest.mark.parametrize("damage", [lambda text: text.replace("whole", "other"), lambda text: text[:50], lambda _: ""])
+def test_a_damaged_manifest_counts_as_damage(tmp_path: Path, damage: Callable[[str], str]) -> None:
+    store = Store(tmp_path)
+    file = store.build("stage", {}, lambda directory: {"noted": "whole"}).path / "manifest.json"
+    file.write_text(damage(file.read_text()))
+    assert [path for path, _ in store.damaged()] == [file.parent]
+    with pytest.warns(RuntimeWarning, match=r"manifest\.json is damaged"):
+        assert store.build("stage", {}, lambda directory: {"noted": "whole"}).manifest["noted"] == "whole"
+    assert not list(store.damaged())
 
+
+def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spunge import store as module
+
+    store = Store(tmp_path)
+    monkeypatch.setattr(module, "FORMAT", 2)
+    artifact = store.build("stage", {}, lambda directory: {})
+    monkeypatch.setattr(module, "FORMAT", 1)
+    with pytest.raises(ArtifactError, match="newer Spunge"):
+        store.build("stage", {}, lambda directory: {})
+    assert artifact.path.is_dir()
+
+
+def test_checkpoints_are_taken_over_from_the_dead_and_copied_from_the_living(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    dead = tmp_path / ".scratch" / "key" / f"{socket.gethostname()}.{2**22 + 1}.1"
+    dead.mkdir(parents=True)
+    (dead / "state").write_text("half")
+
+    def fail() -> None:
+        with store.scratch("key") as first, store.scratch("key") as second:
+            assert first != second
+            assert (first / "state").read_text() == (second / "state").read_text() == "half"
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert not dead.exists()
+    assert len(list(dead.parent.iterdir())) == 2  # a failure keeps what there is
+    with store.scratch("key") as third:
+        assert (third / "state").read_text() == "half"
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_needed_and_nothing_alive_is_superfluous(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    kept, gone = (store.build("stage", {"n": n}, lambda directory: {}) for n in range(2))
+    living = tmp_path / "stage" / f".{kept.key}.elsewhere.1.1"
+    living.mkdir()
+    (tmp_path / ".scratch" / kept.key / "x").mkdir(parents=True)
+    (tmp_path / ".scratch" / gone.key / "x").mkdir(parents=True)
+    assert set(store.superfluous({kept.key})) == {gone.path, tmp_path / ".scratch" / gone.key}
+    os.utime(living, (0, 0))
+    assert living in store.superfluous({kept.key})
+
+
+def test_what_a_killed_attempt_left_is_swept(tmp_path: Path) -> None:
     store = Store(tmp_path)
     left = tmp_path / "stage" / f".{key('stage', {})}.{socket.gethostname()}.{2**22 + 1}.1"
     left.mkdir(parents=True)

@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+store = typer.Typer(help="Looks after the artifacts that all runs under a runs root share.", no_args_is_help=True)
+app.add_typer(store, name="store")
 screen = Console(highlight=False)
 aside = Console(stderr=True, highlight=False)
 
@@ -69,7 +72,8 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         code = _refuse(f"{where}{error.strerror or error}")
     except (KeyboardInterrupt, typer.Abort):
-        code = _refuse("interrupted: finished stages are kept; the same command continues")
+        _refuse("interrupted: finished stages are kept; the same command continues")
+        code = 130
     sys.exit(code or 0)
 
 
@@ -401,6 +405,61 @@ def compare(
     screen.print(str(reports.compare(runs, out)), markup=False, soft_wrap=True)
 
 
+@store.command("ls")
+def list_store(out: Out = Path("runs")) -> None:
+    """Lists every artifact: its stage, key and size, when it was made, in how long, and for which runs."""
+    from spunge import pipeline
+    from spunge.store import Store, size
+
+    runs = pipeline.needed(out)
+    table = Table("stage", "key", "size", "made", "seconds", "runs")
+    total = count = 0
+    for artifact in Store(out / "store").contents():
+        used, made = size(artifact.path), datetime.fromtimestamp(artifact.path.stat().st_mtime)
+        shown = (_bytes(used), f"{made:%Y-%m-%d %H:%M}", str(artifact.manifest.get("seconds", "")))
+        table.add_row(
+            artifact.path.parent.name, artifact.path.name, *shown, ", ".join(runs.get(artifact.path.name, []))
+        )
+        total, count = total + used, count + 1
+    screen.print(table)
+    screen.print(f"{count} artifacts, {_bytes(total)}")
+
+
+@store.command()
+def verify(out: Out = Path("runs")) -> None:
+    """Reads every artifact and compares it with the digests in its manifest; changes nothing."""
+    from spunge.errors import ArtifactError
+    from spunge.store import Store
+
+    kept = Store(out / "store")
+    damaged = list(kept.damaged())
+    for path, what in damaged:
+        screen.print(f"{path}: {what} is damaged", markup=False, soft_wrap=True)
+    if damaged:
+        raise ArtifactError(f"{len(damaged)} damaged; the next run that needs one sets it aside and makes it again")
+    screen.print(f"{sum(1 for _ in kept.contents())} artifacts, all as they were published")
+
+
+@store.command()
+def gc(
+    out: Out = Path("runs"),
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this, only say what would go.")] = False,
+) -> None:
+    """Says what no run under the runs root refers to, and what broken attempts left; with --delete, removes it."""
+    from spunge import pipeline
+    from spunge.store import Store, size
+
+    needed = pipeline.needed(out)
+    total = count = 0
+    for path in Store(out / "store").superfluous(needed):
+        used = size(path)
+        total, count = total + used, count + 1
+        screen.print(f"{_bytes(used):>9}  {path}", markup=False, soft_wrap=True)
+        if delete:
+            shutil.rmtree(path)
+    screen.print(f"{count} {'removed' if delete else 'to remove with --delete'}, {_bytes(total)}")
+
+
 @app.command()
 def recipes() -> None:
     """Lists the recipes that ship with Spunge."""
@@ -499,6 +558,14 @@ def _named(word: str) -> tuple[str, str]:
     if not path:
         raise RecipeError(f"--forget {word!r}: no file after the name")
     return name, path
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
 
 
 def _dtype(dtype: str | None) -> str | None:

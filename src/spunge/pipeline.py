@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +18,7 @@ from filelock import FileLock, Timeout
 from spunge import data, items, report
 from spunge import experiment as recipe
 from spunge.data import Corpus, concatenate
-from spunge.errors import ArtifactError, DataError, RecipeError
+from spunge.errors import ArtifactError, DataError, RecipeError, SpungeError
 from spunge.executors import Executor, Task
 from spunge.executors.local import Local
 from spunge.experiment import Experiment, ForgetSet
@@ -25,25 +27,25 @@ from spunge.language_model import Resident
 from spunge.report.artifacts import FORMAT
 from spunge.split import AtRandom
 from spunge.stages import Base, Evaluate, Merge, Split, Unlearn, Variant, digest
-from spunge.store import Artifact, Store, derived_seed, key, replace_text
+from spunge.store import Artifact, Store, derived_seed, key, replace_text, replaced
 
 
-def flow(experiment: Experiment, executor: Executor) -> tuple[list[Variant], list[tuple[Variant, Artifact]]]:
+def flow(
+    experiment: Experiment, rows: Rows, executor: Executor
+) -> tuple[list[Variant], list[tuple[Variant, Artifact]]]:
     """The whole experiment: every stage in order, each built from the artifacts of the one before.
 
     Args:
         experiment: The recipe.
+        rows: Its rows, from `load`.
         executor: Runs the tasks, or only says what it would run.
 
     Returns:
         The variants, and for every variant the artifacts of its evaluations.
     """
     base = Base(experiment.model)
-    forget = data.load(experiment.forget.sources)
-    retain = data.load(experiment.retain.sources) if experiment.retain else None
+    forget, retain = rows.forget, rows.retain
     controls = set(experiment.controls)
-    for evaluator in experiment.evaluate:
-        check_items(evaluator)
     variants, evaluations = [], []
     for seed in experiment.seeds:
         # split
@@ -133,8 +135,31 @@ def run(
     device = choose_device(device)
     if dtype is not None:  # it can move a result, so it is part of what is run
         experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update={"dtype": dtype})})
-    plan(experiment, out=out)  # whatever is wrong with recipe, data or model is found before anything is written
+    rows = load(experiment)
+    flow(experiment, rows, Planned(Store(Path(out) / "store")))  # what is wrong is found before anything is written
     directory = Path(out) / experiment.name
+    with _locked(directory):
+        replace_text(directory / "recipe.yaml", recipe.dump(experiment))
+        journal = Journal(directory, experiment, device, command)
+        store = Store(Path(out) / "store")
+        executor = Local(store, device, jobs, progress, journal.note)
+        try:
+            journal.write("running")
+            with executor:
+                variants, evaluations = flow(experiment, rows, executor)
+            write_items(directory, evaluations)
+        except BaseException as error:
+            with suppress(ArtifactError):  # on a full disk the first error is the one to tell
+                journal.write("failed", warnings=[f"{type(error).__name__}: {error}"])
+            raise
+        journal.write("done", variants=variants)
+        report.write(directory)
+    return directory
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Holds a run's directory, so that nobody else works there meanwhile."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(directory / ".lock", timeout=0)
@@ -144,23 +169,31 @@ def run(
     except OSError as error:
         raise ArtifactError(f"{directory}: cannot be written: {error.strerror or error}") from error
     try:
-        replace_text(directory / "recipe.yaml", recipe.dump(experiment))
-        journal = Journal(directory, experiment, device, command)
-        store = Store(Path(out) / "store")
-        executor = Local(store, device, jobs, progress, journal.note)
-        try:
-            journal.write("running")
-            with executor:
-                variants, evaluations = flow(experiment, executor)
-            write_items(directory, evaluations)
-        except BaseException as error:
-            journal.write("failed", warnings=[f"{type(error).__name__}: {error}"])
-            raise
-        journal.write("done", variants=variants)
-        report.write(directory)
+        yield
     finally:
         lock.release()
-    return directory
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of an experiment."""
+
+    forget: Corpus
+    retain: Corpus | None
+
+
+def load(experiment: Experiment) -> Rows:
+    """Reads an experiment's rows, once for its plan and its run; refuses evaluations whose items cannot be had.
+
+    Raises:
+        DataError: A source, a column or a row is missing.
+    """
+    rows = Rows(
+        data.load(experiment.forget.sources), data.load(experiment.retain.sources) if experiment.retain else None
+    )
+    for evaluator in experiment.evaluate:
+        check_items(evaluator)
+    return rows
 
 
 @dataclass
@@ -196,8 +229,37 @@ class Planned:
 def plan(experiment: Experiment, *, out: str | Path = "runs") -> list[dict[str, Any]]:
     """Says for every task whether it would be reused or computed, and why: the fields that differ."""
     planned = Planned(Store(Path(out) / "store"))
-    flow(experiment, planned)
+    flow(experiment, load(experiment), planned)
     return planned.steps
+
+
+def needed(out: str | Path) -> dict[str, list[str]]:
+    """Returns the key of every artifact that the runs under a runs root refer to, with the runs' names.
+
+    A run that has not ended refers to all that its recipe leads to.
+
+    Raises:
+        ArtifactError: A run is at work, or what one refers to cannot be told.
+    """
+    runs: dict[str, list[str]] = {}
+    for file in sorted(Path(out).glob("*/recipe.yaml")):
+        directory = file.parent
+        with _locked(directory):
+            try:
+                said = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+                keys = [stage["key"] for stage in said["stages"]] if said["status"] == "done" else None
+            except (OSError, ValueError, KeyError, TypeError):
+                keys = None
+        try:
+            keys = [step["key"] for step in plan(recipe.read(file), out=out)] if keys is None else keys
+        except SpungeError as error:
+            raise ArtifactError(
+                f"{directory}: this run has not ended, and what it needs cannot be told ({error}); "
+                "call this where the run was started, finish the run, or remove its directory"
+            ) from error
+        for name in dict.fromkeys(keys):
+            runs.setdefault(name, []).append(directory.name)
+    return runs
 
 
 def unlearn(executor: Executor, tasks: Sequence[Unlearn]) -> list[Variant]:
@@ -288,9 +350,8 @@ def write_items(directory: Path, evaluations: Sequence[tuple[Variant, Artifact]]
         )
         for variant, artifact in evaluations
     ]
-    temporary = directory / ".items.parquet"
-    pl.concat(tables).write_parquet(temporary)
-    temporary.replace(directory / "items.parquet")
+    with replaced(directory / "items.parquet") as temporary:
+        pl.concat(tables).write_parquet(temporary)
 
 
 @dataclass
@@ -305,10 +366,14 @@ class Journal:
     split: dict[str, Any] | None = None
     subsets: dict[str, int] = field(default_factory=dict)
     merges: dict[str, Any] = field(default_factory=dict)
+    devices: Counter[str] = field(default_factory=Counter)
+    """Kind of device → how many artifacts were made on it."""
 
     def note(self, task: Task, artifact: Artifact) -> None:
         """Notes a finished task."""
         manifest = artifact.manifest
+        if isinstance(task, Unlearn | Evaluate) and "device" in manifest:
+            self.devices[manifest["device"].partition(":")[0]] += 1
         self.stages.append({
             "stage": task.stage, "name": task.name, "seed": task.seed, "key": artifact.key,
             "status": "reused" if artifact.reused else "computed",
@@ -340,13 +405,20 @@ class Journal:
 
     def _cautions(self) -> list[str]:
         """What a reader of the comparisons must know of the recipe."""
+        cautions = []
         scaled = getattr(self.experiment.merge, "lambda_", 1.0)
-        if scaled == 1.0:
-            return []
-        return [
-            f"The merged model's task vector is scaled by λ = {scaled:g}, the joint baselines' are not: "
-            "a difference between them may be one of scale."
-        ]
+        if scaled != 1.0:
+            cautions.append(
+                f"The merged model's task vector is scaled by λ = {scaled:g}, the joint baselines' are not: "
+                "a difference between them may be one of scale."
+            )
+        if len(self.devices) > 1:
+            made = ", ".join(f"{count} on {device}" for device, count in self.devices.most_common())
+            cautions.append(
+                f"Results were computed on different kinds of device ({made}), which round differently: "
+                "small differences between variants may come from that."
+            )
+        return cautions
 
     def _split(self, task: Split, subsets: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         counted = [0] * len(task.forget)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,9 @@ from spunge.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+_DAMAGED = ".damaged."
+_LONG_AGO = 24 * 3600
+"""After so many seconds an unfinished attempt of another machine counts as dead."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +47,14 @@ class Store:
     root: Path
 
     def find(self, stage: str, inputs: Mapping[str, Any]) -> Artifact | None:
-        """Returns the artifact made from these inputs, or None; a damaged one is set aside and counts as none."""
+        """Returns the artifact made from these inputs, or None; a damaged one counts as none. Changes nothing.
+
+        Raises:
+            ArtifactError: The artifact is of a newer format than this version reads.
+        """
         path = self.root / stage / key(stage, inputs)
-        if not (path / MANIFEST).exists():
-            return None
         manifest = _read(path / MANIFEST)
-        if manifest is None or not _intact(path, manifest):
-            set_aside = path.with_name(f".damaged.{path.name}.{_unique()}")
-            with contextlib.suppress(FileNotFoundError):
-                path.rename(set_aside)
+        if manifest is None or _damage(manifest, path, path.name, _content):
             return None
         return Artifact(path, manifest)
 
@@ -73,6 +78,7 @@ class Store:
         building = final.with_name(f".{name}.{_unique()}")
         started = time.perf_counter()
         try:
+            _set_aside(final)
             _sweep(final)
             building.mkdir(parents=True)
             noted = dict(make(building))
@@ -87,32 +93,79 @@ class Store:
                 "seconds": round(time.perf_counter() - started, 3),
                 "files": {str(file.relative_to(building)): _digest(file) for file in _files(building) if file != own},
             }
-            own.write_text(json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False))
+            manifest["checksum"] = _checksum(manifest)
+            own.write_text(json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
             _sync(building)
             building.rename(final)
-        except OSError as error:
-            winner = None if isinstance(error, ArtifactError) else self.find(stage, inputs)
+        except Exception as error:
+            winner = self.find(stage, inputs)
             if winner is not None:  # another run published first: its result equals ours
                 return winner
-            if isinstance(error, ArtifactError):
+            if (reason := _unwritable(error, self.root)) is None:
                 raise
-            raise ArtifactError(f"{self.root}: the store cannot be written: {error.strerror or error}") from error
+            raise ArtifactError(f"{self.root}: the store cannot be written: {reason}") from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
         return Artifact(final, manifest, reused=False)
 
+    @contextlib.contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """A directory for what outlives a killed attempt at an artifact: checkpoints, answers so far.
+
+        Each attempt has its own, so that two at once do not write into each other's files. A new one takes over what a
+        dead one on this machine left, and copies what one elsewhere, dead or cut off, has so far. All go with success.
+        """
+        attempts = self.root / ".scratch" / name
+        own = attempts / _unique()
+        try:
+            attempts.mkdir(parents=True, exist_ok=True)
+            _inherit(attempts, own)
+        except OSError as error:
+            raise ArtifactError(f"{self.root}: the store cannot be written: {error.strerror or error}") from error
+        try:
+            yield own
+        except BaseException:
+            _remove_empty(own, attempts, attempts.parent)
+            raise
+        shutil.rmtree(attempts, ignore_errors=True)
+        _remove_empty(attempts.parent)
+
+    def contents(self) -> Iterator[Artifact]:
+        """Yields every artifact by stage and key; one whose manifest cannot be read has an empty one."""
+        for path in _listed(self.root):
+            yield from (Artifact(each, _read(each / MANIFEST) or {}) for each in _listed(path))
+
+    def damaged(self) -> Iterator[tuple[Path, str]]:
+        """Reads every artifact whole; yields those that are not what was published, and what of them is damaged."""
+        for artifact in self.contents():
+            path = artifact.path
+            damage = _damage(artifact.manifest, path, path.name, lambda file: _digest(file)["sha256"])
+            if damage is not None:
+                yield path, damage
+
+    def superfluous(self, needed: Collection[str]) -> Iterator[Path]:
+        """Yields what can go: artifacts and checkpoints of other keys, and what dead attempts and damage left."""
+        for artifact in self.contents():
+            if artifact.path.name not in needed:
+                yield artifact.path
+        for stage in _listed(self.root):
+            for left in sorted(stage.glob(".*")):
+                if left.name.startswith(_DAMAGED) or _dead(left.name) or time.time() - left.stat().st_mtime > _LONG_AGO:
+                    yield left
+        yield from (left for left in _listed(self.root / ".scratch") if left.name not in needed)
+
     def manifests(self, stage: str) -> Iterator[Mapping[str, Any]]:
         """Yields the manifest of every finished artifact of a stage, the newest first."""
-        if not (self.root / stage).is_dir():
-            return
-        finished = [path for path in (self.root / stage).iterdir() if not path.name.startswith(".")]
-        for path in sorted(finished, key=lambda path: path.stat().st_mtime, reverse=True):
+        for path in sorted(_listed(self.root / stage), key=lambda path: path.stat().st_mtime, reverse=True):
             manifest = _read(path / MANIFEST)
-            if manifest is not None:
+            if manifest is not None and isinstance(manifest.get("inputs"), dict):
                 yield manifest
 
     def why(self, stage: str, inputs: Mapping[str, Any]) -> list[str]:
         """Says which inputs differ from the most similar artifact of the stage, field by field."""
+        path = self.root / stage / key(stage, inputs)
+        if path.exists() and (damage := _damage_of(path)) is not None:
+            return [f"{damage} is damaged"]
         wanted = _flat(inputs)
         best: list[str] | None = None
         for manifest in self.manifests(stage):
@@ -149,10 +202,22 @@ def replace_text(path: Path, text: str) -> None:
     Raises:
         ArtifactError: The file cannot be written.
     """
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A passing name to write a file under, which becomes `path` if all goes well.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{_unique()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        _sweep(path)
+        yield temporary
         temporary.replace(path)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be written: {error.strerror or error}") from error
@@ -161,12 +226,32 @@ def replace_text(path: Path, text: str) -> None:
             temporary.unlink()
 
 
+def size(path: Path) -> int:
+    """Returns the bytes of a file, or of all files of a directory."""
+    return sum(file.stat().st_size for file in (_files(path) if path.is_dir() else [path]))
+
+
 def _unique() -> str:
     return f"{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
 
 
+def _dead(name: str) -> bool:
+    """Whether the process that made a name by `_unique` ran on this machine and is gone."""
+    before, _, rest = name.rpartition(f"{socket.gethostname()}.")
+    pid = rest.partition(".")[0]
+    known = (not before or before.endswith(".")) and pid.isdecimal() and Path("/proc/self").exists()
+    return known and not Path(f"/proc/{pid}").exists()
+
+
 def _files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def _listed(directory: Path) -> list[Path]:
+    """The directories in a directory, without hidden ones."""
+    if not directory.is_dir():
+        return []
+    return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _digest(file: Path) -> dict[str, Any]:
@@ -174,12 +259,51 @@ def _digest(file: Path) -> dict[str, Any]:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    """The sha256 of a manifest as it is read back, its own checksum apart."""
+    plain = json.loads(json.dumps({name: part for name, part in manifest.items() if name != "checksum"}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
 def _sweep(final: Path) -> None:
-    """Removes what attempts at the same artifact left when they were killed on this machine."""
-    for left in final.parent.glob(f".{final.name}.{socket.gethostname()}.*"):
-        pid = left.name.rsplit(".", 2)[1]
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+    """Removes what attempts at the same artifact or file left when they were killed on this machine."""
+    for left in final.parent.glob(f".{glob.escape(final.name)}.*"):
+        if _dead(left.name) and left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
+        elif _dead(left.name):
+            left.unlink(missing_ok=True)
+
+
+def _inherit(attempts: Path, own: Path) -> None:
+    others = sorted(_listed(attempts), key=lambda path: path.stat().st_mtime, reverse=True)
+    for left in (other for other in others if _dead(other.name)):
+        with contextlib.suppress(FileNotFoundError):  # another attempt was quicker
+            left.rename(own)
+            return
+    own.mkdir()
+    for file in _files(others[0]) if others else []:
+        copy = own / file.relative_to(others[0])
+        with contextlib.suppress(FileNotFoundError):  # replaced or removed meanwhile
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+
+
+def _remove_empty(*directories: Path) -> None:
+    for path in directories:
+        with contextlib.suppress(OSError):  # not empty: something to continue from, or another's place
+            path.rmdir()
+
+
+def _unwritable(error: Exception, root: Path) -> str | None:
+    """Says why files below `root` cannot be written, if that is what lies behind an error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno is not None:
+            full = cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            if full or (cause.filename is not None and Path(os.fsdecode(cause.filename)).is_relative_to(root)):
+                return os.strerror(cause.errno)
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 _verified: dict[tuple[Path, int, int], str] = {}
@@ -194,11 +318,44 @@ def _content(file: Path) -> str:
     return _verified[known]
 
 
-def _intact(path: Path, manifest: Mapping[str, Any]) -> bool:
-    try:
-        return all(_content(path / name) == said["sha256"] for name, said in manifest["files"].items())
-    except (OSError, KeyError, TypeError, AttributeError):
-        return False
+def _damage_of(path: Path, name: str | None = None) -> str | None:
+    """Says which file of an artifact is not what was published; None if all are."""
+    return _damage(_read(path / MANIFEST) or {}, path, name or path.name, _content)
+
+
+def _damage(manifest: Mapping[str, Any], path: Path, name: str, content: Callable[[Path], str]) -> str | None:
+    if manifest.get("checksum") != _checksum(manifest) or manifest.get("key") != name:
+        return MANIFEST
+    if manifest["format"] > FORMAT:
+        raise ArtifactError(
+            f"{path}: written by a newer Spunge (format {manifest['format']}, this one reads {FORMAT}): "
+            "upgrade, or give another --out"
+        )
+    for file, said in manifest["files"].items():
+        try:
+            if content(path / file) != said["sha256"]:
+                return file
+        except OSError:
+            return file
+    return None
+
+
+def _set_aside(final: Path) -> None:
+    """Moves a damaged artifact out of the way, with a warning; it is kept, to be looked into, until gc."""
+    damage = _damage_of(final)
+    if damage is None or not final.exists():
+        return
+    aside = final.with_name(f"{_DAMAGED}{final.name}.{_unique()}")
+    with contextlib.suppress(FileNotFoundError):  # another run was quicker
+        final.rename(aside)
+        if _damage_of(aside, final.name) is None:  # another run had mended it meanwhile
+            aside.rename(final)
+            return
+        warnings.warn(
+            f"{final}: {damage} is damaged, so it is made again; the old one is kept as {aside.name}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _sync(directory: Path) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 import resource
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -96,26 +95,21 @@ def _ctrl_c_ignored() -> Iterator[None]:
 def build(store: Store, task: Task, resident: Resident, progress: Progress) -> Artifact:
     """Returns a task's artifact, making it if the store lacks it."""
     inputs = task.inputs
-    scratch = store.root / ".scratch" / key(task.stage, inputs)
     label = f"{task.stage} {task.name}"
 
     def told(what: str, done: int, total: int, /, **figures: float) -> None:
         progress(label, done, total, **figures)
 
     def make(directory: Path) -> dict[str, Any]:
-        scratch.mkdir(parents=True, exist_ok=True)
-        noted = task.make(Work(resident, directory, scratch, task.seed, told))
+        with store.scratch(key(task.stage, inputs)) as scratch:
+            noted = task.make(Work(resident, directory, scratch, task.seed, told))
         return {
             **noted,
             "device": resident.device,
             "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
 
-    artifact = store.build(task.stage, inputs, make)
-    shutil.rmtree(scratch, ignore_errors=True)
-    with contextlib.suppress(OSError):  # another task may be using its own place there
-        scratch.parent.rmdir()
-    return artifact
+    return store.build(task.stage, inputs, make)
 
 
 _worker: tuple[Resident, Progress] | None = None
