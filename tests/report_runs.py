@@ -40,6 +40,7 @@ def write_run(
     controls: bool = True,
     noise: int = 0,
     shift: float = 0.0,
+    attacked: bool = False,
 ) -> Path:
     """Writes one run under `root` and returns its directory.
 
@@ -56,6 +57,7 @@ def write_run(
         controls: Whether joint with equal steps and the random split were run.
         noise: Seed of the answers.
         shift: Added to SPUNGE's probability of the forgotten behaviour.
+        attacked: Whether what must go was asked again of quantised and of relearning models.
     """
     rng = np.random.default_rng(noise)
     values = _values(kind, groups, hostile)
@@ -69,6 +71,10 @@ def write_run(
         )
         for variant in variants
     ]
+    suites = _suites(kind)
+    if attacked:
+        frames += [_under_attack(pl.concat(frames), suites[0]["suite"], attack, rng) for attack in ATTACKS]
+        suites += [{**suites[0], "suite": attack, "attacks": suites[0]["suite"]} for attack in ATTACKS]
     order = ["variant", "seed", "suite", "task", "item", "attributes", "metric", "value", "text"]
     pl.concat(frames).select(order).write_parquet(run / "items.parquet")
     (run / "recipe.yaml").write_text(f"name: {name}\nmodel: {{id: lab:model}}\nunlearn: {{method: rmu, alpha: 100}}\n")
@@ -81,7 +87,7 @@ def write_run(
         "command": f"spunge run {name}.yaml --out runs",
         "model": {"id": "lab:model", "revision": None, "digest": "5f" * 32},
         "seeds": list(seeds),
-        "suites": _suites(kind),
+        "suites": suites,
         "split": {
             "attribute": "group" if kind == "toxicity" else "domain",
             "rows": 400 * groups,
@@ -99,6 +105,28 @@ def write_run(
     }
     (run / "manifest.json").write_text(json.dumps(manifest, indent=1))
     return run
+
+
+ATTACKS = {
+    "quantised": {"int8": 0.0, "nf4": 0.15, "int4": 0.3},
+    "relearned": {"0 steps": 0.0, "10 steps": 0.25, "30 steps": 0.6},
+}
+"""Attack → setting → the share of what was taken that it brings back."""
+
+
+def _under_attack(items: pl.DataFrame, suite: str, attack: str, rng: np.random.Generator) -> pl.DataFrame:
+    """The answers of a suite under every setting of an attack: some items are answered as the base model did."""
+    asked = items.filter((pl.col("suite") == suite) & pl.col("value").is_not_null())
+    base = asked.filter(pl.col("variant") == "base").select("seed", "item", "metric", again="value")
+    back = asked.select("variant", "seed", "item").unique(maintain_order=True)
+    frames = []
+    for setting, share in ATTACKS[attack].items():
+        drawn = back.with_columns(back=pl.Series(rng.random(len(back)) < share))
+        hit = asked.join(base, on=["seed", "item", "metric"]).join(drawn, on=["variant", "seed", "item"])
+        value = pl.when("back").then("again").otherwise("value")
+        named = {"suite": pl.lit(attack), "task": pl.col("task") + f" @ {setting}", "value": value}
+        frames.append(hit.with_columns(**named).select(items.columns))
+    return pl.concat(frames)
 
 
 def _values(kind: str, groups: int, hostile: bool) -> list[str]:

@@ -63,6 +63,7 @@ def test_quantization_is_seen_and_undone(tmp_path):
     found = perplexities(table)
     assert set(found) == {"inner @ int8", "inner @ int4", "inner @ nf4"}
     assert set(table["suite"]) == {"q"}
+    assert evaluator.described["attacks"] == "inner"
     assert 0 < abs(found["inner @ int8"] - whole) < abs(found["inner @ int4"] - whole)
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 

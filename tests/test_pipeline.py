@@ -109,6 +109,8 @@ def test_a_scaled_merge_beside_an_unscaled_baseline_is_cautioned_against(world: 
     run = pipeline.run(Experiment.model_validate({**world, "controls": ["joint"]}), out=tmp_path / "runs")
     assert "λ = 1.5" in manifest_of(run)["warnings"][0]
     assert "λ = 1.5" in (run / "report" / "results.md").read_text()
+    alone = pipeline.run(Experiment.model_validate({**world, "controls": []}), out=tmp_path / "runs")
+    assert manifest_of(alone)["warnings"] == []  # no baseline that could be at another scale
 
 
 def test_task_vectors_carry_their_provenance(world: dict[str, Any], tmp_path: Path) -> None:

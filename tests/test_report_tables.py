@@ -5,6 +5,7 @@ import io
 import json
 import re
 
+import numpy as np
 import polars as pl
 import pytest
 from report_runs import HOSTILE, write_run
@@ -92,16 +93,41 @@ def test_few_items_settle_nothing(tmp_path):
 
 
 def test_an_attack_is_reported_as_what_it_brought_back(tmp_path):
-    run = write_run(tmp_path, items=400)
-    items = pl.read_parquet(run / "items.parquet")
-    attacked = items.filter(pl.col("suite") == "hazards").with_columns(suite=pl.lit("hazards-int4"))
-    pl.concat([items, attacked]).write_parquet(run / "items.parquet")
-    manifest = json.loads((run / "manifest.json").read_text())
-    manifest["suites"].append({**manifest["suites"][0], "suite": "hazards-int4", "attacks": "hazards"})
-    (run / "manifest.json").write_text(json.dumps(manifest))
-    tables = {table.key: table for table in all_tables(Findings(report.build(run)))}
-    assert {row[-1] for row in tables["recovery"].rows} == {"0.0 %"}
-    assert not any("int4" in name for name in tables["main"].header)
+    run = write_run(tmp_path, items=800, attacked=True)
+    results = report.build(run)
+    tables = {table.key: table for table in all_tables(Findings(results))}
+    assert not any("quantised" in name for name in tables["main"].header)
+    found = {
+        (row["setting"], row["attribute_value"]): row
+        for row in results["attacks"]
+        if row["variant"] == "spunge" and row["attribute"] in (None, "domain")
+    }
+    assert found["0 steps", None]["recovered"] == 0
+    assert found["int4", None]["recovered_low"] < 0.3 < found["int4", None]["recovered_high"]
+    items = pl.read_parquet(run / "items.parquet").filter(metric="acc").with_columns(pl.col("task").str.split(" @ "))
+    of = {
+        name: items.filter(variant=variant, suite=suite).filter(pl.col("task").list.last().is_in([suite, "30 steps"]))
+        for name, (variant, suite) in {
+            "base": ("base", "hazards"),
+            "unlearned": ("spunge", "hazards"),
+            "attacked": ("spunge", "relearned"),
+        }.items()
+    }
+    bio = {
+        name: float(np.mean(table.filter(pl.col("attributes").str.contains('"bio"'))["value"].to_list()))
+        for name, table in of.items()
+    }
+    expected = (bio["attacked"] - bio["unlearned"]) / (bio["base"] - bio["unlearned"])
+    assert found["30 steps", "bio"]["recovered"] == pytest.approx(expected)
+    assert judged(run).headline.endswith("An attack brought part of what was forgotten back.")
+    shown = {row[0] for row in tables["recovery"].rows}
+    assert {"quantised: int8", "relearned: 30 steps"} <= shown
+
+
+def test_nothing_comes_back_where_nothing_was_lost(tmp_path):
+    run = write_run(tmp_path, items=200, attacked=True, gain=-0.6)
+    rows = [row for row in report.build(run)["attacks"] if row["variant"] in ("base", "spunge")]
+    assert {row["recovered"] for row in rows if row["attribute"] is None} == {None}
 
 
 def hostile_table():
@@ -172,6 +198,20 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
         "synthetic-knowledge",
         "synthetic-knowledge (2)",
     ]
+
+
+def test_a_comparison_is_written_over_one_of_the_same_runs_alone(tmp_path):
+    runs = [write_run(tmp_path, items=40, name=name) for name in ("a", "b", "c")]
+    out = tmp_path / "out"
+    assert report.compare(runs[:2], out) == report.compare(runs[:2], out)
+    before = (out / "index.html").read_bytes()
+    with pytest.raises(ArtifactError, match="holds the comparison of a and b; give another --out"):
+        report.compare(runs, out)
+    with pytest.raises(ArtifactError, match="is no comparison"):
+        report.compare(runs, runs[0])
+    assert (out / "index.html").read_bytes() == before
+    report.compare(runs, out, replace=True)
+    assert (out / "index.html").read_bytes() != before
 
 
 def test_runs_without_a_common_item_are_refused(tmp_path):

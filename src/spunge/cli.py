@@ -397,7 +397,9 @@ def report(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Two or more run directories.")],
-    out: NewOut = Path("comparison"),
+    out: Annotated[
+        Path, typer.Option("--out", help="A new directory, or that of an earlier comparison of the same runs.")
+    ] = Path("comparison"),
 ) -> None:
     """Writes one page over several runs, matched by item."""
     from spunge import report as reports
@@ -514,7 +516,7 @@ def _sweep(recipe: str, words: Sequence[str] | None, sweep: Sequence[str], *, ou
     for named, settings in points.items():
         run(recipe, [*settings, f"name={named}"], out=out, **options)
     if len(points) > 1:
-        page = reports.compare([out / named for named in points], out / f"{name}-sweep")
+        page = reports.compare([out / named for named in points], out / f"{name}-sweep", replace=True)
         if not options["quiet"]:
             screen.print(f"sweep: {page}", markup=False, soft_wrap=True)
 

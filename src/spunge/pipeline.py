@@ -407,7 +407,7 @@ class Journal:
         """What a reader of the comparisons must know of the recipe."""
         cautions = []
         scaled = getattr(self.experiment.merge, "lambda_", 1.0)
-        if scaled != 1.0:
+        if scaled != 1.0 and {"joint", "joint_equal_steps"} & set(self.experiment.controls):
             cautions.append(
                 f"The merged model's task vector is scaled by λ = {scaled:g}, the joint baselines' are not: "
                 "a difference between them may be one of scale."

@@ -49,13 +49,21 @@ def watch(run: Path, *, seconds: float = 5.0) -> Iterator[Path]:
         time.sleep(seconds)
 
 
-def compare(runs: Sequence[Path], out: Path) -> Path:
+def compare(runs: Sequence[Path], out: Path, *, replace: bool = False) -> Path:
     """Writes the report of several runs side by side into `out` and returns the page's path.
 
+    `out` is new, empty, or holds an earlier comparison of the same runs, which is written again.
+
+    Args:
+        runs: The directories of the runs; the first is what the others are compared with.
+        out: Where the page goes.
+        replace: Whether an earlier comparison of other runs may give way too.
+
     Raises:
-        ArtifactError: A run cannot be read, or the runs have no item in common.
+        ArtifactError: A run cannot be read, the runs have no item in common, or something else is in `out`.
     """
     combined, labels, pairs = comparing.combine([artifacts.read(run) for run in runs], out)
+    comparing.check_free(out, labels, replace=replace)
     return _write(combined, {**results.of(combined, pairs=pairs), "runs": labels}, out)
 
 

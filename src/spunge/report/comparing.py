@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,6 +65,23 @@ def combine(runs: Sequence[Run], out: Path) -> tuple[Run, list[str], list[tuple[
     pairs = [(one, merged[0]) for one in merged[1:]]
     pairs += [(one, "base") for one in merged]
     return Run(out, manifest, recipe, pl.concat(frames), tuple(missing)), labels, pairs
+
+
+def check_free(out: Path, labels: Sequence[str], *, replace: bool = False) -> None:
+    """Refuses a directory that holds anything but an earlier comparison, of the same runs unless any may be replaced.
+
+    Raises:
+        ArtifactError: Something else is there, and would be lost.
+    """
+    try:
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return
+        earlier = json.loads((out / "results.json").read_text(encoding="utf-8"))["runs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ArtifactError(f"{out}: exists and is no comparison of runs; give another --out") from None
+    if earlier != list(labels) and not replace:
+        compared = " and ".join(map(str, earlier))
+        raise ArtifactError(f"{out}: holds the comparison of {compared}; give another --out, or delete it")
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:

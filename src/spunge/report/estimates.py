@@ -79,12 +79,7 @@ def difference(answers: Answers, pairs: Sequence[tuple[int, int]], items: np.nda
     both = answers.complete([*first, *second], items)
     if not len(both):
         return NOTHING
-    a, b = (answers.answered(rows, both) for rows in (first, second))
-    if answers.weights is not None:
-        a, b = (
-            np.stack([_perplexities(nll, tokens) for nll, tokens in zip(x, answers.tokens(rows, both), strict=True)])
-            for x, rows in ((a, first), (b, second))
-        )
+    a, b = (per_item(answers, rows, both) for rows in (first, second))
     # Verdicts are resampled by counts, at no cost; other values one by one.
     draws = 4_000 if answers.binary else int(np.clip(8_000_000 // len(both), 1_000, 2_000))
     found = paired_difference(a.mean(0), b.mean(0), draws=draws)
@@ -102,6 +97,14 @@ def difference(answers: Answers, pairs: Sequence[tuple[int, int]], items: np.nda
         interval, around, p = Interval(np.nan, np.nan), Interval(np.nan, np.nan), np.nan
     figures = (found.difference, interval.low, interval.high, relative, around.low, around.high, p)
     return Difference(*(float(each) if isfinite(each) else None for each in figures), n=found.n)
+
+
+def per_item(answers: Answers, rows: Sequence[int], items: np.ndarray) -> np.ndarray:
+    """Returns [rows, items]: values whose mean over the items is each row's score, of items that all rows answered."""
+    values = answers.answered(rows, items)
+    if answers.weights is None:
+        return values
+    return np.stack([_perplexities(*each) for each in zip(values, answers.tokens(rows, items), strict=True)])
 
 
 def _mean(values: np.ndarray, *, binary: bool) -> tuple[float, float | None, float | None]:

@@ -287,6 +287,48 @@ def contest(findings: Findings) -> Figure | None:
     )
 
 
+def attacked(findings: Findings, attack: str, column: Column, rows: Sequence[Row]) -> Figure:
+    """The score of every variant before an attack and under each of its settings, beside the base model's."""
+    factor = 100 if column.share else 1
+    steps = ["before", *dict.fromkeys(row["setting"] for row in rows if row["setting"] != UNTOUCHED)]
+    variants = [name for name in findings.main_variants if any(row["variant"] == name for row in rows)]
+
+    def score(row: Row, name: str) -> tuple[float, float, float] | None:
+        found = [row[name], row[f"{name}_low"], row[f"{name}_high"]]
+        return None if None in found else (factor * found[0], factor * found[1], factor * found[2])
+
+    def paint(canvas: Canvas) -> None:
+        axes = canvas.add_subplot()
+        base = next((row["base"] for row in rows if row["base"] is not None), None)
+        if base is not None:
+            axes.axhline(factor * base, color=COLOURS["base"], linewidth=1, linestyle=(0, (2, 2)))
+        for offset, name in zip(_offsets(len(variants)), variants, strict=True):
+            mine = {row["setting"]: row for row in rows if row["variant"] == name}
+            first = next(iter(mine.values()))
+            found = [score(first, "unlearned"), *(score(mine[step], "attacked") for step in steps[1:] if step in mine)]
+            points = [(place + 0.6 * offset, each) for place, each in enumerate(found) if each]
+            style = _line(findings, name)
+            axes.plot([x for x, _ in points], [y[0] for _, y in points], linewidth=1, alpha=0.6, color=style["color"])
+            for x, y in points:
+                axes.errorbar(x, y[0], yerr=_bar(y), **style, markersize=_size(name) - 1.5, elinewidth=1.2,
+                              markeredgecolor=PAPER, markeredgewidth=0.6)  # fmt: skip
+        axes.set_xticks(range(len(steps)), [short(step, 14) for step in steps])
+        axes.set_xlim(-0.5, len(steps) - 0.5)
+        axes.grid(axis="x", visible=False)
+        axes.tick_params(length=0, labelcolor=INK)
+        axes.set_ylabel(f"{_axis(column)} {_arrow(column)}")
+        _handles(canvas, findings, variants)
+
+    return draw(
+        slug("attacked", attack, column.task or "", column.metric),
+        f"{column.label} under “{short(attack, 30)}”",
+        "Each line is a model with its 95 % intervals, before the attack and under it. The dotted line is the base "
+        "model: what climbs back to it was hidden, not gone.",
+        (5.0, 3.7),
+        paint,
+    )
+
+
 def erased(findings: Findings, column: Column, attribute: str) -> Figure | None:
     """How much each subset's model, and the merged ones, changed each attribute value."""
     values = findings.attributes(column)[attribute]
@@ -501,6 +543,9 @@ def short(text: str, length: int) -> str:
     text = plain(text).strip() or "(empty)"
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
+
+UNTOUCHED = "0 steps"
+"""The setting of an attack that has not begun: the score before it says the same."""
 
 MANY = 30
 """More attribute values than this are a table's business, not a figure's."""

@@ -131,7 +131,8 @@ class Findings:
     def columns(self) -> list[Column]:
         """The headline figures: forget suites first, perplexity beside toxicity, tasks apart when there are few."""
         found = []
-        asked = [suite for suite in self.results["suites"] if not suite["attacks"]]
+        names = {suite["suite"] for suite in self.results["suites"]}
+        asked = [suite for suite in self.results["suites"] if suite["attacks"] not in names]
         suites = sorted(asked, key=lambda suite: suite["goal"] != "forget")
         for suite in suites:
             tasks = self.tasks(suite["suite"])
@@ -141,6 +142,17 @@ class Findings:
                 for metric in metrics:
                     if any((name, suite["suite"], task, metric, None, None) in self._scores for name in self.variants):
                         found.append(Column(suite["suite"], task, metric, suite["goal"], suite["method"]))
+        return found
+
+    @cached_property
+    def attacks(self) -> dict[tuple[str, Column], list[Row]]:
+        """What each attack did to each task, overall: (attack, what it asked) → a row a setting and variant."""
+        methods = {suite["suite"]: suite["method"] for suite in self.results["suites"]}
+        found: dict[tuple[str, Column], list[Row]] = {}
+        for row in self.results["attacks"]:
+            if row["attribute"] is None:
+                asked = Column(row["attacks"], row["task"], row["metric"], row["goal"], methods[row["attacks"]])
+                found.setdefault((row["suite"], asked), []).append(row)
         return found
 
     def tasks(self, suite: str) -> list[str | None]:

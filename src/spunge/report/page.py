@@ -129,6 +129,8 @@ def _sections(run: Run, findings: Findings, tables: Sequence[Table]) -> list[Sec
         *pictures(draw.cosines(diagnostics), draw.coverage(diagnostics), draw.drift(diagnostics)),
         *pictures(draw.training(findings, _curves(run))),
     ]
+    pictured = [draw.attacked(findings, attack, column, rows) for (attack, column), rows in findings.attacks.items()]
+    tried = [*pictures(*pictured), *table("recovery")]
     return [
         Section("forget", "Forgot?", "Did it forget?", "What every variant still does of what must go.", forgot),
         Section("keep", "Kept?", "Did it keep the rest?", "What is gone against what is kept.", kept),
@@ -140,9 +142,7 @@ def _sections(run: Run, findings: Findings, tables: Sequence[Table]) -> list[Sec
             better,
         ),
         Section("merge", "Merge", "What did the merge do?", _met(diagnostics), merged),
-        Section(
-            "attack", "Attacks", "What would an attacker get back?", "", table("recovery") or [Block(text=_NO_ATTACK)]
-        ),
+        Section("attack", "Attacks", "What would an attacker get back?", "", tried or [Block(text=_NO_ATTACK)]),
         Section(
             "cost",
             "Cost",

@@ -14,6 +14,7 @@ from spunge.report import artifacts
 from spunge.report.answers import Answers, Scope, matrices
 from spunge.report.artifacts import Manifest, Run
 from spunge.report.estimates import Difference, Estimate, difference, estimate, macro
+from spunge.report.recovery import recovered
 from spunge.statistics import benjamini_hochberg
 
 BASE, JOINT, SPUNGE = "base", "joint", "spunge"
@@ -42,7 +43,8 @@ def of(run: Run, *, pairs: Sequence[tuple[str, str]] | None = None) -> dict[str,
         dict.fromkeys([*(v.name for v in manifest.variants), *run.items["variant"].unique(maintain_order=True)])
     )
     scores, comparisons, by_attribute = [], [], []
-    for answers in matrices(run.items):
+    found = list(matrices(run.items))
+    for answers in found:
         scores += _scores(answers)
         headline = answers.metric == "perplexity" or answers.metric in _headline(manifest, answers.suite)
         compared = headline or answers.binary or answers.metric == "p_correct"
@@ -74,6 +76,7 @@ def of(run: Run, *, pairs: Sequence[tuple[str, str]] | None = None) -> dict[str,
         "scores": scores,
         "comparisons": comparisons,
         "comparisons_by_attribute": by_attribute,
+        "attacks": list(recovered(manifest.suites, found)),
         "provenance": _provenance(run),
     }
 

@@ -256,36 +256,33 @@ def letters(findings: Findings) -> Table:
 
 
 def recovery(findings: Findings) -> Table:
-    """What attacks brought back: the share of what unlearning had taken, per attack and variant."""
+    """What attacks brought back: the share of what unlearning had taken, per attack, setting, value and variant."""
     cells = []
-    suites = {suite["suite"]: suite for suite in findings.results["suites"]}
-    for attack in (suite for suite in suites.values() if suite["attacks"] in suites):
-        asked = suites[attack["attacks"]]
-        metric = asked["headline"][0]
+    split_by = findings.results["split"]["attribute"]
+    methods = {suite["suite"]: suite["method"] for suite in findings.results["suites"]}
+    for row in findings.results["attacks"]:
+        if row["variant"] not in findings.main_variants or row["attribute"] not in (None, split_by):
+            continue
+        column = Column(row["attacks"], row["task"], row["metric"], row["goal"], methods[row["attacks"]])
+        where = " · ".join(each for each in (row["task"], row["attribute_value"]) if each)
+        ends = (row["recovered_low"], row["recovered_high"])
+        share = Cell("—")
+        if row["recovered"] is not None:
+            text = f"{signed(row['recovered'] * 100, 0).lstrip('+')} %"
+            share = Cell(text, row["recovered"], *ends, interval=_interval(ends, 100, 0, sign=False))
         before, after = (
-            Column(suite["suite"], findings.tasks(suite["suite"])[0] if findings.tasks(suite["suite"]) else None,
-                   metric, asked["goal"], asked["method"])
-            for suite in (asked, attack)
-        )  # fmt: skip
-        base = findings.score("base", before)
-        for variant in findings.main_variants:
-            plain_score, attacked = findings.score(variant, before), findings.score(variant, after)
-            if variant == "base" or base is None or plain_score is None or attacked is None:
-                continue
-            lost = base["value"] - plain_score["value"]
-            share = (attacked["value"] - plain_score["value"]) / lost if lost else None
-            cells.append(
-                [
-                    Cell(f"{attack['suite']}: {named(variant)}"),
-                    *(level(score, before) for score in (base, plain_score, attacked)),
-                    percent(share),
-                ]
-            )
+            {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
+            for name in ("unlearned", "attacked")
+        )
+        scores = [level(score if score["value"] is not None else None, column) for score in (before, after)]
+        cells.append([Cell(f"{row['suite']}: {row['setting']}"), Cell(where), Cell(named(row["variant"])),
+                      *scores, share, Cell(str(row["n"]), row["n"])])  # fmt: skip
     return Table(
         "recovery",
         "What attacks brought back",
-        "Recovered: the share of what unlearning took that the attack brought back; 0 % nothing, 100 % all.",
-        ["Attack and variant", "Base model", "Unlearned", "Attacked", "Recovered"],
+        "Recovered: the share of what unlearning took that the attack brought back, 0 % nothing, 100 % all, with its "
+        "95 % interval; — where unlearning took nothing beyond chance.",
+        ["Attack", "On", "Model", "Before", "After", "Recovered", "n"],
         cells,
     )
 

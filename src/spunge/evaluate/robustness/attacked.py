@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import polars as pl
 from pydantic import Field
@@ -13,6 +13,7 @@ from spunge.evaluate.memorization import Memorization
 from spunge.evaluate.multiple_choice import MultipleChoice
 from spunge.evaluate.perplexity import Perplexity
 from spunge.evaluate.toxicity import Toxicity
+from spunge.interfaces import Evaluator
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,6 +22,21 @@ if TYPE_CHECKING:
 
 Asked = Annotated[MultipleChoice | Toxicity | Perplexity | Memorization, Field(discriminator="method")]
 """A suite that an attacked variant is asked."""
+
+
+class Attack(Evaluator):
+    """Changes a variant as an attacker would, and asks a suite again."""
+
+    headline: ClassVar[tuple[str, ...]] = ("acc", "toxic", "extraction_strength", "perplexity")
+
+    of: Asked
+    """The suite to ask. Name it like one of the recipe's own with the same items: what that one finds is what this
+    attack is measured against. Its goal gives way to the attack's."""
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """As for any suite, and which one it asks again."""
+        return {**super().described, "attacks": self.of.suite}
 
 
 @contextmanager

@@ -5,13 +5,13 @@ Unlearning that moves each weight by less than half a step of the grid is undone
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import polars as pl
 from pydantic import Field
 
-from spunge.evaluate.robustness.attacked import Asked, restored, under
-from spunge.interfaces import Evaluator, ItemTable, LoadedVariant, Work
+from spunge.evaluate.robustness.attacked import Attack, restored, under
+from spunge.interfaces import ItemTable, LoadedVariant, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,14 +24,10 @@ _NF4 = (
 )  # fmt: skip
 
 
-class Quantization(Evaluator):
+class Quantization(Attack):
     """Rounds the weights of the linear layers in place, and asks a suite again."""
 
-    headline: ClassVar[tuple[str, ...]] = ("acc", "toxic", "extraction_strength", "perplexity")
-
     method: Literal["quantization"] = "quantization"
-    of: Asked
-    """The suite to ask; its own name and goal give way to this one's."""
     codes: tuple[Literal["int8", "int4", "nf4"], ...] = ("int8", "int4", "nf4")
     """The grids: whole numbers of so many bits by the largest magnitude of each block, or QLoRA's four-bit levels."""
     block: int | None = Field(default=64, ge=2)

@@ -7,7 +7,7 @@ undo RMU (Łucki et al., 2024, arXiv:2409.18025), and then it was hidden, not go
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import polars as pl
 from pydantic import Field, field_validator
@@ -15,24 +15,21 @@ from pydantic import Field, field_validator
 from spunge import data
 from spunge.data import Source, item_id
 from spunge.errors import DataError, TrainingDiverged
-from spunge.evaluate.robustness.attacked import Asked, restored, under
-from spunge.interfaces import Evaluator, ItemTable, LoadedVariant, Work
+from spunge.evaluate.robustness.attacked import Attack, restored, under
+from spunge.interfaces import ItemTable, LoadedVariant, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
 
-class Relearning(Evaluator):
+class Relearning(Attack):
     """Fine-tunes a variant on a few rows, asks a suite along the way, and puts the variant back."""
 
-    headline: ClassVar[tuple[str, ...]] = ("acc", "toxic", "extraction_strength", "perplexity")
-
     method: Literal["relearning"] = "relearning"
-    of: Asked
-    """The suite to ask; it should hold other rows than those trained on."""
     train_on: tuple[Source, ...]
-    """Rows with a `text`, or `prompt` and `response`: part of the forget set, another subset, or unrelated text."""
+    """Rows with a `text`, or `prompt` and `response`, other than those that `of` asks about: part of the forget set,
+    another subset, or unrelated text."""
     where: str | None = None
     """A polars SQL expression that keeps a training row."""
     rows: int = Field(default=16, ge=1)

@@ -1,0 +1,79 @@
+"""What attacks brought back: each attacked suite beside the one it asks again, item by item."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from spunge.report.answers import Answers
+from spunge.report.artifacts import Suite
+from spunge.report.estimates import estimate, per_item
+from spunge.statistics import paired_difference, relative_difference
+
+AT = " @ "
+"""Between an attacked task's own name and how it was attacked: `bio @ int4`."""
+
+
+def recovered(suites: Sequence[Suite], found: Sequence[Answers]) -> Iterator[dict[str, Any]]:
+    """Yields one row an attack, setting, scope and variant: the score before and after, and the share brought back.
+
+    That share is (attacked − unlearned) / (base − unlearned) on the items that all three answered, with its paired
+    bootstrap interval: 0 nothing, 1 all. It is None where unlearning took nothing beyond chance.
+    """
+    by_name = {(answers.suite, answers.metric): answers for answers in found}
+    listed = {suite.suite: suite for suite in suites}
+    for attack in suites:
+        asked = listed.get(attack.attacks or "")
+        metrics = [metric for metric in (asked.headline if asked else ()) if (attack.suite, metric) in by_name]
+        if asked and metrics and (asked.suite, metrics[0]) in by_name:
+            yield from _attack(attack, by_name[asked.suite, metrics[0]], by_name[attack.suite, metrics[0]])
+
+
+def _attack(attack: Suite, asked: Answers, attacked: Answers) -> Iterator[dict[str, Any]]:
+    places = {key: column for column, key in enumerate(asked.items)}
+    for scope in attacked.scopes:
+        if scope.task is None:  # all the settings at once are no attack
+            continue
+        task, _, setting = scope.task.rpartition(AT)
+        # The same items before the attack; those that it did not ask are left out.
+        pairs = [
+            (places[task, attacked.items[column][1]], column)
+            for column in scope.rows
+            if (task, attacked.items[column][1]) in places
+        ]
+        if pairs:
+            before, after = (np.array(columns) for columns in zip(*pairs, strict=True))
+            for variant in dict.fromkeys(name for name, _ in attacked.models):
+                yield {
+                    "suite": attack.suite, "attacks": asked.suite, "goal": attack.goal, "task": task,
+                    "setting": setting, "attribute": scope.attribute, "attribute_value": scope.attribute_value,
+                    "metric": asked.metric, "variant": variant, **_row(asked, attacked, variant, before, after),
+                }  # fmt: skip
+
+
+def _row(asked: Answers, attacked: Answers, variant: str, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    """The scores of one variant before and after, and what came back."""
+    seeds = [seed for name, seed in attacked.models if name == variant]
+    mine = [asked.models.index((variant, seed)) for seed in seeds if (variant, seed) in asked.models]
+    base = [asked.models.index(("base", seed)) for seed in seeds if ("base", seed) in asked.models]
+    hit = attacked.rows(variant)
+    known = np.isin(before, asked.complete([*mine, *base], before)) & np.isin(after, attacked.complete(hit, after))
+    before, after = before[known], after[known]
+    scores = {"base": (asked, base, before), "unlearned": (asked, mine, before), "attacked": (attacked, hit, after)}
+    row: dict[str, Any] = {"n": len(before)}
+    for name, (answers, rows, items) in scores.items():
+        found = estimate(answers, rows, items) if rows else None
+        row |= {name: found and found.value, f"{name}_low": found and found.low, f"{name}_high": found and found.high}
+    row |= {"recovered": None, "recovered_low": None, "recovered_high": None}
+    if variant == "base" or len(before) < 2 or not (base and mine):
+        return row
+    original, unlearned, again = (per_item(*each).mean(0) for each in scores.values())
+    lost = paired_difference(original, unlearned, draws=4_000).interval
+    if 0 in lost:
+        return row
+    share, interval = relative_difference(again - unlearned, original - unlearned, draws=4_000)
+    figures = {"recovered": share, "recovered_low": interval.low, "recovered_high": interval.high}
+    return row | {name: 1 + figure if isfinite(figure) else None for name, figure in figures.items()}
