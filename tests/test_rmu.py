@@ -18,7 +18,7 @@ from spunge.errors import DataError, ModelError, TrainingDiverged
 from spunge.interfaces import Work
 from spunge.language_model import LanguageModel, Resident
 from spunge.steering import cache, estimate, loop
-from spunge.steering.forecast import forecast
+from spunge.steering.forecast import States, forecast
 from spunge.steering.search import attempt, search
 from spunge.steering.truncated import load_truncated
 from spunge.task_vector import TaskVector
@@ -321,7 +321,7 @@ def test_too_little_memory_is_said_before_loading(
 ) -> None:
     monkeypatch.setattr(estimate, "free_memory", lambda _: 10_000)
     monkeypatch.setattr(loop, "load_truncated", lambda *_, **__: pytest.fail("loaded"))
-    with pytest.raises(ModelError, match=r"about 0\.0 GiB are needed and 0\.0 are free on cpu"):
+    with pytest.raises(ModelError, match=r"about 0\.6 MiB are needed and 0\.0 MiB are free on cpu"):
         unlearn(RMU(**TINY), base, make_corpus(8, 0), make_corpus(8, 1), make_work(tmp_path))
 
 
@@ -330,36 +330,60 @@ def test_the_estimate_counts_what_is_loaded_and_trained(base: LanguageModel) -> 
     truncated = load_truncated(base, 5, device="cpu", dtype=None)
     assert expected.weights == 4 * sum(parameter.numel() for parameter in truncated.decoder.parameters())
     assert expected.training == 32 * 48 * (2 * 4 + 4 * 4)  # weight, gradient; master, the one before, two moments
-    assert expected.states_per_token == 2 * 32 * 4
+    assert expected.task_vector == 32 * 48 * 4
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_the_forecast_is_what_the_cache_comes_to_hold(tmp_path: Path, base: LanguageModel, epochs: int) -> None:
     subsets = [make_corpus(22, 0).named("a"), make_corpus(30, 1).named("b")]
-    runs, retain, resident = [*subsets, concatenate(subsets)], make_corpus(40, 2), Resident()
+    runs, retain, resident, planned = [*subsets, concatenate(subsets)], make_corpus(40, 2), Resident(), Resident()
     settings = RMU(**TINY, epochs=epochs)
-    expected = forecast(settings, base, runs, retain)
     for index, forget in enumerate(runs):
-        unlearn(settings, base, forget, retain, make_work(tmp_path / str(index), resident))
+        expected = forecast(settings, base, forget, retain, make_work(tmp_path / "plan", planned))
+        vector = unlearn(settings, base, forget, retain, make_work(tmp_path / str(index), resident))
+        kept = resident.cached("hidden states", cache.StateCache)
+        assert states_of(planned).size == kept.in_memory + kept.on_disk
+        assert expected.disk == sum(4 * vector.shape(name).numel() for name in vector)
+    assert 0.3 < states_of(planned).spared < 0.8
+    assert not list((tmp_path / "plan" / "output").iterdir())
+
+
+def states_of(planned: Resident) -> States:
+    return planned.cached("forecast of hidden states", States)
+
+
+@pytest.mark.parametrize(("epochs", "topics", "reused"), [(1, 1, False), (2, 1, True), (1, 2, True)])
+def test_a_run_of_its_own_keeps_only_what_it_uses_again(
+    tmp_path: Path, base: LanguageModel, epochs: int, topics: int, reused: bool
+) -> None:
+    forget = concatenate(make_corpus(16, seed).named(str(seed)) for seed in range(topics))
+    retain, settings = make_corpus(16, 9), RMU(**TINY, epochs=epochs, cosine_every=100)
+    resident, planned = Resident(shared=False), Resident(shared=False)
+    unlearn(settings, base, forget, retain, make_work(tmp_path / "run", resident))
     kept = resident.cached("hidden states", cache.StateCache)
-    assert expected.size == expected.in_memory == kept.in_memory + kept.on_disk
-    assert expected.pays
-    assert not forecast(RMU(**TINY, cosine_every=1), base, subsets[:1], retain).pays
-    assert "spares nothing" in str(forecast(RMU(**TINY), base, subsets[:1], retain))
-    assert str(forecast(RMU(**TINY, shuffle=True), base, runs, retain)).endswith("none are kept")
+    forecast(settings, base, forget, retain, make_work(tmp_path / "plan", planned))
+    assert states_of(planned).size == kept.in_memory + kept.on_disk
+    assert bool(states_of(planned).size) == reused
 
 
-def test_the_forecast_counts_what_is_spared(base: LanguageModel) -> None:
-    forget, retain = make_corpus(4, 0), make_corpus(4, 1)
+def test_the_forecast_counts_what_is_spared(tmp_path: Path, base: LanguageModel) -> None:
+    forget, retain, work = make_corpus(4, 0), make_corpus(4, 1), make_work(tmp_path)
     settings = RMU(**TINY, cosine_every=1)  # one step; layers 2, 3 and 4 change
-    for times in (1, 2, 5):
-        assert forecast(settings, base, [forget] * times, retain).spared == pytest.approx(1 - 1 / times)
-    again = forecast(settings, base, [forget, make_corpus(4, 2)], forget)
+    for times in (1, 2, 3):
+        note = forecast(settings, base, forget, retain, work).notes["hidden states kept for reuse"]
+        assert states_of(work.resident).spared == pytest.approx(1 - 1 / times)
+        assert note.endswith(
+            "spares nothing" if times == 1 else f"pays: spares {1 - 1 / times:.0%} of the frozen passes"
+        )
+    work = make_work(tmp_path, Resident())
+    for rows in (forget, make_corpus(4, 2)):
+        forecast(settings, base, rows, forget, work)
     lengths = [
         max(len(ids) for ids in base.load_tokenizer()(make_corpus(4, seed).texts)["input_ids"]) for seed in (0, 2)
     ]
-    assert again.spared == pytest.approx(2 * lengths[0] / (3 * lengths[0] + lengths[1]))
-    assert "memory map), pays: " in str(again)
+    assert states_of(work.resident).spared == pytest.approx(2 * lengths[0] / (3 * lengths[0] + lengths[1]))
+    shuffled = forecast(RMU(**TINY, shuffle=True), base, forget, retain, make_work(tmp_path, Resident()))
+    assert shuffled.notes["hidden states kept for reuse"].startswith("none")
 
 
 def test_a_search_finds_what_a_grid_finds(tmp_path: Path, base: LanguageModel) -> None:

@@ -144,16 +144,21 @@ def plan(
     out: Out = Path("runs"),
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Plan seeds 0 … N−1.")] = None,
 ) -> None:
-    """Says what a run would compute, what it would reuse, and why: the fields that changed."""
+    """Says what a run would compute, what it would reuse and why (the fields that changed), and what it takes."""
     experiment = _read(recipe, words, seeds)
     from spunge import pipeline
+    from spunge.interfaces import spelled
 
     steps = pipeline.plan(experiment, out=out)
-    table = Table("stage", "name", "seed", "status", "why")
+    known = [figure for figure in ("memory", "disk") if any(step[figure] is not None for step in steps)]
+    table = Table("stage", "name", "seed", "status", *known, "why")
     for step in steps:
         why = "; ".join(step["why"][:4]) + (" …" if len(step["why"]) > 4 else "")
-        table.add_row(step["stage"], step["name"], str(step["seed"]), step["status"], why)
+        figures = ("" if step[figure] is None else spelled(step[figure]) for figure in known)
+        table.add_row(step["stage"], step["name"], str(step["seed"]), step["status"], *figures, why)
     screen.print(table)
+    for subject, note in {subject: note for step in steps for subject, note in step["notes"].items()}.items():
+        screen.print(f"{subject}: {note}", markup=False, soft_wrap=True)
     computed = sum(step["status"] == "computed" for step in steps)
     screen.print(f"{computed} of {len(steps)} stages would be computed, {len(steps) - computed} reused")
 

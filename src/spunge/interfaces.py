@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -83,6 +83,23 @@ class LoadedVariant:
     """Of base and task vector: equal digests give equal answers."""
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What a task will take, known before any weight is read; None where nobody knows."""
+
+    memory: int | None = None
+    """Bytes on the device at once, at the worst moment."""
+    disk: int | None = None
+    """Bytes of what it leaves in the store."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Subject → what else to know. A later task's note on a subject stands for the earlier ones too."""
+
+
+def spelled(size: int) -> str:
+    """Returns a number of bytes for people."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.{0 if size >= 2**23 else 1}f} MiB"
+
+
 class Splitter(Settings):
     """Says which subsets each row of the forget set belongs to."""
 
@@ -111,6 +128,16 @@ class Unlearner(Settings):
             DataError: The method needs a retain set and has none, or too few rows.
             TrainingDiverged: The loss became NaN or infinite.
         """
+
+    def forecast(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> Forecast:
+        """Says what `unlearn` with these arguments would take; reads no weights and writes nothing.
+
+        `work.resident` is the same for all tasks of a plan, so that a task can count on what those before it share.
+
+        Raises:
+            SpungeError: Something is wrong that can be known already.
+        """
+        return Forecast()
 
 
 @dataclass(frozen=True)

@@ -151,9 +151,11 @@ def checkpoint_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str
 class Resident:
     """What tasks on one device share: at most one loaded base model, and whatever is derived from it."""
 
-    def __init__(self, device: str = "cpu", dtype: str | None = None) -> None:
+    def __init__(self, device: str = "cpu", dtype: str | None = None, *, shared: bool = True) -> None:
         self.device = device
         self.dtype = dtype
+        self.shared = shared
+        """Whether tasks follow one another here, so that what one keeps may spare the next its computation."""
         self._base: tuple[LanguageModel, PreTrainedModel, PreTrainedTokenizerBase] | None = None
         self._cache: dict[Hashable, Any] = {}
 

@@ -22,7 +22,7 @@ from spunge.errors import ArtifactError, DataError, RecipeError, SpungeError
 from spunge.executors import Executor, Task
 from spunge.executors.local import Local
 from spunge.experiment import Experiment, ForgetSet
-from spunge.interfaces import Evaluator, Merger, Progress, Splitter, Work, scale_of, silent
+from spunge.interfaces import Evaluator, Forecast, Merger, Progress, Splitter, Work, scale_of, silent
 from spunge.language_model import Resident
 from spunge.report.artifacts import FORMAT
 from spunge.split import AtRandom
@@ -202,6 +202,7 @@ class Planned:
 
     store: Store
     steps: list[dict[str, Any]] = field(default_factory=list)
+    work: Work = field(default_factory=lambda: Work(Resident(), Path(), Path()))
 
     def run(self, tasks: Sequence[Task]) -> list[Artifact]:
         """Returns what is in the store, and promises for the rest."""
@@ -213,13 +214,16 @@ class Planned:
         if found is None and isinstance(task, Split):
             found = Artifact(
                 Path(),
-                {"key": key(task.stage, inputs), "subsets": task.names(Work(Resident(), Path(), Path()))},
+                {"key": key(task.stage, inputs), "subsets": task.names(self.work)},
                 reused=False,
             )
+        reused = found is not None and found.reused
+        forecast = task.forecast(self.work) if isinstance(task, Unlearn) and not reused else Forecast()
         self.steps.append({
             "stage": task.stage, "name": task.name, "seed": task.seed, "key": key(task.stage, inputs),
-            "status": "reused" if found is not None and found.reused else "computed",
-            "why": [] if found is not None and found.reused else self.store.why(task.stage, inputs),
+            "status": "reused" if reused else "computed",
+            "why": [] if reused else self.store.why(task.stage, inputs),
+            "memory": forecast.memory, "disk": forecast.disk, "notes": forecast.notes,
         })  # fmt: skip
         return found or Artifact(
             self.store.root / task.stage / key(task.stage, inputs), {"key": key(task.stage, inputs)}
@@ -227,7 +231,7 @@ class Planned:
 
 
 def plan(experiment: Experiment, *, out: str | Path = "runs") -> list[dict[str, Any]]:
-    """Says for every task whether it would be reused or computed, and why: the fields that differ."""
+    """Says for every task whether it would be reused or computed, why (the fields that differ), and what it takes."""
     planned = Planned(Store(Path(out) / "store"))
     flow(experiment, load(experiment), planned)
     return planned.steps

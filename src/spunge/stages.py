@@ -14,7 +14,7 @@ from typing import Any
 from spunge import data
 from spunge.data import Corpus, Source
 from spunge.experiment import overridden
-from spunge.interfaces import Evaluator, LoadedVariant, Merger, Splitter, Unlearner, Work
+from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Merger, Splitter, Unlearner, Work
 from spunge.language_model import LanguageModel
 from spunge.settings import Settings
 from spunge.split import AtRandom
@@ -121,6 +121,10 @@ class Unlearn:
             "seed": derived_seed(self.seed, "unlearn", self.name),
             **({"steps_of": [path.name for path in self.steps_of]} if self.steps_of else {}),
         }
+
+    def forecast(self, work: Work) -> Forecast:
+        """Says what `make` will take; the joint baseline of equal steps as if it were the joint baseline."""
+        return self.unlearner.forecast(self.base.model, self.forget, self.retain, work)
 
     def make(self, work: Work) -> Mapping[str, Any]:
         """Unlearns, and saves the task vector."""

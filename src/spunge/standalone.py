@@ -58,7 +58,8 @@ def unlearn(
     name = f"subset:{next(iter(forget))}" if len(forget) == 1 and "" not in forget else "forget"
     task = Unlearn("subset", name, base, unlearner, rows, data.load(retain) if retain else None, seed)
     with new_directory(out) as directory, _scratch(out, task) as scratch:
-        noted = task.make(Work(Resident(choose_device(device)), directory, scratch, seed, progress))
+        resident = Resident(choose_device(device), shared=False)
+        noted = task.make(Work(resident, directory, scratch, seed, progress))
         trained = TaskVector.load(directory)
         scaled = replace(trained.scaled(scale_of(unlearner)), provenance={**trained.provenance, **noted})
         scaled.save(directory)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from spunge.interfaces import Unlearner
+from spunge.data import Corpus
+from spunge.interfaces import Forecast, Unlearner, Work
+
+if TYPE_CHECKING:
+    from spunge.language_model import LanguageModel
 
 FAITHFUL: dict[str, Any] = {
     "loss_mask": "all",
@@ -87,6 +91,17 @@ class SteeredUnlearner(Unlearner):
                     f"the loss ends at layer {self.layer} and never reaches the others"
                 )
         return self
+
+    def forecast(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> Forecast:
+        """Says what a run takes, and whether keeping hidden states pays.
+
+        Raises:
+            DataError: The retain set is missing, empty or smaller than a batch.
+            ModelError: The architecture, the layer or the parameters are not to be had.
+        """
+        from spunge.steering.forecast import forecast
+
+        return forecast(self, base, forget, retain, work)
 
     @property
     def measured_every(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,17 @@ from spunge.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class Cut(NamedTuple):
+    """Hidden states of a batch between two layers of the frozen model."""
+
+    batch: str
+    """The batch's digest."""
+    tokens: int
+    """Of the batch, pads included."""
+    layers: int
+    """How many layers were run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,16 +38,16 @@ class Batch:
     """[batch, tokens], 0 on pads."""
     counted: Tensor
     """[batch, tokens], True where the losses look."""
+    digest: str
+    """The sha256 of what the model sees: token ids and padded shape."""
 
-    @property
-    def digest(self) -> str:
-        """The sha256 of what the model sees: token ids and padded shape."""
-        content = torch.stack([self.ids, self.mask]).cpu().contiguous().numpy()
-        return hashlib.sha256(str(content.shape).encode() + content.tobytes()).hexdigest()
+    def cut(self, layers: int) -> Cut:
+        """Names its hidden states after so many layers."""
+        return Cut(self.digest, self.ids.numel(), layers)
 
     def to(self, device: torch.device | str) -> Batch:
         """Returns the same batch on another device."""
-        return Batch(self.ids.to(device), self.mask.to(device), self.counted.to(device))
+        return Batch(self.ids.to(device), self.mask.to(device), self.counted.to(device), self.digest)
 
 
 def orders(rows: int, epochs: int, generator: torch.Generator | None) -> Iterator[list[int]]:
@@ -78,4 +89,6 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, bos_id: int | None, loss_mas
     if loss_mask == "non_pad_non_bos" and bos_id is not None:
         first = mask.cumsum(1).mul(mask) == 1
         counted = counted & ~(first & (ids == bos_id))
-    return Batch(ids, mask, counted)
+    content = torch.stack([ids, mask]).numpy()
+    digest = hashlib.sha256(str(content.shape).encode() + content.tobytes()).hexdigest()
+    return Batch(ids, mask, counted, digest)

@@ -10,14 +10,13 @@ import psutil
 import torch
 
 from spunge.errors import ModelError
+from spunge.interfaces import spelled
 from spunge.language_model import LanguageModel
 from spunge.steering import SteeredUnlearner
 from spunge.steering.truncated import find_layers, skeleton_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class Estimate:
     """The changed matrices, their gradients, masters and the optimiser's moments."""
     activations: int
     """What one backward pass keeps of the longest batch."""
-    states_per_token: int
-    """What the cache keeps of a token: what enters the first updated layer and what leaves the last."""
+    task_vector: int
+    """What the run leaves: float32 deltas of the changed matrices."""
 
     @property
     def needed(self) -> int:
@@ -60,12 +59,11 @@ def estimate(
     # Every matrix product's output is kept, and about as much again of norms, products and activations between them.
     per_token = 2 * sum(p.shape[0] for p in layers[-1].parameters() if p.ndim > 1)
     depth = settings.layer + 1 - min(parameters)
-    width = skeleton.config.hidden_size
     return Estimate(
         weights=sum(parameter.numel() for parameter in skeleton.parameters()) * size,
         training=changed * (2 * size + 4 * master),
         activations=settings.batch_size * tokens * depth * per_token * size,
-        states_per_token=2 * width * size,
+        task_vector=4 * changed,
     )
 
 
@@ -84,9 +82,9 @@ def check_memory(expected: Estimate, device: str) -> None:
     free = free_memory(device)
     if expected.needed > free:
         raise ModelError(
-            f"about {expected.needed / GIB:.1f} GiB are needed and {free / GIB:.1f} are free on {device}: weights "
-            f"{expected.weights / GIB:.1f}, training {expected.training / GIB:.1f}, activations "
-            f"{expected.activations / GIB:.1f}; lower batch_size or max_length, or compute in bfloat16"
+            f"about {spelled(expected.needed)} are needed and {spelled(free)} are free on {device}: weights "
+            f"{spelled(expected.weights)}, training {spelled(expected.training)}, activations "
+            f"{spelled(expected.activations)}; lower batch_size or max_length, or compute in bfloat16"
         )
 
 

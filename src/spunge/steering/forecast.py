@@ -1,94 +1,83 @@
-"""What keeping hidden states takes and spares, known from the tokenised rows alone, before any weight is read."""
+"""What a run takes, and what keeping hidden states spares it, known before any weight is read."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 
 from spunge.data import Corpus
+from spunge.interfaces import Forecast, Work, spelled
 from spunge.language_model import LanguageModel
 from spunge.steering import SteeredUnlearner
+from spunge.steering.batches import Cut
 from spunge.steering.cache import StateCache
-from spunge.steering.estimate import number_size
-from spunge.steering.loop import Batches, batches_per_epoch, measures, planned_steps
-from spunge.steering.truncated import skeleton_of
+from spunge.steering.estimate import estimate, number_size
+from spunge.steering.loop import Batches, batches_per_epoch, kept, needed, planned_steps, uses
+from spunge.steering.truncated import choose_parameters, skeleton_of
 
-
-@dataclass(frozen=True)
-class Forecast:
-    """The hidden states that runs on one device share."""
-
-    size: int
-    """Bytes of all of them."""
-    in_memory: int
-    """Bytes of them that this machine would hold in memory now; the rest goes to a memory map."""
-    spared: float
-    """The share of the frozen model's layer passes that need not be run again."""
-
-    @property
-    def pays(self) -> bool:
-        """Whether any state is used twice."""
-        return self.spared > 0
-
-    def __str__(self) -> str:
-        if not self.size:
-            return "hidden states: rows are shuffled, so none are kept"
-        where = f"{_spelled(self.in_memory)} in memory, {_spelled(self.size - self.in_memory)} in a memory map"
-        gain = f"pays: {self.spared:.0%} of the frozen passes spared" if self.pays else "spares nothing: each used once"
-        return f"hidden states: {_spelled(self.size)} ({where}), {gain}"
+Place = tuple[LanguageModel, Cut]
 
 
 def forecast(
-    settings: SteeredUnlearner,
-    base: LanguageModel,
-    runs: Sequence[Corpus],
-    retain: Corpus,
-    *,
-    dtype: str | None = None,
+    settings: SteeredUnlearner, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work
 ) -> Forecast:
-    """Returns what the runs of one recipe would keep and spare together.
-
-    Args:
-        settings: What every run does.
-        base: The model, of which only the configuration and the tokenizer are read.
-        runs: The forget set of every run, each subset's and the joint one; a run for another seed counts again.
-        retain: The retain set of them all.
-        dtype: Overrides the handle's own.
+    """Returns what one run takes, with the hidden states of all runs before it on the same device.
 
     Raises:
-        DataError: A set is empty or too small.
-        ModelError: The architecture or the layer is not to be had.
+        DataError: The retain set is missing, empty or smaller than a batch.
+        ModelError: The architecture, the layer or the parameters are not to be had.
     """
-    if settings.shuffle:
-        return Forecast(size=0, in_memory=0, spared=0.0)
-    skeleton = skeleton_of(base, settings.layer + 1)
-    bytes_per_token = skeleton.config.hidden_size * number_size(skeleton.config, dtype or base.dtype)
-    start, tail = settings.updated[0], settings.layer + 1 - settings.updated[0]
-    tokenizer = base.load_tokenizer()
-    tokens: dict[str, int] = {}
-    entering, leaving = Counter[str](), Counter[str]()
-    for forget in runs:
-        topics = forget.topics()
-        count = batches_per_epoch(settings, topics, retain)
-        steps = planned_steps(settings, count, len(topics))
-        batches = Batches(settings, tokenizer, topics, retain, count, seed=0)
-        for step, (_, forgotten, kept) in enumerate(islice(batches, steps)):
-            tokens[forgotten.digest], tokens[kept.digest] = forgotten.ids.numel(), kept.ids.numel()
-            entering.update((forgotten.digest, kept.digest))
-            leaving.update([kept.digest])
-            if measures(settings, step, steps, len(topics)):
-                leaving.update([forgotten.digest])
-
-    def passes(uses: Counter[str], layers: int) -> int:
-        return layers * sum(tokens[batch] * count for batch, count in uses.items())
-
-    wanted = passes(entering, start) + passes(leaving, tail)
-    once = passes(Counter(entering.keys()), start) + passes(Counter(leaving.keys()), tail)
-    size = bytes_per_token * sum(tokens[batch] for uses in (entering, leaving) for batch in uses)
-    return Forecast(size, min(size, StateCache().budget), 1 - once / wanted if wanted else 0.0)
+    retain = needed(settings, retain)
+    topics = forget.topics()
+    count = batches_per_epoch(settings, topics, retain)
+    steps = planned_steps(settings, count, len(topics))
+    parameters = choose_parameters(base, settings.updated, settings.layer + 1, settings.parameters)
+    batches = Batches(settings, base.load_tokenizer(), topics, retain, count, work.seed)
+    dtype = work.resident.dtype
+    expected = estimate(settings, base, parameters, tokens=batches.longest, dtype=dtype)
+    states = work.resident.cached("forecast of hidden states", States)
+    config = skeleton_of(base, settings.layer + 1).config
+    width = config.hidden_size * number_size(config, dtype or base.dtype)
+    worth = kept(settings, batches, steps, work.resident)
+    for cut, count in uses(settings, batches, steps).items():
+        states.add((base, cut), count, cut.tokens * width if cut in worth else 0, settings.updated[0])
+    return Forecast(expected.needed, expected.task_vector, {"hidden states kept for reuse": str(states)})
 
 
-def _spelled(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+@dataclass
+class States:
+    """The hidden states that the runs on one device need."""
+
+    uses: Counter[Place] = field(default_factory=Counter)
+    """How often each is needed."""
+    work: dict[Place, int] = field(default_factory=dict)
+    """Tokens times layers that computing each takes."""
+    sizes: dict[Place, int] = field(default_factory=dict)
+    """Bytes of each; 0 for those that are not kept."""
+
+    def add(self, place: Place, uses: int, size: int, start: int) -> None:
+        """Counts the uses of one run, whose first updated layer is `start`; states beyond it are computed from it."""
+        layers = place[1].layers
+        self.uses[place] += uses
+        self.work[place] = place[1].tokens * (layers if layers <= start else layers - start)
+        self.sizes[place] = size
+
+    @property
+    def size(self) -> int:
+        """Bytes of all that are kept."""
+        return sum(self.sizes.values())
+
+    @property
+    def spared(self) -> float:
+        """The share of the frozen model's layer passes that need not be run again."""
+        wanted = sum(self.work[place] * count for place, count in self.uses.items())
+        run = sum(self.work[place] * (1 if self.sizes[place] else count) for place, count in self.uses.items() if count)
+        return 1 - run / wanted if wanted else 0.0
+
+    def __str__(self) -> str:
+        if not self.size:
+            return "none: no batch comes twice"
+        in_memory = min(self.size, StateCache().budget)
+        where = f"{spelled(in_memory)} in memory, {spelled(self.size - in_memory)} in a memory map"
+        gain = f"pays: spares {self.spared:.0%} of the frozen passes" if self.spared else "spares nothing"
+        return f"{spelled(self.size)} ({where}); {gain}"

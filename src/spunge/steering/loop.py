@@ -8,6 +8,7 @@ import math
 import pickle
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,9 +22,9 @@ from torch.nn import functional as F
 from spunge.data import Corpus
 from spunge.errors import ArtifactError, DataError, TrainingDiverged
 from spunge.interfaces import Work
-from spunge.language_model import LanguageModel
+from spunge.language_model import LanguageModel, Resident
 from spunge.steering import SteeredUnlearner
-from spunge.steering.batches import Batch, orders, pad, tokenise
+from spunge.steering.batches import Batch, Cut, orders, pad, tokenise
 from spunge.steering.cache import StateCache
 from spunge.steering.estimate import check_memory, estimate
 from spunge.steering.optimisers import AdamWEpsilonOutside
@@ -67,12 +68,10 @@ def steer(
         ModelError: The architecture, the layer or the parameters are not to be had.
         TrainingDiverged: A loss or gradient became NaN or infinite; the weights before it are kept in the scratch.
     """
+    retain = needed(settings, retain)
     topics = forget.topics()
-    if retain is None or not len(retain):
-        raise DataError(
-            f"{_method(settings)} needs a retain set: name one with --retain, or under `retain` in a recipe"
-        )
     count = batches_per_epoch(settings, topics, retain)
+    steps = planned_steps(settings, count, len(topics))
     parameters = choose_parameters(base, settings.updated, settings.layer + 1, settings.parameters)
     batches = Batches(settings, base.load_tokenizer(), topics, retain, count, work.seed)
 
@@ -83,7 +82,7 @@ def steer(
 
     model = work.resident.cached(("truncated", base, settings.layer + 1), load)
     cache = work.resident.cached("hidden states", StateCache)
-    states = States(model, base, settings.updated[0], None if settings.shuffle else cache, work)
+    states = States(model, base, settings.updated[0], cache, kept(settings, batches, steps, work.resident), work)
     matrices = Matrices(model, parameters, settings)
 
     norms = {topic: states.mean_norm(batches.first(topic)) for topic in topics}
@@ -95,7 +94,6 @@ def steer(
     targets = {topic: control.to(model.device, _loss_dtype(settings, model)) for topic, control in controls.items()}
 
     journal = Journal(work, _key(settings, base, forget, retain, work))
-    steps = planned_steps(settings, count, len(topics))
     stopped = "finished"
     done = journal.resume(matrices)
     for step, (topic, forget_batch, retain_batch) in islice(enumerate(batches), done, steps):
@@ -213,6 +211,19 @@ def direction(settings: SteeredUnlearner, width: int, seed: int, topic: str) -> 
     return uniform / uniform.norm()
 
 
+def needed(settings: SteeredUnlearner, retain: Corpus | None) -> Corpus:
+    """Returns the retain set.
+
+    Raises:
+        DataError: There is none.
+    """
+    if retain is None or not len(retain):
+        raise DataError(
+            f"{_method(settings)} needs a retain set: name one with --retain, or under `retain` in a recipe"
+        )
+    return retain
+
+
 def batches_per_epoch(settings: SteeredUnlearner, topics: Mapping[str, Corpus], retain: Corpus) -> int:
     """Returns how many batches of every topic an epoch has: as many as the smallest of the sets.
 
@@ -239,6 +250,27 @@ def planned_steps(settings: SteeredUnlearner, count: int, topics: int) -> int:
 def measures(settings: SteeredUnlearner, step: int, steps: int, topics: int) -> bool:
     """Whether a step measures the forget cosine."""
     return step // topics % settings.measured_every == 0 or step >= steps - topics
+
+
+def uses(settings: SteeredUnlearner, batches: Batches, steps: int) -> Counter[Cut]:
+    """Counts how often the steps of a run need which hidden states of the frozen model."""
+    start, end = settings.updated[0], settings.layer + 1
+    topics = batches.topics
+    # Every topic's first batch is looked at before the first step too.
+    counts = Counter({batches.first(topic).cut(layers): 0 for topic in topics for layers in (start, end)})
+    for step, (_, forget, retain) in islice(enumerate(batches), steps):
+        counts.update([forget.cut(start), retain.cut(start), retain.cut(end)])
+        if measures(settings, step, steps, len(topics)):
+            counts.update([forget.cut(end)])
+    return counts
+
+
+def kept(settings: SteeredUnlearner, batches: Batches, steps: int, resident: Resident) -> frozenset[Cut]:
+    """Returns the hidden states worth keeping: all where other tasks may want them, else those used more than once."""
+    if settings.shuffle:  # no batch comes twice
+        return frozenset()
+    counts = uses(settings, batches, steps)
+    return frozenset(cut for cut, count in counts.items() if resident.shared or count > 1)
 
 
 def steered(settings: SteeredUnlearner, records: Sequence[Record], topics: Mapping[str, Corpus]) -> bool:
@@ -275,6 +307,11 @@ class Batches:
             for name, corpus in topics.items()
         }
         self._retain = tokenise(tokenizer, self._used(retain), settings.retain_max_length, "retain")
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The names of the topics, in the order of their turns."""
+        return tuple(self._forget)
 
     @property
     def longest(self) -> int:
@@ -320,7 +357,9 @@ class States:
     model: TruncatedModel
     base: LanguageModel
     start: int
-    cache: StateCache | None
+    cache: StateCache
+    worth: frozenset[Cut]
+    """Those that are kept."""
     work: Work
 
     @torch.no_grad()
@@ -348,11 +387,11 @@ class States:
         hidden, calls = self.entering(batch)
         return self.frozen(batch, hidden, calls)[batch.counted].float().norm(dim=-1).mean().item()
 
-    def _kept(self, batch: Batch, cut: int, compute: Callable[[], Tensor]) -> Tensor:
-        if self.cache is None:
+    def _kept(self, batch: Batch, layers: int, compute: Callable[[], Tensor]) -> Tensor:
+        cut, model = batch.cut(layers), self.model
+        if cut not in self.worth:
             return compute()
-        model = self.model
-        key = (self.base, batch.digest, cut, model.dtype, model.device, model.kernel)
+        key = (self.base, cut, model.dtype, model.device, model.kernel)
         return self.cache.get(key, compute, self.work.scratch).to(model.device)
 
 
