@@ -185,7 +185,8 @@ def run_naive(
         dtype=getattr(torch, options.dtype),
         max_length=tokens,
         after_step=clock,
-        **LEARNING,
+        alphas=[LEARNING["alpha"]] * len(topics),
+        learning_rate=LEARNING["learning_rate"],
     )
 
 

@@ -23,7 +23,7 @@ def naive_rmu(
     layers: str,
     layer: int,
     updated: Sequence[str],
-    alpha: float,
+    alphas: Sequence[float],
     learning_rate: float,
     batch_size: int,
     steps: int,
@@ -45,7 +45,7 @@ def naive_rmu(
         layers: The path of the list of layers in the model.
         layer: The layer whose output is steered.
         updated: The names of the parameters that change.
-        alpha: The weight of the retain loss.
+        alphas: The weight of the retain loss in every topic's steps.
         learning_rate: The constant learning rate.
         batch_size: Rows in a batch.
         steps: How many steps.
@@ -76,7 +76,7 @@ def naive_rmu(
         with torch.no_grad():
             target = _hidden(frozen, layers, layer, inputs)
         hidden = _hidden(trained, layers, layer, inputs)
-        loss = loss + alpha * _loss(hidden, target, _counted(tokenizer, inputs, loss_mask), master, loss_mask)
+        loss = loss + alphas[topic] * _loss(hidden, target, _counted(tokenizer, inputs, loss_mask), master, loss_mask)
 
         trained.zero_grad()
         loss.backward()

@@ -105,6 +105,22 @@ def test_single_steps_without_a_recipe(world: dict[str, Any], write_recipe: Writ
     assert {score["suite"] for score in scores} == {"hazards"}
 
 
+def test_a_recipe_takes_what_a_search_found(world: dict[str, Any], write_recipe: Write, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (tmp_path / "forget.jsonl").read_text().splitlines()]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps({"what": row["text"]}) + "\n" for row in rows))
+    sets = ["--forget", "a=other.jsonl", "--retain", "retain.jsonl", "--text-column", "what"]
+    model = world["model"]["id"]
+    done = spunge("search", "--model", model, *sets, "--layers", "1,2", "max_steps=2", "--out", "found", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    best = json.loads((tmp_path / "found" / "search.jsonl").read_text().splitlines()[0])
+    write_recipe({**world, "unlearn": {"method": "rmu", "search": "found", "max_steps": 2}, "controls": []})
+    assert spunge("run", "recipe.yaml", "--quiet", cwd=tmp_path).returncode == 0
+    recipe = (tmp_path / "runs" / "tiny" / "recipe.yaml").read_text()
+    assert f"layer: {best['layer']}\n" in recipe
+    assert "How layer, c and α were found" in (tmp_path / "runs" / "tiny" / "report" / "index.html").read_text()
+    refused(spunge("run", "recipe.yaml", "unlearn.search=nowhere", cwd=tmp_path), "not what `spunge search` left")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -222,3 +222,19 @@ def test_runs_without_a_common_item_are_refused(tmp_path):
     with pytest.raises(ArtifactError, match="no item in common"):
         report.compare([first, second], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_search_that_settings_come_from_has_its_table(tmp_path):
+    run = write_run(tmp_path, groups=2, items=40)
+    report.write(run)
+    assert "How layer" not in (run / "report" / "results.md").read_text()
+    manifest = json.loads((run / "manifest.json").read_text())
+    trial = {"layer": 3, "ratio": 2.0, "alpha": 10.0, "steering_coefficient": 6.25, "forget_cosine": 0.125}
+    trial |= {"retain_cosine": 0.75, "score": 0.625}
+    manifest["search"] = [trial, {**trial, "steering_coefficient": None, "score": -1.0}]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    page = report.write(run).read_text()
+    assert "How layer, c and α were found" in page
+    written = (run / "report" / "results.md").read_text()
+    assert re.search(r"\| 3 \| 2 \| 6.25 \| 10 \| 0.125 \| 0.75 \| 0.625 \|", re.sub(r" +", " ", written))
+    assert re.search(r"\| 3 \| 2 \| – \| 10 \|", re.sub(r" +", " ", written))

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from steering_models import ARCHITECTURES, make_corpus, make_model, make_work
 
 from spunge.data import Corpus, concatenate
-from spunge.errors import DataError, ModelError, TrainingDiverged
+from spunge.errors import DataError, ModelError, RecipeError, TrainingDiverged
 from spunge.interfaces import Work
 from spunge.language_model import LanguageModel, Resident
-from spunge.steering import cache, estimate, loop
+from spunge.steering import TABLE, cache, estimate, loop, of_topic
 from spunge.steering.forecast import States, forecast
 from spunge.steering.search import attempt, search
 from spunge.steering.truncated import load_truncated
@@ -57,7 +57,7 @@ def naively(
         [controls[name] for name in sorted(controls)],
         layer=settings.layer,
         updated=updated,
-        alpha=settings.alpha,
+        alphas=[of_topic(settings.alpha, name, "alpha") for name in sorted(controls)],
         learning_rate=settings.learning_rate,
         batch_size=settings.batch_size,
         **{"layers": "model.layers", "steps": 30, **options},
@@ -113,6 +113,21 @@ def test_bitwise_equal_under_other_masks(tmp_path: Path, base: LanguageModel, lo
     expected = naively(settings, base, [forget], retain, work, sorted(vector), steps=6, loss_mask=loss_mask)
     for name in vector:
         assert torch.equal(vector.delta(name), expected[name] - base.checkpoint().read(name))
+
+
+def test_every_topic_may_have_its_own_coefficient_and_alpha(tmp_path: Path, base: LanguageModel) -> None:
+    forget, retain, work = [make_corpus(12, 0), make_corpus(12, 1)], make_corpus(24, 9), make_work(tmp_path)
+    named = concatenate(topic.named(name) for topic, name in zip(forget, ("bio", "cyber"), strict=True))
+    settings = RMU(**{**TINY, "alpha": {"bio": 1, "cyber": 50}, "steering_coefficient": {"bio": 4, "cyber": 9}})
+    vector = unlearn(settings, base, named, retain, work)
+    expected = naively(settings, base, forget, retain, work, NAMES, steps=6)
+    assert all(torch.equal(vector.delta(name), expected[name] - base.checkpoint().read(name)) for name in NAMES)
+    assert vector.provenance["coefficients"] == {"bio": 4, "cyber": 9}
+    other = concatenate([named, make_corpus(4, 2).named("chemistry")])
+    for setting in ("alpha", "steering_coefficient"):
+        wrong = RMU(**{**TINY, setting: {"bio": 1, "cyber": 2}})
+        with pytest.raises(RecipeError, match=f"{setting}: no value for topic 'chemistry'; it has bio, cyber"):
+            forecast(wrong, base, other, retain, work)
 
 
 def test_a_shared_device_changes_no_bit(tmp_path: Path, base: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,7 +415,16 @@ def test_a_search_finds_what_a_grid_finds(tmp_path: Path, base: LanguageModel) -
     assert len(found) <= 9
     assert found == sorted(found, key=lambda trial: -trial.score)
     assert found[0].score >= max(grid) - 0.05
-    assert len((work.output / "search.jsonl").read_text().splitlines()) == len(found)
+    assert len((work.output / TABLE).read_text().splitlines()) == len(found)
+    taken, best = RMU.model_validate({"search": str(work.output)}), found[0]
+    assert (taken.layer, taken.alpha, taken.steering_coefficient) == (best.layer, best.alpha, best.steering_coefficient)
+    assert AdaptiveRMU.model_validate({"search": str(work.output)}).scale == best.ratio
+    assert RMU.model_validate({"search": str(work.output), "layer": 1, "alpha": 3}).layer == 1
+    assert [trial["score"] for trial in taken.trials] == [trial.score for trial in found]
+    (work.output / TABLE).write_text("{}")
+    for place in (str(work.output), str(tmp_path / "nowhere")):
+        with pytest.raises(ValidationError, match="not what `spunge search` left"):
+            RMU.model_validate({"search": place})
 
 
 @pytest.mark.parametrize(

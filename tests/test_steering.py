@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import polars as pl
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steering_models import ARCHITECTURES, make_model, make_texts, make_tokenizer
+from steering_models import ARCHITECTURES, make_corpus, make_model, make_texts, make_tokenizer, make_work
 from transformers import AutoConfig
 
+from spunge.checkpoint import INDEX
 from spunge.data import MAX_LENGTH, Corpus
 from spunge.errors import DataError, ModelError
+from spunge.language_model import LanguageModel
 from spunge.steering.batches import pad, tokenise
 from spunge.steering.cache import StateCache
 from spunge.steering.loop import direction, mean_cosine, mean_squared_difference
@@ -66,6 +72,74 @@ def test_only_the_first_layers_are_read(tmp_path: Path) -> None:
             stream.write(b"\xff" * (places[name].stop - places[name].start))  # not a number
     model = load_truncated(base, 3, device="cpu", dtype=None)
     assert all(parameter.isfinite().all() for parameter in model.decoder.parameters())
+
+
+@pytest.fixture
+def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A hub that holds a model in shards as `someone/model`; returns what is fetched from it, in order."""
+    base, remote, cache = make_model(tmp_path / "whole"), tmp_path / "remote", tmp_path / "cache"
+    base.load().save_pretrained(remote, max_shard_size="20KB")
+    make_tokenizer().save_pretrained(remote)
+    files: list[str] = []
+
+    def snapshot_download(_id: str, *, allow_patterns: list[str], **_: object) -> str:
+        cache.mkdir(exist_ok=True)
+        for file in remote.iterdir():
+            if any(file.match(pattern) for pattern in allow_patterns) and not (cache / file.name).exists():
+                (cache / file.name).write_bytes(file.read_bytes())
+                files.append(file.name)
+        return str(cache)
+
+    def model_info(_self: object, _id: str, **_: object) -> SimpleNamespace:
+        shards = [
+            SimpleNamespace(
+                rfilename=file.name, lfs=SimpleNamespace(sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+            )
+            for file in remote.glob("*.safetensors")
+        ]
+        return SimpleNamespace(siblings=[*shards, SimpleNamespace(rfilename="config.json", lfs=None)])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    return files
+
+
+def test_only_the_shards_that_are_needed_are_fetched(tmp_path: Path, fetched: list[str]) -> None:
+    base, local = LanguageModel(id="someone/model"), LanguageModel(id=str(tmp_path / "remote"))
+    needed = {
+        shard
+        for name, shard in json.loads((tmp_path / "remote" / INDEX).read_text())["weight_map"].items()
+        if "lm_head" not in name and not re.search(r"layers\.[345]\.", name)
+    }
+    forget, retain = make_corpus(4, 0), make_corpus(4, 1)
+    settings = RMU(layer=2, alpha=1.0, batch_size=4)
+    settings.forecast(base, forget, retain, make_work(tmp_path / "plan"))
+    assert base.digest() == local.digest()
+    assert not [file for file in fetched if file.endswith(".safetensors")]
+    vector = settings.unlearn(base, forget, retain, make_work(tmp_path / "hub"))
+    expected = settings.unlearn(local, forget, retain, make_work(tmp_path / "local"))
+    assert {file for file in fetched if file.endswith(".safetensors")} == needed
+    assert len(needed) < len(list((tmp_path / "remote").glob("*.safetensors")))
+    assert all(torch.equal(vector.delta(name), expected.delta(name)) for name in expected)
+    base.load()
+    assert set(fetched) == {file.name for file in (tmp_path / "remote").iterdir()}
+
+
+def test_a_model_that_changes_on_the_hub_is_not_mixed(
+    tmp_path: Path, fetched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = huggingface_hub.snapshot_download
+    other = tmp_path / "other"
+    other.mkdir()
+
+    def snapshot_download(name: str, *, allow_patterns: list[str], **options: object) -> str:
+        weights = any("safetensors" in pattern for pattern in allow_patterns)
+        return str(other) if weights else first(name, allow_patterns=allow_patterns, **options)  # pyright: ignore
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(ModelError, match="someone/model: it changed on the hub meanwhile"):
+        load_truncated(LanguageModel(id="someone/model"), 3, device="cpu", dtype=None)
+    assert fetched
 
 
 def test_parameters_are_chosen_by_name(tmp_path: Path) -> None:

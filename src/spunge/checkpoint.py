@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,8 +33,12 @@ class Checkpoint:
     places: Mapping[str, TensorPlace]
 
     @classmethod
-    def open(cls, directory: str | Path) -> Checkpoint:
+    def open(cls, directory: str | Path, shards: Collection[str] | None = None) -> Checkpoint:
         """Reads the index and the headers only.
+
+        Args:
+            directory: Where the files are.
+            shards: The names of the only files to look into; None: all.
 
         Raises:
             ModelError: No safetensors weights, a shard name that is not a plain file name, or a damaged header.
@@ -43,25 +46,17 @@ class Checkpoint:
         directory = Path(directory)
         if not directory.is_dir():
             raise ModelError(f"{directory}: no such model directory")
-        index = directory / INDEX
-        listed: set[str] | None = None
-        shards: list[Any] = [SINGLE]
-        if index.exists():
-            try:
-                weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-                listed, shards = set(weight_map), sorted(set(weight_map.values()))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise ModelError(f"{index}: damaged index: {error}") from error
+        listed = shard_names(directory)
+        everything = {SINGLE} if listed is None else set(listed.values())
+        opened = everything if shards is None else everything & set(shards)
         places: dict[str, TensorPlace] = {}
-        for shard in shards:
-            # transformers would follow ../ out of the directory; a shard is a plain file name or it is refused.
-            if not isinstance(shard, str) or not shard or shard in (".", "..") or shard != Path(shard).name:
-                raise ModelError(f"{index}: shard name {shard!r} is not a plain file name")
+        for shard in sorted(opened):
             if not (directory / shard).exists():
                 raise ModelError(f"{directory}: no {shard}: only safetensors weights are read, never pickles")
             places.update(read_header(directory / shard))
-        if listed is not None and (missing := sorted(listed - set(places))):
-            raise ModelError(f"{index}: lists {missing[0]!r}, which is in none of the shards")
+        expected = {name for name, shard in (listed or {}).items() if shard in opened}
+        if missing := sorted(expected - set(places)):
+            raise ModelError(f"{directory / INDEX}: lists {missing[0]!r}, which is in none of the shards")
         return cls(directory, places)
 
     def place(self, name: str) -> TensorPlace:
@@ -87,6 +82,26 @@ class Checkpoint:
     def changed(self, task_vector: TaskVector, name: str) -> Tensor:
         """Returns one parameter with the task vector added, exactly as `export` writes it."""
         return task_vector_at(self, task_vector, name, 0, None).reshape(self.place(name).shape)
+
+
+def shard_names(directory: Path) -> dict[str, str] | None:
+    """Returns the file of every tensor as the checkpoint's index has it; None without an index.
+
+    Raises:
+        ModelError: The index is damaged, or a shard name is not a plain file name.
+    """
+    index = directory / INDEX
+    if not index.exists():
+        return None
+    try:
+        listed = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{index}: damaged index: {error}") from error
+    for shard in listed.values():
+        # transformers would follow ../ out of the directory; a shard is a plain file name or it is refused.
+        if not isinstance(shard, str) or not shard or shard in (".", "..") or shard != Path(shard).name:
+            raise ModelError(f"{index}: shard name {shard!r} is not a plain file name")
+    return listed
 
 
 def task_vector_at(base: Checkpoint, task_vector: TaskVector, name: str, start: int, stop: int | None) -> Tensor:

@@ -181,21 +181,12 @@ def unlearn(
 ) -> None:
     """Unlearns one forget set from a model, and writes the task vector."""
     from spunge import experiment as recipes
-    from spunge.data import Source, column_names
     from spunge.unlearn import AnyUnlearner
 
     settings = _settings(words)
     unlearner = recipes.validate(AnyUnlearner, {"method": method, **settings}, "unlearn")
     columns = {"text": text_column, "prompt": prompt_column, "response": response_column}
-    topics: dict[str, list[Source]] = {}
-    for word in forget:
-        name, path = _named(word)
-        topics.setdefault(name, []).extend(_sources([path], columns))
-    # The retain set may well have other columns than the forget set: only those that it has are renamed.
-    kept = [
-        source if set(source.columns.values()) <= set(column_names(source.path)) else Source(path=source.path)
-        for source in _sources(retain or [], columns)
-    ]
+    topics, kept = _topics(forget, columns), _retained(retain or [], columns)
     from spunge import standalone
 
     with _watch(quiet) as progress:
@@ -321,11 +312,14 @@ def finetune(
 @app.command()
 def search(
     model: Model,
-    forget: Annotated[list[str], typer.Option("--forget", help="A file or hub id.")],
+    forget: Annotated[list[str], typer.Option("--forget", help="[name=]FILE or hub id; several are topics.")],
     retain: Annotated[list[str], typer.Option("--retain", help="A file or hub id.")],
     layers: Annotated[str, typer.Option("--layers", help="The layers to try, such as 3,5,7.")],
     out: NewOut,
     words: Words = None,
+    text_column: TextOption = None,
+    prompt_column: PromptOption = None,
+    response_column: ResponseOption = None,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -340,11 +334,12 @@ def search(
     if not all(part.isdecimal() for part in layers.split(",")):
         raise RecipeError(f"--layers {layers}: write numbers with commas, such as 3,5,7")
     numbers = [int(part) for part in layers.split(",")]
+    columns = {"text": text_column, "prompt": prompt_column, "response": response_column}
     with _watch(quiet) as progress:
         trials = standalone.search(
             model=model,
-            forget=_sources(forget, {}),
-            retain=_sources(retain, {}),
+            forget=_topics(forget, columns),
+            retain=_retained(retain, columns),
             settings=recipes.validate(AdaptiveRMU, {"layer": numbers[0], "max_steps": 40, **settings}, "search"),
             layers=numbers,
             out=out,
@@ -357,9 +352,11 @@ def search(
         table = Table("layer", "steering_coefficient", "alpha", "forget cosine", "retain cosine", "score")
         for trial in trials:
             figures = (trial.forget_cosine, trial.retain_cosine, trial.score)
-            shown = (f"{trial.steering_coefficient:.3g}", f"{trial.alpha:g}", *(f"{value:.3f}" for value in figures))
+            coefficient = "diverged" if trial.steering_coefficient is None else f"{trial.steering_coefficient:.3g}"
+            shown = (coefficient, f"{trial.alpha:g}", *(f"{value:.3f}" for value in figures))
             table.add_row(str(trial.layer), *shown)
         screen.print(table)
+        screen.print(f"a recipe takes the best with unlearn: {{method: rmu, search: {out}}}", markup=False)
 
 
 @app.command()
@@ -555,6 +552,25 @@ def _sources(paths: Sequence[str], columns: Mapping[str, str | None]) -> list[So
 
     renamed = {ours: theirs for ours, theirs in columns.items() if theirs is not None and theirs != ours}
     return [Source(path=path, columns=renamed) for path in paths]
+
+
+def _topics(words: Sequence[str], columns: Mapping[str, str | None]) -> dict[str, list[Source]]:
+    """Returns the sources of every topic of a forget set, each word being `[name=]FILE`."""
+    topics: dict[str, list[Source]] = {}
+    for word in words:
+        name, path = _named(word)
+        topics.setdefault(name, []).extend(_sources([path], columns))
+    return topics
+
+
+def _retained(paths: Sequence[str], columns: Mapping[str, str | None]) -> list[Source]:
+    """Returns the sources of a retain set; it may well have other columns than the forget set."""
+    from spunge.data import Source, column_names
+
+    return [
+        source if set(source.columns.values()) <= set(column_names(source.path)) else Source(path=source.path)
+        for source in _sources(paths, columns)
+    ]
 
 
 def _named(word: str) -> tuple[str, str]:

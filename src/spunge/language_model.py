@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from spunge.task_vector import TaskVector
 
 T = TypeVar("T")
-_WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+_BESIDES = ("*.json", "*.model", "*.txt", "*.jinja")
+_WEIGHTS = ("*.safetensors", *_BESIDES)
 
 
 class LanguageModel(Settings):
@@ -36,23 +37,51 @@ class LanguageModel(Settings):
     trust_remote_code: bool = False
     """Run the model repository's own Python code: only for one you have read, with a revision."""
 
-    def directory(self) -> Path:
+    def directory(self, *, weights: bool = True) -> Path:
         """Returns the local directory, fetched from the hub when the id is no directory.
+
+        Args:
+            weights: Whether the weights are wanted too; else only configuration, tokenizer and index are fetched.
 
         Raises:
             ModelError: There is no such directory, or the hub does not have it or cannot be reached.
         """
+        return self._local() or self._fetched(_WEIGHTS if weights else _BESIDES)
+
+    def checkpoint(self, wanted: Callable[[Collection[str]], Collection[str]] | None = None) -> Checkpoint:
+        """Opens the weights as files.
+
+        Args:
+            wanted: From all tensors' names, those that will be read: of a checkpoint in shards only the files that hold
+                them are opened, or fetched from the hub. None: all.
+        """
+        from spunge.checkpoint import SINGLE, Checkpoint, shard_names
+
+        directory = self.directory(weights=wanted is None)
+        shards = shard_names(directory)
+        if wanted is None or shards is None:
+            files = [SINGLE] if shards is None else sorted(set(shards.values()))
+        else:
+            files = sorted({shards[name] for name in wanted(shards.keys())})
+        if wanted is not None and self._local() is None and self._fetched(files) != directory:
+            raise ModelError(f"{self.id}: it changed on the hub meanwhile; name a revision")
+        return Checkpoint.open(directory, files)
+
+    def _local(self) -> Path | None:
+        """Returns the directory that the id names, or None for a hub id."""
         path = locate(self.id)
         if path.is_dir():
             return path
         if self.id.startswith((".", "/", "~", "lab:")) or self.id.count("/") > 1 or path.exists():
             raise ModelError(f"{self.id}: no such model directory")
+        return None
+
+    def _fetched(self, files: Sequence[str]) -> Path:
+        """Returns the hub's snapshot with at least the files of these names or patterns."""
         import huggingface_hub
 
         try:
-            return Path(
-                huggingface_hub.snapshot_download(self.id, revision=self.revision, allow_patterns=list(_WEIGHTS))
-            )
+            return Path(huggingface_hub.snapshot_download(self.id, revision=self.revision, allow_patterns=list(files)))
         except Exception as error:  # the hub client raises many kinds, none of which a user can tell apart
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise ModelError(
@@ -60,20 +89,33 @@ class LanguageModel(Settings):
                 "give a local path, or check the name and the network"
             ) from error
 
-    def checkpoint(self) -> Checkpoint:
-        """Opens the weights as files."""
-        from spunge.checkpoint import Checkpoint
-
-        return Checkpoint.open(self.directory())
-
     def digest(self) -> str:
-        """The sha256 over the weights, the configuration and the tokenizer, by file name."""
-        total = hashlib.sha256()
-        for file in sorted(self.directory().iterdir()):
-            if any(file.match(pattern) for pattern in _WEIGHTS) and file.is_file():
+        """The sha256 over the weights, the configuration and the tokenizer, by file name; fetches no weights."""
+        directory = self.directory(weights=False)
+        weights = self._hub_digests() if self._local() is None else None
+        if weights is None:
+            self.checkpoint()  # all shards must be there
+        hashes = weights or {}
+        for file in directory.iterdir():
+            if file.name not in hashes and any(file.match(pattern) for pattern in _WEIGHTS) and file.is_file():
                 with file.open("rb") as stream:
-                    total.update(f"{file.name}:{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-        return total.hexdigest()
+                    hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.sha256("".join(f"{name}:{hashes[name]}\n" for name in sorted(hashes)).encode()).hexdigest()
+
+    def _hub_digests(self) -> dict[str, str] | None:
+        """Returns the sha256 of every file of weights as the hub has it; None where it cannot be asked."""
+        import httpx
+        import huggingface_hub
+
+        try:
+            info = huggingface_hub.HfApi().model_info(self.id, revision=self.revision, files_metadata=True)
+        except (OSError, httpx.HTTPError):
+            return None
+        return {
+            file.rfilename: file.lfs.sha256
+            for file in info.siblings or ()
+            if file.lfs is not None and file.rfilename.endswith(".safetensors") and "/" not in file.rfilename
+        }
 
     def load(self, *, device: str = "cpu", dtype: str | None = None, **options: Any) -> PreTrainedModel:
         """Loads the whole model for inference.
@@ -116,7 +158,7 @@ class LanguageModel(Settings):
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(
-                self.directory(), trust_remote_code=self.trust_remote_code, local_files_only=True
+                self.directory(weights=False), trust_remote_code=self.trust_remote_code, local_files_only=True
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -402,7 +402,8 @@ class Journal:
             "seeds": experiment.seeds,
             "suites": [evaluator.described for evaluator in experiment.evaluate],
             "split": self._settled(), "variants": [_described(variant) for variant in variants],
-            "stages": self.stages, "merge": self.merges, "environment": environment(self.device),
+            "stages": self.stages, "merge": self.merges, "search": getattr(experiment.unlearn, "trials", []),
+            "environment": environment(self.device),
             "warnings": [*self._cautions(), *warnings], "not_run": [],
         }  # fmt: skip
         replace_text(self.directory / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))

@@ -131,7 +131,7 @@ class Unlearn:
         work = replace(work, seed=derived_seed(self.seed, "unlearn", self.name))
         unlearner = self._prolonged() if self.steps_of else self.unlearner
         vector = unlearner.unlearn(self.base.model, self.forget, self.retain, work)
-        checkpoint = self.base.model.checkpoint()
+        checkpoint = self.base.model.checkpoint(lambda _: tuple(vector))
         scaled_by = type(unlearner).scaled_by
         provenance = {
             "method": getattr(unlearner, "method", type(unlearner).__name__),

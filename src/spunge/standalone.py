@@ -16,7 +16,7 @@ import polars as pl
 from spunge import data, merging, report
 from spunge.checkpoint import export as write_checkpoint
 from spunge.checkpoint import new_directory
-from spunge.data import Source, concatenate
+from spunge.data import Corpus, Source, concatenate
 from spunge.errors import RecipeError, SpungeError, TrainingDiverged
 from spunge.interfaces import Evaluator, Merger, Progress, Unlearner, Work, scale_of
 from spunge.language_model import LanguageModel, Resident
@@ -52,9 +52,8 @@ def unlearn(
         SpungeError: Something is missing or wrong; `out` does not exist afterwards.
     """
     base = Base(handle(model, dtype))
-    base.model.directory()
-    loaded = {name: data.load(sources) for name, sources in forget.items()}
-    rows = concatenate(rows.named(name) if name else rows for name, rows in loaded.items())
+    base.model.directory(weights=False)
+    rows = _topics(forget)
     name = f"subset:{next(iter(forget))}" if len(forget) == 1 and "" not in forget else "forget"
     task = Unlearn("subset", name, base, unlearner, rows, data.load(retain) if retain else None, seed)
     with new_directory(out) as directory, _scratch(out, task) as scratch:
@@ -180,7 +179,7 @@ def finetune(
 def search(
     *,
     model: str,
-    forget: Sequence[Source],
+    forget: Mapping[str, Sequence[Source]],
     retain: Sequence[Source],
     settings: SteeredUnlearner,
     layers: Sequence[int],
@@ -197,11 +196,17 @@ def search(
     """
     from spunge.steering.search import search as find
 
-    base, rows, kept = handle(model, dtype), data.load(forget), data.load(retain)
+    base, rows, kept = handle(model, dtype), _topics(forget), data.load(retain)
     resident = Resident(choose_device(device))
     with new_directory(out) as directory, tempfile.TemporaryDirectory() as scratch:
         work = Work(resident, directory, Path(scratch), seed, progress)
         return find(settings, base, rows, kept, work, layers=layers)
+
+
+def _topics(forget: Mapping[str, Sequence[Source]]) -> Corpus:
+    """Loads a forget set of named topics, or of a single one without a name."""
+    loaded = {name: data.load(sources) for name, sources in forget.items()}
+    return concatenate(rows.named(name) if name else rows for name, rows in loaded.items())
 
 
 def handle(model: str, dtype: str | None) -> LanguageModel:

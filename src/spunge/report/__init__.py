@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spunge.errors import ArtifactError
-from spunge.report import artifacts, comparing, results
+from spunge.report import artifacts, comparing, results, search
 from spunge.report.findings import Findings
 from spunge.report.tables import Table, all_tables, key_tables
 from spunge.report.verdict import verdict
@@ -84,7 +84,7 @@ def _write(run: artifacts.Run, content: dict[str, Any], out: Path) -> Path:
     from spunge.report import markdown, page  # the figures need matplotlib, two seconds to import
 
     findings = Findings(content)
-    judged, tables = verdict(findings), all_tables(findings)
+    judged, tables = verdict(findings), [*all_tables(findings), *search.tables(findings)]
     html, figures = page.render(run, findings, judged, tables)
     files = {
         "results.json": json.dumps(content, indent=1, allow_nan=False) + "\n",

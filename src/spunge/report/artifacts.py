@@ -103,6 +103,7 @@ class Manifest(_Record):
     variants: tuple[Variant, ...] = ()
     stages: tuple[Stage, ...] = ()
     merge: Mapping[str, Any] = {}
+    search: tuple[Mapping[str, float | None], ...] = ()
     environment: Mapping[str, Any] = {}
     warnings: tuple[str, ...] = ()
     not_run: tuple[str, ...] = ()

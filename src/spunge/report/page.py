@@ -128,6 +128,7 @@ def _sections(run: Run, findings: Findings, tables: Sequence[Table]) -> list[Sec
         *[Block(text=warning) for warning in diagnostics.get("warnings", ())],
         *pictures(draw.cosines(diagnostics), draw.coverage(diagnostics), draw.drift(diagnostics)),
         *pictures(draw.training(findings, _curves(run))),
+        *table("search", open=False),
     ]
     pictured = [draw.attacked(findings, attack, column, rows) for (attack, column), rows in findings.attacks.items()]
     tried = [*pictures(*pictured), *table("recovery")]

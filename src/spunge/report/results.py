@@ -212,6 +212,7 @@ def _provenance(run: Run) -> dict[str, Any]:
             if each.task_vector is not None
         ],
         "merge": dict(manifest.merge),
+        "search": [dict(trial) for trial in manifest.search],
         "environment": dict(manifest.environment),
         "recipe": run.recipe,
         "warnings": list(manifest.warnings),

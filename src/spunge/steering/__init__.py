@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from spunge.data import Corpus
+from spunge.errors import RecipeError
 from spunge.interfaces import Forecast, Unlearner, Work
 
 if TYPE_CHECKING:
     from spunge.language_model import LanguageModel
+
+TABLE = "search.jsonl"
+"""The trials of a search, one a line, the best first."""
 
 FAITHFUL: dict[str, Any] = {
     "loss_mask": "all",
@@ -24,14 +30,16 @@ FAITHFUL: dict[str, Any] = {
 class SteeredUnlearner(Unlearner):
     """Steers the hidden states of the forget set at one layer, and holds those of the retain set in place."""
 
+    outside_key: ClassVar[frozenset[str]] = frozenset({"search"})
+
     layer: int = Field(default=7, ge=0)
     """ℓ: the decoder layer, counted from 0, whose output is steered."""
     update_layers: tuple[int, ...] | None = None
     """The layers whose matrices change; null: ℓ and the two below it."""
     parameters: Literal["auto"] | tuple[str, ...] = "auto"
     """Which matrices of those layers change: `auto`, the MLP's output projection, or names such as `mlp.down_proj`."""
-    alpha: float = Field(default=1200.0, ge=0)
-    """The weight of the retain loss."""
+    alpha: Annotated[float, Field(ge=0)] | dict[str, Annotated[float, Field(ge=0)]] = 1200.0
+    """The weight of the retain loss; one number, or one for every topic by its name."""
     learning_rate: float = Field(default=5e-5, gt=0, le=1e30)
     """The constant learning rate."""
     batch_size: int = Field(default=4, ge=1)
@@ -73,12 +81,27 @@ class SteeredUnlearner(Unlearner):
     preset: Literal["faithful"] | None = None
     """`faithful`: the public reference's choices for whatever is left open here."""
 
+    search: str | None = None
+    """The directory that `spunge search` left: `layer`, `alpha` and the steering coefficient are its best trial's where
+    the recipe leaves them open, and the report shows its table."""
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, settings: Any) -> Any:
-        if isinstance(settings, dict) and settings.get("preset") == "faithful":
-            return {**FAITHFUL, **settings}
-        return settings
+        if not isinstance(settings, dict):
+            return settings
+        found = cls._of_trial(read_trials(settings["search"])[0]) if isinstance(settings.get("search"), str) else {}
+        return {**(FAITHFUL if settings.get("preset") == "faithful" else {}), **found, **settings}
+
+    @classmethod
+    def _of_trial(cls, trial: dict[str, Any]) -> dict[str, Any]:
+        """Returns the settings that a trial of the search stands for."""
+        return {"layer": trial["layer"], "alpha": trial["alpha"]}
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """The table of the search that the settings come from, the best trial first."""
+        return read_trials(self.search) if self.search is not None else []
 
     @model_validator(mode="after")
     def _check_layers(self) -> SteeredUnlearner:
@@ -116,3 +139,34 @@ class SteeredUnlearner(Unlearner):
         if self.update_layers is None:
             return tuple(range(max(0, self.layer - 2), self.layer + 1))
         return tuple(sorted(set(self.update_layers)))
+
+
+def of_topic(value: float | dict[str, float], topic: str, what: str) -> float:
+    """Returns a topic's own value of a setting.
+
+    Raises:
+        RecipeError: The setting has values for other topics only.
+    """
+    if not isinstance(value, dict):
+        return value
+    if topic not in value:
+        raise RecipeError(f"{what}: no value for topic {topic!r}; it has {', '.join(value) or 'none'}")
+    return value[topic]
+
+
+def read_trials(directory: str) -> list[dict[str, Any]]:
+    """Returns the trials that `spunge search` left in a directory, the best first.
+
+    Raises:
+        ValueError: It left none there, or they are damaged.
+    """
+    file = Path(directory).expanduser() / TABLE
+    try:
+        trials = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if not trials or not all(
+            {"layer", "alpha", "ratio", "steering_coefficient"} <= trial.keys() for trial in trials
+        ):
+            raise ValueError("no trials")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{file}: not what `spunge search` left: {error}") from error
+    return trials

@@ -12,8 +12,8 @@ from spunge.steering import SteeredUnlearner
 from spunge.steering.batches import Cut
 from spunge.steering.cache import StateCache
 from spunge.steering.estimate import estimate, number_size
-from spunge.steering.loop import Batches, batches_per_epoch, kept, needed, planned_steps, uses
-from spunge.steering.truncated import choose_parameters, skeleton_of
+from spunge.steering.loop import kept, prepare, uses
+from spunge.steering.truncated import skeleton_of
 
 Place = tuple[LanguageModel, Cut]
 
@@ -26,20 +26,15 @@ def forecast(
     Raises:
         DataError: The retain set is missing, empty or smaller than a batch.
         ModelError: The architecture, the layer or the parameters are not to be had.
+        RecipeError: A setting has values for some topics, but not for all.
     """
-    retain = needed(settings, retain)
-    topics = forget.topics()
-    count = batches_per_epoch(settings, topics, retain)
-    steps = planned_steps(settings, count, len(topics))
-    parameters = choose_parameters(base, settings.updated, settings.layer + 1, settings.parameters)
-    batches = Batches(settings, base.load_tokenizer(), topics, retain, count, work.seed)
-    dtype = work.resident.dtype
-    expected = estimate(settings, base, parameters, tokens=batches.longest, dtype=dtype)
+    task, dtype = prepare(settings, base, forget, retain, work.seed), work.resident.dtype
+    expected = estimate(settings, base, task.parameters, tokens=task.batches.longest, dtype=dtype)
     states = work.resident.cached("forecast of hidden states", States)
     config = skeleton_of(base, settings.layer + 1).config
     width = config.hidden_size * number_size(config, dtype or base.dtype)
-    worth = kept(settings, batches, steps, work.resident)
-    for cut, count in uses(settings, batches, steps).items():
+    worth = kept(settings, task.batches, task.steps, work.resident)
+    for cut, count in uses(settings, task.batches, task.steps).items():
         states.add((base, cut), count, cut.tokens * width if cut in worth else 0, settings.updated[0])
     return Forecast(expected.needed, expected.task_vector, {"hidden states kept for reuse": str(states)})
 

@@ -23,7 +23,7 @@ from spunge.data import Corpus
 from spunge.errors import ArtifactError, DataError, TrainingDiverged
 from spunge.interfaces import Work
 from spunge.language_model import LanguageModel, Resident
-from spunge.steering import SteeredUnlearner
+from spunge.steering import SteeredUnlearner, of_topic
 from spunge.steering.batches import Batch, Cut, orders, pad, tokenise
 from spunge.steering.cache import StateCache
 from spunge.steering.estimate import check_memory, estimate
@@ -51,7 +51,7 @@ def steer(
     retain: Corpus | None,
     work: Work,
     *,
-    coefficient: Callable[[float], float],
+    coefficient: Callable[[str, float], float],
 ) -> TaskVector:
     """Runs RMU's loop; see the settings for what can be chosen.
 
@@ -61,45 +61,42 @@ def steer(
         forget: The forget set; its subsets are topics that take turns.
         retain: The retain set.
         work: How to run.
-        coefficient: From the mean length of a topic's activations to its steering coefficient.
+        coefficient: From a topic's name and the mean length of its activations to its steering coefficient.
 
     Raises:
         DataError: The retain set is missing, empty or smaller than a batch.
         ModelError: The architecture, the layer or the parameters are not to be had.
         TrainingDiverged: A loss or gradient became NaN or infinite; the weights before it are kept in the scratch.
     """
-    retain = needed(settings, retain)
-    topics = forget.topics()
-    count = batches_per_epoch(settings, topics, retain)
-    steps = planned_steps(settings, count, len(topics))
-    parameters = choose_parameters(base, settings.updated, settings.layer + 1, settings.parameters)
-    batches = Batches(settings, base.load_tokenizer(), topics, retain, count, work.seed)
+    task = prepare(settings, base, forget, retain, work.seed)
+    batches, steps, topics = task.batches, task.steps, task.batches.topics
+    alphas = {topic: of_topic(settings.alpha, topic, "alpha") for topic in topics}
 
     def load() -> TruncatedModel:
         dtype = work.resident.dtype
-        check_memory(estimate(settings, base, parameters, tokens=batches.longest, dtype=dtype), work.device)
+        check_memory(estimate(settings, base, task.parameters, tokens=batches.longest, dtype=dtype), work.device)
         return load_truncated(base, settings.layer + 1, device=work.device, dtype=dtype)
 
     model = work.resident.cached(("truncated", base, settings.layer + 1), load)
     cache = work.resident.cached("hidden states", StateCache)
     states = States(model, base, settings.updated[0], cache, kept(settings, batches, steps, work.resident), work)
-    matrices = Matrices(model, parameters, settings)
+    matrices = Matrices(model, task.parameters, settings)
 
     norms = {topic: states.mean_norm(batches.first(topic)) for topic in topics}
-    coefficients = {topic: coefficient(norm) for topic, norm in norms.items()}
+    coefficients = {topic: coefficient(topic, norm) for topic, norm in norms.items()}
     controls = {
         topic: coefficients[topic] * direction(settings, model.hidden_size, work.seed, topic) for topic in topics
     }
     safetensors.torch.save_file(controls, work.output / CONTROL_VECTORS)
     targets = {topic: control.to(model.device, _loss_dtype(settings, model)) for topic, control in controls.items()}
 
-    journal = Journal(work, _key(settings, base, forget, retain, work))
+    journal = Journal(work, _key(settings, base, forget, task.retain, work))
     stopped = "finished"
     done = journal.resume(matrices)
     for step, (topic, forget_batch, retain_batch) in islice(enumerate(batches), done, steps):
         forget_batch, retain_batch = forget_batch.to(model.device), retain_batch.to(model.device)
         figures = gradients(
-            settings, states, matrices, forget_batch, targets[topic], retain_batch,
+            settings, states, matrices, forget_batch, targets[topic], retain_batch, alphas[topic],
             measured=measures(settings, step, steps, len(topics)),
         )  # fmt: skip
         if not (_finite(figures) and matrices.finite_gradients()):
@@ -134,7 +131,7 @@ def steer(
             "settings": settings.dump(),
             "steps": done,
             "stopped": stopped,
-            "batches_per_epoch": count,
+            "batches_per_epoch": batches.count,
             "coefficients": coefficients,
             "mean_norms": norms,
         },
@@ -148,6 +145,7 @@ def gradients(
     forget: Batch,
     target: Tensor,
     retain: Batch,
+    alpha: float,
     *,
     measured: bool,
 ) -> Record:
@@ -165,7 +163,7 @@ def gradients(
     frozen = states.frozen(retain, hidden, calls)
     held = model.run(hidden, calls, start, matrices.leaves)
     retain_loss = mean_squared_difference(held, frozen, retain.counted, settings.loss_dtype)
-    (settings.alpha * retain_loss).backward()
+    (alpha * retain_loss).backward()
     return {
         "forget_loss": forget_loss.item(),
         "retain_loss": retain_loss.item(),
@@ -193,7 +191,7 @@ def mean_squared_difference(hidden: Tensor, target: Tensor, counted: Tensor, dty
         counted: [batch, tokens], True for tokens that count.
         dtype: `float32`, or `model` for that of `hidden`.
     """
-    hidden, target = hidden[counted], target.expand_as(hidden)[counted]
+    hidden, target = _counted(hidden, counted), _counted(target.expand_as(hidden), counted)
     if dtype == "model":
         return F.mse_loss(hidden, target)  # the reference's call: its backward rounds in another order
     return (hidden.float() - target.float()).square().mean()
@@ -201,7 +199,13 @@ def mean_squared_difference(hidden: Tensor, target: Tensor, counted: Tensor, dty
 
 def mean_cosine(hidden: Tensor, other: Tensor, counted: Tensor) -> Tensor:
     """The mean over the counted tokens of the cosine between two hidden states, float32."""
-    return F.cosine_similarity(hidden[counted].float(), other[counted].float(), dim=-1).mean()
+    return F.cosine_similarity(_counted(hidden, counted).float(), _counted(other, counted).float(), dim=-1).mean()
+
+
+def _counted(hidden: Tensor, counted: Tensor) -> Tensor:
+    """Returns [counted tokens, width]; `hidden[counted]` is the same, but its backward pass is many times slower."""
+    rows = hidden.flatten(0, 1)
+    return rows if bool(counted.all()) else rows.index_select(0, counted.flatten().nonzero().squeeze(1))
 
 
 def direction(settings: SteeredUnlearner, width: int, seed: int, topic: str) -> Tensor:
@@ -211,17 +215,39 @@ def direction(settings: SteeredUnlearner, width: int, seed: int, topic: str) -> 
     return uniform / uniform.norm()
 
 
-def needed(settings: SteeredUnlearner, retain: Corpus | None) -> Corpus:
-    """Returns the retain set.
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a run will do, before any weight is read."""
+
+    retain: Corpus
+    parameters: Mapping[int, Sequence[str]]
+    """Layer → the names within it of the parameters that change."""
+    batches: Batches
+    steps: int
+
+
+def prepare(
+    settings: SteeredUnlearner, base: LanguageModel, forget: Corpus, retain: Corpus | None, seed: int
+) -> Prepared:
+    """Finds out what a run will do, and whether it can.
 
     Raises:
-        DataError: There is none.
+        DataError: The retain set is missing, empty or smaller than a batch.
+        ModelError: The architecture, the layer or the parameters are not to be had.
+        RecipeError: A setting has values for some topics, but not for all.
     """
     if retain is None or not len(retain):
         raise DataError(
             f"{_method(settings)} needs a retain set: name one with --retain, or under `retain` in a recipe"
         )
-    return retain
+    topics = forget.topics()
+    for name, value in settings:
+        for topic in topics if isinstance(value, dict) else ():
+            of_topic(value, topic, name)
+    count = batches_per_epoch(settings, topics, retain)
+    parameters = choose_parameters(base, settings.updated, settings.layer + 1, settings.parameters)
+    batches = Batches(settings, base.load_tokenizer(), topics, retain, count, seed)
+    return Prepared(retain, parameters, batches, planned_steps(settings, count, len(topics)))
 
 
 def batches_per_epoch(settings: SteeredUnlearner, topics: Mapping[str, Corpus], retain: Corpus) -> int:
@@ -273,7 +299,7 @@ def kept(settings: SteeredUnlearner, batches: Batches, steps: int, resident: Res
     return frozenset(cut for cut, count in counts.items() if resident.shared or count > 1)
 
 
-def steered(settings: SteeredUnlearner, records: Sequence[Record], topics: Mapping[str, Corpus]) -> bool:
+def steered(settings: SteeredUnlearner, records: Sequence[Record], topics: Sequence[str]) -> bool:
     """Whether every topic's forget cosine, averaged over its last measurements, is below the threshold."""
     assert settings.early_stop_cosine is not None
     window = settings.early_stop_window

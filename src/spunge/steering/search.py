@@ -16,10 +16,9 @@ from spunge.data import Corpus
 from spunge.errors import TrainingDiverged
 from spunge.interfaces import Work, silent
 from spunge.language_model import LanguageModel
-from spunge.steering import SteeredUnlearner
+from spunge.steering import TABLE, SteeredUnlearner
 from spunge.steering.loop import METRICS, steer
 
-TABLE = "search.jsonl"
 RATIOS = (1.0, 2.0, 4.0, 8.0)
 ALPHAS = (1.0, 10.0, 100.0, 1000.0)
 WINDOW = 5
@@ -33,8 +32,8 @@ class Trial:
     ratio: float
     """c over the mean length of the base model's activations."""
     alpha: float
-    steering_coefficient: float
-    """c, averaged over the topics."""
+    steering_coefficient: float | None
+    """c, averaged over the topics; None where the run diverged."""
     forget_cosine: float
     """Mean over the last steps; small is what is wanted."""
     retain_cosine: float
@@ -104,7 +103,9 @@ def attempt(
     settings: SteeredUnlearner, ratio: float, base: LanguageModel, forget: Corpus, retain: Corpus, work: Work
 ) -> Trial:
     """Runs one trial; a diverging one forgets nothing and holds nothing."""
-    place = work.scratch / f"layer {settings.layer}, ratio {ratio:g}, alpha {settings.alpha:g}"
+    alpha = settings.alpha
+    assert isinstance(alpha, float)
+    place = work.scratch / f"layer {settings.layer}, ratio {ratio:g}, alpha {alpha:g}"
     place.mkdir(parents=True, exist_ok=True)
     quiet = replace(work, output=place, scratch=place, progress=silent)
     try:
@@ -114,10 +115,10 @@ def attempt(
             forget,
             retain,
             quiet,
-            coefficient=lambda norm: ratio * norm,
+            coefficient=lambda _, norm: ratio * norm,
         )
     except TrainingDiverged:
-        return Trial(settings.layer, ratio, settings.alpha, float("nan"), 1.0, 0.0)
+        return Trial(settings.layer, ratio, alpha, None, 1.0, 0.0)
     records = [json.loads(line) for line in (place / METRICS).read_text().splitlines()]
     coefficients = list(vector.provenance["coefficients"].values())
 
@@ -128,7 +129,7 @@ def attempt(
     return Trial(
         settings.layer,
         ratio,
-        settings.alpha,
+        alpha,
         sum(coefficients) / len(coefficients),
         recent("forget_cosine"),
         recent("retain_cosine"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,10 @@ class Call:
         if self.args:
             return (hidden, *self.args[1:]), dict(self.kwargs)
         return (), {**self.kwargs, "hidden_states": hidden}
+
+
+class _AllSeenError(Exception):
+    """Ends a pass once the last layer has been called: what follows is of no use."""
 
 
 class TruncatedModel:
@@ -88,9 +92,12 @@ class TruncatedModel:
         def note(*args: Any, **kwargs: Any) -> Any:
             entering.append(args[0] if args else kwargs["hidden_states"])
             calls.append(Call(args, kwargs))
+            if start + len(calls) == len(self.layers):
+                raise _AllSeenError
             return skip(*args, **kwargs)
 
         with ExitStack() as stack:
+            stack.enter_context(suppress(_AllSeenError))
             for index, layer in enumerate(self.layers):
                 if index >= start:
                     stack.enter_context(_forward_replaced(layer, note))
@@ -183,9 +190,9 @@ def load_truncated(base: LanguageModel, layers: int, *, device: str, dtype: str 
         ModelError: It is no text decoder, or has fewer layers.
     """
     no_loading_bars()
-    checkpoint = base.checkpoint()
     skeleton = skeleton_of(base, layers)
-    places = _wanted(skeleton, checkpoint, layers)
+    checkpoint = base.checkpoint(lambda names: _wanted(skeleton, names, layers))
+    places = {name: checkpoint.places[name] for name in _wanted(skeleton, checkpoint.places, layers)}
     wanted = dtype or base.dtype
     with ExitStack() as stack:
         shards = {
@@ -276,7 +283,7 @@ def _config(base: LanguageModel) -> PreTrainedConfig:
 
     try:
         return AutoConfig.from_pretrained(
-            base.directory(), trust_remote_code=base.trust_remote_code, local_files_only=True
+            base.directory(weights=False), trust_remote_code=base.trust_remote_code, local_files_only=True
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
@@ -313,19 +320,19 @@ def skeleton_of(base: LanguageModel, layers: int) -> PreTrainedModel:
     return skeleton
 
 
-def _wanted(skeleton: PreTrainedModel, checkpoint: Checkpoint, layers: int) -> dict[str, Any]:
-    """Returns the places of the tensors that the truncated decoder is made of."""
+def _wanted(skeleton: PreTrainedModel, names: Collection[str], layers: int) -> list[str]:
+    """Returns the names of the checkpoint's tensors that the truncated decoder is made of."""
     stem = next(name for name, module in skeleton.named_modules() if module is find_layers(skeleton))
     prefix = skeleton.base_model_prefix + "."
-    prefixed = any(name.startswith(prefix) for name in checkpoint.places)
-    wanted = {}
-    for name, place in checkpoint.places.items():
+    prefixed = any(name.startswith(prefix) for name in names)
+
+    def belongs(name: str) -> bool:
         if prefixed and not name.startswith(prefix):
-            continue
+            return False
         number = re.match(rf"{re.escape(stem)}\.(\d+)\.", name.removeprefix(prefix))
-        if number is None or int(number[1]) < layers:
-            wanted[name] = place
-    return wanted
+        return number is None or int(number[1]) < layers
+
+    return [name for name in names if belongs(name)]
 
 
 def _matches(name: str, pattern: str) -> bool:

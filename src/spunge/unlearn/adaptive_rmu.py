@@ -6,7 +6,7 @@ Dang et al., "On Effects of Steering Latent Representation for Large Language Mo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,10 @@ class AdaptiveRMU(SteeredUnlearner):
     scale: float = Field(default=5.0, gt=0)
     """How many times longer than the base model's activations the control vector is."""
 
+    @classmethod
+    def _of_trial(cls, trial: dict[str, Any]) -> dict[str, Any]:
+        return {**super()._of_trial(trial), "scale": trial["ratio"]}
+
     def unlearn(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> TaskVector:
         """Returns the deltas of the updated matrices; leaves `metrics.jsonl` and `control_vectors.safetensors`.
 
@@ -37,4 +41,4 @@ class AdaptiveRMU(SteeredUnlearner):
         """
         from spunge.steering.loop import steer
 
-        return steer(self, base, forget, retain, work, coefficient=lambda norm: self.scale * norm)
+        return steer(self, base, forget, retain, work, coefficient=lambda _, norm: self.scale * norm)

@@ -5,11 +5,11 @@ Li et al., "The WMDP Benchmark", 2024, section 4 (https://arxiv.org/abs/2403.032
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from spunge.data import Corpus
 from spunge.interfaces import Work
-from spunge.steering import SteeredUnlearner
+from spunge.steering import SteeredUnlearner, of_topic
 
 if TYPE_CHECKING:
     from spunge.language_model import LanguageModel
@@ -21,8 +21,13 @@ class RMU(SteeredUnlearner):
 
     method: Literal["rmu"] = "rmu"
     """Representation misdirection for unlearning."""
-    steering_coefficient: float = 6.5
-    """c: how long the vector is that forget activations are pushed to; usually two or three times their own length."""
+    steering_coefficient: float | dict[str, float] = 6.5
+    """c: how long the vector is that forget activations are pushed to, usually two or three times their own length; one
+    number, or one for every topic by its name."""
+
+    @classmethod
+    def _of_trial(cls, trial: dict[str, Any]) -> dict[str, Any]:
+        return {**super()._of_trial(trial), "steering_coefficient": trial["steering_coefficient"]}
 
     def unlearn(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> TaskVector:
         """Returns the deltas of the updated matrices; leaves `metrics.jsonl` and `control_vectors.safetensors`.
@@ -34,4 +39,7 @@ class RMU(SteeredUnlearner):
         """
         from spunge.steering.loop import steer
 
-        return steer(self, base, forget, retain, work, coefficient=lambda _: self.steering_coefficient)
+        def coefficient(topic: str, _: float) -> float:
+            return of_topic(self.steering_coefficient, topic, "steering_coefficient")
+
+        return steer(self, base, forget, retain, work, coefficient=coefficient)
