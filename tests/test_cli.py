@@ -43,6 +43,10 @@ def test_run_twice_then_report(world: dict[str, Any], write_recipe: Write, tmp_p
     assert "index.html" in first.stdout
     again = spunge("run", "recipe.yaml", cwd=tmp_path)
     assert re.search(r"\b0 stages computed", again.stdout)
+    told = spunge("run", "recipe.yaml", "--json", cwd=tmp_path)
+    events = [json.loads(line) for line in told.stdout.splitlines()]
+    assert [events[0]["event"], events[-1]["event"], events[-1]["run"]] == ["planned", "done", "runs/tiny"]
+    assert told.stderr == ""
     planned = spunge("plan", "recipe.yaml", "merge.density=0.9", cwd=tmp_path)
     assert "merger.density" in planned.stdout
     assert "kept" not in planned.stdout  # everything that would keep something is reused

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from spunge.errors import RecipeError, SpungeError
@@ -26,6 +25,7 @@ from spunge.errors import RecipeError, SpungeError
 if TYPE_CHECKING:
     from spunge.data import Source
     from spunge.experiment import Experiment
+    from spunge.progress import Display
 
 app = typer.Typer(
     name="spunge",
@@ -37,8 +37,9 @@ app = typer.Typer(
 )
 store = typer.Typer(help="Looks after the artifacts that all runs under a runs root share.", no_args_is_help=True)
 app.add_typer(store, name="store")
-screen = Console(highlight=False)
-aside = Console(stderr=True, highlight=False)
+# Names are the user's: `[red]` and `:a:` in them are text.
+screen = Console(highlight=False, markup=False, emoji=False)
+aside = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 Out = Annotated[Path, typer.Option("--out", help="The runs root; an existing one is continued.")]
 NewOut = Annotated[Path, typer.Option("--out", help="The new directory.")]
@@ -51,6 +52,7 @@ TextOption = Annotated[str | None, typer.Option("--text-column", help="The colum
 PromptOption = Annotated[str | None, typer.Option("--prompt-column", help="The column that holds the prompt.")]
 ResponseOption = Annotated[str | None, typer.Option("--response-column", help="The column that holds the response.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON line an event; docs/architecture.md lists them.")]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -78,12 +80,12 @@ def main() -> None:
 
 
 def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
-    aside.print(f"spunge: warning: {message}", markup=False, soft_wrap=True)
+    aside.print(f"spunge: warning: {message}", soft_wrap=True)
 
 
 def _refuse(message: str) -> int:
     shown = message if message.startswith("Usage:") else f"spunge: {message}"
-    aside.print(shown, markup=False, soft_wrap=True)
+    aside.print(shown, soft_wrap=True)
     return 2
 
 
@@ -92,6 +94,7 @@ def demo(
     scenario: Annotated[str | None, typer.Argument(help="knowledge or toxicity; both when none is named.")] = None,
     out: Out = Path("runs"),
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Runs the embedded experiments: a small fictional world, on a CPU, offline."""
     scenarios = ("knowledge", "toxicity")
@@ -99,7 +102,7 @@ def demo(
         raise RecipeError(f"{scenario!r} is no scenario of the demo: knowledge or toxicity")
     jobs = min(2, os.cpu_count() or 1)  # on models this small one thread a process beats several threads in one
     for name in [scenario] if scenario else scenarios:
-        run(f"lab-{name}", out=out, jobs=jobs, quiet=quiet)
+        run(f"lab-{name}", out=out, jobs=jobs, quiet=quiet, as_json=as_json)
 
 
 @app.command()
@@ -115,25 +118,29 @@ def run(
     device: Device = "auto",
     dtype: Dtype = None,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Splits, unlearns, merges, evaluates and reports; what is there already is not computed again."""
     if sweep:
-        _sweep(recipe, words, sweep, out=out, jobs=jobs, seeds=seeds, device=device, dtype=dtype, quiet=quiet)
+        options = {"jobs": jobs, "seeds": seeds, "device": device, "dtype": dtype}
+        _sweep(recipe, words, sweep, out=out, quiet=quiet, as_json=as_json, **options)
         return
     experiment = _read(recipe, words, seeds)
     from spunge import pipeline
 
-    with _watch(quiet) as progress:
+    with _watch(quiet, as_json) as display:
         directory = pipeline.run(
             experiment,
             out=out,
             device=device,
             dtype=_dtype(dtype),
             jobs=jobs,
-            progress=progress,
+            progress=display.step,
+            told=display.event,
             command=f"spunge {' '.join(sys.argv[1:])}",
         )
-    if not quiet:
+        display.event("done", {"run": str(directory), "report": str(directory / "report" / "index.html")})
+    if not (quiet or as_json):
         _show(directory)
 
 
@@ -189,13 +196,13 @@ def unlearn(
     topics, kept = _topics(forget, columns), _retained(retain or [], columns)
     from spunge import standalone
 
-    with _watch(quiet) as progress:
+    with _watch(quiet) as display:
         vector = standalone.unlearn(
             model=model, forget=topics, retain=kept,
-            unlearner=unlearner, out=out, seed=seed, device=device, dtype=_dtype(dtype), progress=progress,
+            unlearner=unlearner, out=out, seed=seed, device=device, dtype=_dtype(dtype), progress=display.step,
         )  # fmt: skip
     if not quiet:
-        screen.print(f"{out}: {len(vector)} changed parameters, norm {vector.norm:.4g}", markup=False)
+        screen.print(f"{out}: {len(vector)} changed parameters, norm {vector.norm:.4g}")
 
 
 @app.command()
@@ -221,13 +228,13 @@ def merge(
     merger = recipes.validate(AnyMerger, {"method": method, **settings}, "merge")
     from spunge import standalone
 
-    with _watch(quiet) as progress:
+    with _watch(quiet) as display:
         standalone.merge(
             base=base, variants=variants, merger=merger, out=out, form=form, seed=seed, device=device,
-            progress=progress, only=only or (), without=without or (),
+            progress=display.step, only=only or (), without=without or (),
         )  # fmt: skip
     if not quiet:
-        screen.print(f"{out}: {len(variants)} variants merged by {method}", markup=False)
+        screen.print(f"{out}: {len(variants)} variants merged by {method}")
 
 
 @app.command()
@@ -242,7 +249,7 @@ def export(
 
     standalone.export(model=model, task_vector=task_vector, out=out)
     if not quiet:
-        screen.print(f"{out}: a checkpoint that AutoModelForCausalLM loads", markup=False)
+        screen.print(f"{out}: a checkpoint that AutoModelForCausalLM loads")
 
 
 @app.command()
@@ -262,10 +269,10 @@ def evaluate(
     evaluators = recipes.read_suite(suite, words or [])
     from spunge import standalone
 
-    with _watch(quiet) as progress:
+    with _watch(quiet) as display:
         scores = standalone.evaluate(
             model=model, task_vector=task_vector, evaluators=evaluators, out=out,
-            device=device, dtype=_dtype(dtype), progress=progress,
+            device=device, dtype=_dtype(dtype), progress=display.step,
         )  # fmt: skip
     if not quiet:
         table = Table("suite", "task", "metric", "value", "n")
@@ -294,7 +301,7 @@ def finetune(
     from spunge.tuning import Tuning
 
     settings = _settings(words)
-    with _watch(quiet) as progress:
+    with _watch(quiet) as display:
         standalone.finetune(
             model=model,
             sources=_sources(text, {"text": text_column, "prompt": prompt_column, "response": response_column}),
@@ -303,10 +310,10 @@ def finetune(
             seed=seed,
             device=device,
             dtype=_dtype(dtype),
-            progress=progress,
+            progress=display.step,
         )
     if not quiet:
-        screen.print(f"{out}: a checkpoint that AutoModelForCausalLM loads", markup=False)
+        screen.print(f"{out}: a checkpoint that AutoModelForCausalLM loads")
 
 
 @app.command()
@@ -335,7 +342,7 @@ def search(
         raise RecipeError(f"--layers {layers}: write numbers with commas, such as 3,5,7")
     numbers = [int(part) for part in layers.split(",")]
     columns = {"text": text_column, "prompt": prompt_column, "response": response_column}
-    with _watch(quiet) as progress:
+    with _watch(quiet) as display:
         trials = standalone.search(
             model=model,
             forget=_topics(forget, columns),
@@ -346,7 +353,7 @@ def search(
             seed=seed,
             device=device,
             dtype=_dtype(dtype),
-            progress=progress,
+            progress=display.step,
         )
     if not quiet:
         table = Table("layer", "steering_coefficient", "alpha", "forget cosine", "retain cosine", "score")
@@ -378,8 +385,10 @@ def train_classifier(
     given = _settings(words)
     settings = recipes.validate(ClassifierTraining, given, "train-classifier")
     rows = data.load(_sources(text, {"text": text_column}))
-    with _watch(quiet) as progress:
-        done = train(rows.texts, rows.holds(label, of="--label"), out, settings=settings, seed=seed, progress=progress)
+    with _watch(quiet) as display:
+        done = train(
+            rows.texts, rows.holds(label, of="--label"), out, settings=settings, seed=seed, progress=display.step
+        )
     if not quiet:
         screen.print(f"{out}: AUC {done.auc:.3f}, accuracy {done.accuracy:.3f} on {done.held_out} held-out rows")
 
@@ -393,7 +402,7 @@ def report(
     from spunge import report as reports
 
     for page in reports.watch(run) if watch else [reports.write(run)]:
-        screen.print(str(page), markup=False, soft_wrap=True)
+        screen.print(str(page), soft_wrap=True)
 
 
 @app.command()
@@ -406,7 +415,7 @@ def compare(
     """Writes one page over several runs, matched by item."""
     from spunge import report as reports
 
-    screen.print(str(reports.compare(runs, out)), markup=False, soft_wrap=True)
+    screen.print(str(reports.compare(runs, out)), soft_wrap=True)
 
 
 @store.command("ls")
@@ -438,7 +447,7 @@ def verify(out: Out = Path("runs")) -> None:
     kept = Store(out / "store")
     damaged = list(kept.damaged())
     for path, what in damaged:
-        screen.print(f"{path}: {what} is damaged", markup=False, soft_wrap=True)
+        screen.print(f"{path}: {what} is damaged", soft_wrap=True)
     if damaged:
         raise ArtifactError(f"{len(damaged)} damaged; the next run that needs one sets it aside and makes it again")
     screen.print(f"{sum(1 for _ in kept.contents())} artifacts, all as they were published")
@@ -458,7 +467,7 @@ def gc(
     for path in Store(out / "store").superfluous(needed):
         used = size(path)
         total, count = total + used, count + 1
-        screen.print(f"{_bytes(used):>9}  {path}", markup=False, soft_wrap=True)
+        screen.print(f"{_bytes(used):>9}  {path}", soft_wrap=True)
         if delete:
             shutil.rmtree(path)
     screen.print(f"{count} {'removed' if delete else 'to remove with --delete'}, {_bytes(total)}")
@@ -519,8 +528,8 @@ def _sweep(recipe: str, words: Sequence[str] | None, sweep: Sequence[str], *, ou
         run(recipe, [*settings, f"name={named}"], out=out, **options)
     if len(points) > 1:
         page = reports.compare([out / named for named in points], out / f"{name}-sweep", replace=True)
-        if not options["quiet"]:
-            screen.print(f"sweep: {page}", markup=False, soft_wrap=True)
+        if not (options["quiet"] or options["as_json"]):
+            screen.print(f"sweep: {page}", soft_wrap=True)
 
 
 def _read(recipe: str, words: Sequence[str] | None, seeds: int | None) -> Experiment:
@@ -597,6 +606,14 @@ def _dtype(dtype: str | None) -> str | None:
     return dtype
 
 
+@contextmanager
+def _watch(quiet: bool, as_json: bool = False) -> Iterator[Display]:
+    from spunge import progress
+
+    with progress.watch(aside, sys.stdout, quiet=quiet, as_json=as_json) as display:
+        yield display
+
+
 def _show(directory: Path) -> None:
     from spunge import report as reports
 
@@ -609,44 +626,4 @@ def _show(directory: Path) -> None:
     manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
     computed = sum(stage["status"] == "computed" for stage in manifest["stages"])
     screen.print(f"{computed} stages computed, {len(manifest['stages']) - computed} reused")
-    screen.print(f"report: {directory / 'report' / 'index.html'}", markup=False, soft_wrap=True)
-
-
-@contextmanager
-def _watch(quiet: bool) -> Iterator[Any]:
-    """Shows progress: bars on a terminal, a line a task elsewhere."""
-    from spunge.interfaces import silent
-
-    if quiet:
-        yield silent
-        return
-    if not aside.is_terminal:
-        yield _Lines()
-        return
-    width = shutil.get_terminal_size().columns
-    columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=aside, transient=True) as bars:
-        running: dict[str, Any] = {}
-
-        def progress(what: str, done: int, total: int, /, **figures: float) -> None:
-            shown = " ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in figures.items())
-            if what not in running:
-                running[what] = bars.add_task(what, total=total)
-            description = f"{what}  {shown}"[: max(20, width // 2)]
-            bars.update(running[what], completed=done, total=total, description=description)
-            if done >= total:
-                bars.remove_task(running.pop(what))
-
-        yield progress
-
-
-class _Lines:
-    """A line when something begins, for logs."""
-
-    def __init__(self) -> None:
-        self._begun: set[str] = set()
-
-    def __call__(self, what: str, done: int, total: int, /, **figures: float) -> None:
-        if what not in self._begun:
-            self._begun.add(what)
-            aside.print(what, markup=False)
+    screen.print(f"report: {directory / 'report' / 'index.html'}", soft_wrap=True)

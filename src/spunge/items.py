@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -110,6 +111,15 @@ def table(suite: str, measured: Iterable[Measured]) -> ItemTable:
         for metric, text in one.texts.items():
             add(one, metric, None, text)
     return pl.DataFrame(columns, schema=dict(ITEM_SCHEMA))
+
+
+def overall(table: ItemTable, metrics: Sequence[str]) -> dict[str, float]:
+    """Returns the mean of those of these metrics that a table has; a perplexity is that of all its tokens together."""
+    values = table.filter(pl.col("value").is_not_null()).group_by("metric").agg(pl.col("value").mean())
+    means = dict(values.iter_rows())
+    if "nll" in means and means.get("tokens"):
+        means["perplexity"] = math.exp(min(means["nll"] / means["tokens"], 700.0))
+    return {metric: means[metric] for metric in metrics if metric in means}
 
 
 def _as_it_is(cell: Any) -> Any:

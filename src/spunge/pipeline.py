@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -28,6 +28,12 @@ from spunge.report.artifacts import FORMAT
 from spunge.split import AtRandom
 from spunge.stages import Base, Evaluate, Merge, Split, Unlearn, Variant, digest
 from spunge.store import Artifact, Store, derived_seed, key, replace_text, replaced
+
+Told = Callable[[str, Mapping[str, Any]], None]
+
+
+def unheard(event: str, content: Mapping[str, Any], /) -> None:
+    """The listener to a run's events that does not mind them."""
 
 
 def flow(
@@ -113,6 +119,7 @@ def run(
     dtype: str | None = None,
     jobs: int = 1,
     progress: Progress = silent,
+    told: Told = unheard,
     command: str = "",
 ) -> Path:
     """Runs an experiment and writes its report; what the store holds already is not computed again.
@@ -124,6 +131,7 @@ def run(
         dtype: What to compute in; None is the model's own.
         jobs: Processes to run independent tasks in.
         progress: Told of every step.
+        told: Told of the run's events: `planned`, with its `steps`, and `finished`, with the task that has ended.
         command: What the user typed, noted in the report.
 
     Returns:
@@ -136,15 +144,17 @@ def run(
     if dtype is not None:  # it can move a result, so it is part of what is run
         experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update={"dtype": dtype})})
     rows = load(experiment)
-    flow(experiment, rows, Planned(Store(Path(out) / "store")))  # what is wrong is found before anything is written
+    planned = Planned(Store(Path(out) / "store"))
+    flow(experiment, rows, planned)  # what is wrong is found before anything is written
     directory = Path(out) / experiment.name
     with _locked(directory):
         replace_text(directory / "recipe.yaml", recipe.dump(experiment))
-        journal = Journal(directory, experiment, device, command)
+        journal = Journal(directory, experiment, device, command, told)
         store = Store(Path(out) / "store")
         executor = Local(store, device, jobs, progress, journal.note)
         try:
             journal.write("running")
+            told("planned", {"steps": planned.steps})
             with executor:
                 variants, evaluations = flow(experiment, rows, executor)
             write_items(directory, evaluations)
@@ -366,6 +376,7 @@ class Journal:
     experiment: Experiment
     device: str
     command: str
+    told: Told = unheard
     stages: list[dict[str, Any]] = field(default_factory=list)
     split: dict[str, Any] | None = None
     subsets: dict[str, int] = field(default_factory=dict)
@@ -391,6 +402,8 @@ class Journal:
         if isinstance(task, Merge) and task.name == "spunge":
             self.merges[str(task.seed)] = manifest["diagnostics"]
         self.write("running")
+        asked = {"variant": task.variant.name, "suite": task.evaluator.suite} if isinstance(task, Evaluate) else {}
+        self.told("finished", {**self.stages[-1], **asked, "figures": manifest.get("figures", {})})
 
     def write(self, status: str, variants: Sequence[Variant] = (), warnings: Sequence[str] = ()) -> None:
         """Writes manifest.json."""

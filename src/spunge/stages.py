@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spunge import data
+from spunge import items as items_of
 from spunge.data import Corpus, Source
 from spunge.experiment import overridden
 from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Merger, Splitter, Unlearner, Work
@@ -185,7 +186,9 @@ class Merge:
             for variant in self.variants
             if variant.artifact is not None
         }
-        merged = merging.merge(self.merger, vectors, base=self.base.model.checkpoint(), device=work.device)
+        merged = merging.merge(
+            self.merger, vectors, base=self.base.model.checkpoint(), device=work.device, progress=work.progress
+        )
         merged.task_vector.save(work.output)
         return {"norm": merged.task_vector.norm, "diagnostics": merged.diagnostics}
 
@@ -229,7 +232,7 @@ class Evaluate:
             weights = key("weights", {"base": self.base.identity, "weights": self.variant.identity})
             items = self.evaluator.evaluate(LoadedVariant(self.variant.name, model, tokenizer, weights), work)
         items.write_parquet(work.output / "items.parquet")
-        return {"items": items["item"].n_unique()}
+        return {"items": items["item"].n_unique(), "figures": items_of.overall(items, self.evaluator.headline)}
 
 
 def identity(value: Any) -> Any:
