@@ -62,7 +62,7 @@ def main() -> None:
             shots_from=(Source(path=str(here / "dev.jsonl")),),
         )  # fmt: skip
         (questions,) = suite.questions(Work(Resident(), here, here)).values()
-    pairs = [(q.before + q.prompt, q.delimiter + target) for q in questions for target in q.targets]
+    pairs = [pair for question in questions for pair in question.pairs]
     reference = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
     instances = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
     ours: list[float] = []

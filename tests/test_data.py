@@ -116,3 +116,32 @@ def test_missing_files_and_columns_are_named(tmp_path: Path) -> None:
 def test_item_id_is_of_content() -> None:
     assert item_id("q", ["a", "b"]) == item_id("q", ["a", "b"])
     assert item_id("q", ["a", "b"]) != item_id("q", ["b", "a"])
+
+
+def test_fields_blocks_computed_columns_and_a_sources_own_filter(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"prompt": {"text": f"t{n}", "toxicity": n / 4 if n else None}, "level": n} for n in range(5)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = Source(
+        path=str(file), columns={"text": "prompt.text", "how": "prompt.toxicity"}, blocks={"author": 2},
+        compute={"toxic": "how >= 0.5"}, where="level > 0",
+    )  # fmt: skip
+    assert load([source]).rows.select("text", "how", "author", "toxic").to_dicts() == [
+        {"text": f"t{n}", "how": n / 4, "author": n // 2, "toxic": n >= 2} for n in range(1, 5)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"columns": {"text": "prompt.txt"}}, "column 'prompt' has no field 'txt'"),
+        ({"where": "level > 9"}, "no row for which 'level > 9' is true"),
+        ({"where": "lvl > 9"}, r"where: cannot evaluate 'lvl > 9'"),
+        ({"compute": {"x": "lvl + 1"}}, r"compute\.x: cannot evaluate"),
+    ],
+)
+def test_mistakes_in_a_sources_expressions_are_named(tmp_path: Path, settings: dict, message: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": {"text": "t"}, "level": 1}) + "\n")
+    with pytest.raises(DataError, match=message):
+        load([Source(path=str(file), **settings)])

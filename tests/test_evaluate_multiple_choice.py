@@ -41,12 +41,12 @@ def test_log_likelihoods_are_those_of_every_choice_alone(tmp_path, style, shots,
     asked = evaluator(path, style=style, shots=shots, shots_from=[{"path": str(path)}], batch_size=batch_size)
     table = asked.evaluate(variant(MODEL, TOKENIZER), work(tmp_path))
     for question in asked.questions(work(tmp_path))["s"]:
-        context = TOKENIZER.encode(question.before + question.prompt)
+        context = TOKENIZER.encode(question.pairs[0][0])
         lls = [alone(MODEL, context, TOKENIZER.encode(" " + t, add_special_tokens=False)) for t in question.targets]
         stored = [value(table, question.item.id, f"choice_loglikelihood:{index}") for index in range(4)]
         assert stored == pytest.approx(lls, rel=1e-5)
         assert value(table, question.item.id, "chosen") == lls.index(max(lls))
-        assert value(table, question.item.id, "acc") == (lls.index(max(lls)) == question.gold)
+        assert value(table, question.item.id, "acc") == (lls.index(max(lls)) == question.right[0])
 
 
 def test_the_prompt_of_letters_with_shots_is_the_usual_one(tmp_path):
@@ -56,7 +56,7 @@ def test_the_prompt_of_letters_with_shots_is_the_usual_one(tmp_path):
         path, task="subject", shots=1, shots_from=[{"path": str(dev)}], description="Questions about {subject}.\n\n"
     )
     (question,) = asked.questions(work(tmp_path))["brewing"]
-    assert question.before + question.prompt + question.delimiter + question.targets[0] == (
+    assert "".join(question.pairs[0]) == (
         "Questions about brewing.\n\n"
         "Where is Tor?\nA. north\nB. south\nC. east\nD. west\nAnswer: B\n\n"
         "What brews venom?\nA. a moth\nB. the sea\nC. ice\nD. Tor\nAnswer: A"
@@ -66,7 +66,7 @@ def test_the_prompt_of_letters_with_shots_is_the_usual_one(tmp_path):
 def test_a_continuation_follows_the_question(tmp_path):
     path = write(tmp_path / "rows.jsonl", ROWS[:1])
     (question,) = evaluator(path, style="continuation").questions(work(tmp_path))["s"]
-    assert (question.prompt, question.delimiter, question.targets[1]) == ("What brews venom?", " ", "the sea")
+    assert (question.contexts[1], question.delimiter, question.targets[1]) == ("What brews venom?", " ", "the sea")
 
 
 def test_choices_may_be_columns_or_json_and_answers_letters(tmp_path):
@@ -179,7 +179,7 @@ lls = st.lists(st.floats(-2000, 0), min_size=2, max_size=6)
 def test_metrics_equal_their_definitions(scores, data):
     gold = data.draw(st.integers(0, len(scores) - 1))
     texts = data.draw(st.lists(st.text(min_size=1, max_size=5), min_size=len(scores), max_size=len(scores)))
-    found = measure(scores, texts, gold)
+    found = measure(scores, texts, [gold])
     top = max(scores)
     assert found["p_correct"] == pytest.approx(
         math.exp(scores[gold] - top) / sum(math.exp(score - top) for score in scores)
@@ -193,10 +193,10 @@ def test_metrics_equal_their_definitions(scores, data):
 
 
 def test_a_likelihood_that_is_no_number_is_counted_and_never_right():
-    found = measure([-1.0, float("nan")], ["a", "b"], 0)
+    found = measure([-1.0, float("nan")], ["a", "b"], [0])
     assert (found["nan"], found["acc"], found["p_correct"], found["choice_loglikelihood:1"]) == (1.0, 0.0, None, None)
     assert found["choice_loglikelihood:0"] == -1.0
-    endless = measure([float("-inf"), float("-inf")], ["a", "b"], 0)
+    endless = measure([float("-inf"), float("-inf")], ["a", "b"], [0])
     assert endless["p_correct"] is None
 
 
@@ -210,7 +210,7 @@ def test_equal_to_lm_eval_where_it_is_installed(tmp_path):
     path = write(tmp_path / "rows.jsonl", ROWS)
     asked = evaluator(path, shots=1, shots_from=[{"path": str(path)}])
     table = asked.evaluate(variant(MODEL, TOKENIZER), work(tmp_path))
-    pairs = [(q, q.before + q.prompt, q.delimiter + t) for q in asked.questions(work(tmp_path))["s"] for t in q.targets]
+    pairs = [(q, *pair) for q in asked.questions(work(tmp_path))["s"] for pair in q.pairs]
     reference = huggingface.HFLM(pretrained=MODEL, tokenizer=TOKENIZER, batch_size=16)
     instances = [instance.Instance("loglikelihood", {}, pair[1:], index) for index, pair in enumerate(pairs)]
     theirs = [score for score, _ in reference.loglikelihood(instances, disable_tqdm=True)]

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 from spunge import report
 from spunge.errors import ArtifactError
+from spunge.report import paper
 from spunge.report.findings import Findings
 from spunge.report.tables import Cell, Table, all_tables, signed, slug
 from spunge.report.verdict import BAD, GOOD, UNSURE, verdict
@@ -39,11 +40,24 @@ def test_the_papers_figures_stand_beside_its_own_models_only(tmp_path):
     manifest["model"]["id"] = "HuggingFaceH4/zephyr-7b-beta"
     (run / "manifest.json").write_text(json.dumps(manifest))
     beside = {table.key: table for table in all_tables(Findings(report.build(run)))}["paper"]
-    assert beside.header == [
-        *("Model + method", "ToxiGen toxicity: here", "ToxiGen toxicity: paper", "ToxiGen PPL: here"),
-        "ToxiGen PPL: paper",
-    ]
-    assert [row[2] for row in beside.rows] == ["20.48", "14.61", "9.89"]
+    assert beside.header[:4] == ["Figure", *(f"base model: {what}" for what in ("here", "paper", "here − paper"))]
+    assert [row[0] for row in beside.rows] == ["ToxiGen toxicity", "ToxiGen PPL"]
+    assert beside.rows[0][2::3] == ["20.48", "14.61", "9.89"]
+    for row in beside.cells:
+        here, published, apart = row[1:4]
+        assert apart.value == pytest.approx(here.value * (100 if row is beside.cells[0] else 1) - published.value)
+
+
+def test_every_cell_of_the_papers_tables_is_there():
+    tables = paper.cells()
+    assert {name: (len(rows), {len(row) for row in rows.values()}) for name, rows in tables.items()} == {
+        **{name: (3, {3}) for name in ("1a", "1b", "1c", "2", "6")},
+        **{name: (3, {11}) for name in ("3", "4", "5", "7")},
+    } | {}
+    for name in ("3", "4", "5", "7"):  # the averages hold what the cells were read as; Table 4's own sum differs
+        for variant, row in tables[name].items():
+            ten = [value for column, value in row.items() if column != "Average"]
+            assert sum(ten) / 10 == pytest.approx(row["Average"], abs=0.02), (name, variant)
 
 
 def test_a_clear_gain_is_called_one(tmp_path):

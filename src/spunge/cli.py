@@ -51,6 +51,10 @@ Words = Annotated[list[str] | None, typer.Argument(help="Settings: key=value …
 TextOption = Annotated[str | None, typer.Option("--text-column", help="The column that holds the text.")]
 PromptOption = Annotated[str | None, typer.Option("--prompt-column", help="The column that holds the prompt.")]
 ResponseOption = Annotated[str | None, typer.Option("--response-column", help="The column that holds the response.")]
+OfflineRoot = Annotated[
+    Path | None,
+    typer.Option("--offline-root", help="A folder that holds every model and data set of the hub; nothing is fetched."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON line an event; docs/architecture.md lists them.")]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -58,6 +62,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 def main() -> None:
     """Runs a command; every mistake of the user's or the world's ends in one clear line and exit code 2."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries would come before the one line that says why
     warnings.filterwarnings("ignore")  # of libraries, about each other
     warnings.filterwarnings("default", module=r"spunge\.")
     warnings.showwarning = _warn
@@ -117,15 +122,22 @@ def run(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = None,
+    offline_root: OfflineRoot = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Say what would be fetched, disk, memory and time, and run nothing.")
+    ] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Splits, unlearns, merges, evaluates and reports; what is there already is not computed again."""
     if sweep:
-        options = {"jobs": jobs, "seeds": seeds, "device": device, "dtype": dtype}
-        _sweep(recipe, words, sweep, out=out, quiet=quiet, as_json=as_json, **options)
+        options = {"jobs": jobs, "seeds": seeds, "device": device, "dtype": dtype, "offline_root": offline_root}
+        _sweep(recipe, words, sweep, out=out, check=check, quiet=quiet, as_json=as_json, **options)
         return
-    experiment = _read(recipe, words, seeds)
+    experiment = _read(recipe, words, seeds, offline_root)
+    if check:
+        _check(experiment)
+        return
     from spunge import pipeline
 
     with _watch(quiet, as_json) as display:
@@ -150,9 +162,10 @@ def plan(
     words: Words = None,
     out: Out = Path("runs"),
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Plan seeds 0 … N−1.")] = None,
+    offline_root: OfflineRoot = None,
 ) -> None:
     """Says what a run would compute, what it would reuse and why (the fields that changed), and what it takes."""
-    experiment = _read(recipe, words, seeds)
+    experiment = _read(recipe, words, seeds, offline_root)
     from spunge import pipeline
     from spunge.interfaces import spelled
 
@@ -526,17 +539,33 @@ def _sweep(recipe: str, words: Sequence[str] | None, sweep: Sequence[str], *, ou
         _read(recipe, [*settings, f"name={named}"], options["seeds"])
     for named, settings in points.items():
         run(recipe, [*settings, f"name={named}"], out=out, **options)
-    if len(points) > 1:
+    if len(points) > 1 and not options["check"]:
         page = reports.compare([out / named for named in points], out / f"{name}-sweep", replace=True)
         if not (options["quiet"] or options["as_json"]):
             screen.print(f"sweep: {page}", soft_wrap=True)
 
 
-def _read(recipe: str, words: Sequence[str] | None, seeds: int | None) -> Experiment:
-    from spunge import experiment
+def _read(recipe: str, words: Sequence[str] | None, seeds: int | None, offline_root: Path | None = None) -> Experiment:
+    from spunge import experiment, offline
 
     settings = [*(words or []), *([f"seeds={list(range(seeds))}"] if seeds else [])]
-    return experiment.read(recipe, settings)
+    read = experiment.read(recipe, settings)
+    return read if offline_root is None else offline.from_folder(read, offline_root)
+
+
+def _check(experiment: Experiment) -> None:
+    """Shows what an experiment needs."""
+    from spunge import requirements
+
+    needed = requirements.of(experiment)
+    table = Table()
+    for name in ("kind", "what", "where", "size", "note"):
+        table.add_column(name, overflow="fold")
+    for row in needed.rows:
+        table.add_row(*row)
+    screen.print(table)
+    for line in needed.lines:
+        screen.print(line, markup=False, soft_wrap=True)
 
 
 def _sorted(words: Sequence[str] | None) -> tuple[dict[str, Any], list[str]]:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import polars as pl
+from pydantic import Field
 
 from spunge.errors import DataError
 from spunge.settings import Settings
@@ -22,7 +23,7 @@ MAX_LENGTH = RESERVED + "max_length"
 CONTENT = ("text", "prompt", "response", "alternative", MAX_LENGTH, SUBSET)
 """The columns an unlearner may read; everything else in a forget set is an attribute."""
 
-_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".txt", ".text")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".txt", ".text")
 
 
 def locate(path: str) -> Path:
@@ -30,6 +31,12 @@ def locate(path: str) -> Path:
     if path.startswith("lab:"):
         return Path(__file__).parent / "lab" / "world" / path.removeprefix("lab:")
     return Path(path).expanduser()
+
+
+def names_hub(path: str) -> bool:
+    """Says whether a data path that is no local file or directory can be a hub id."""
+    looks_local = path.startswith((".", "/", "~", "lab:")) or path.endswith(SUFFIXES)
+    return not (looks_local or path.count("/") > 1 or locate(path).exists())
 
 
 class Source(Settings):
@@ -44,9 +51,16 @@ class Source(Settings):
     revision: str | None = None
     """The revision of a hub data set."""
     columns: dict[str, str] = {}
-    """Spunge's column name → the source's own, such as `{prompt: question, response: answer}`."""
+    """Spunge's column name → the source's own, such as `{prompt: question, response: answer}`; a dot leads into a
+    column that holds fields, such as `{prompt: prompt.text}`."""
     set: dict[str, Any] = {}
     """Columns to add with one value for every row, such as `{domain: bio}`."""
+    blocks: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Columns to add that count blocks of so many rows from 0, such as `{author: 20}`: twenty rows an author."""
+    compute: dict[str, str] = {}
+    """Columns to add by a polars SQL expression, such as `{toxic: "toxicity_ai + toxicity_human > 5.5"}`."""
+    where: str | None = None
+    """Keep only rows for which this polars SQL expression is true, such as `LENGTH(TRIM(text)) > 0`."""
     max_length: int | None = None
     """Texts of this source are cut to so many tokens, whatever the method's own limit."""
 
@@ -118,15 +132,23 @@ class Corpus:
         Raises:
             DataError: The expression cannot be evaluated on these columns, or is neither true nor false.
         """
-        try:
-            found = self.rows.select(pl.sql_expr(expression).alias("_"))["_"]
-        except pl.exceptions.PolarsError as error:
-            reason = _first_line(error)
-            raise DataError(f"{of}: cannot evaluate {expression!r}: {reason}; {_have(self.rows)}") from error
+        found = self.evaluated(expression, of=of)
         if found.dtype != pl.Boolean:
             raise DataError(f"{of}: {expression!r} gives {found.dtype}, not true or false")
         mask = found.fill_null(False).to_list()
         return mask if len(mask) == len(self) else mask * len(self)
+
+    def evaluated(self, expression: str, *, of: str) -> pl.Series:
+        """Returns what a polars SQL expression over the columns gives for every row; `of` is what errors call it.
+
+        Raises:
+            DataError: The expression cannot be evaluated on these columns.
+        """
+        try:
+            return self.rows.select(pl.sql_expr(expression).alias("_"))["_"]
+        except pl.exceptions.PolarsError as error:
+            reason = _first_line(error)
+            raise DataError(f"{of}: cannot evaluate {expression!r}: {reason}; {_have(self.rows)}") from error
 
 
 def concatenate(corpora: Iterable[Corpus]) -> Corpus:
@@ -168,7 +190,7 @@ def item_id(*parts: Any) -> str:
 
 
 def _read(source: Source, require: str) -> pl.DataFrame:
-    rows = _raw(source)
+    rows = _unnested(source, _raw(source))
     missing = [name for name in source.columns.values() if name not in rows.columns]
     if missing:
         raise DataError(f"{source.path}: no column {missing[0]!r}; {_have(rows)}")
@@ -178,11 +200,30 @@ def _read(source: Source, require: str) -> pl.DataFrame:
         raise DataError(f"{source.path}: it has a column {taken[0]!r} already, which is needed here; rename or drop it")
     rows = rows.rename({theirs: ours for ours, theirs in source.columns.items()}, strict=True)
     rows = rows.with_columns(**{name: pl.lit(value) for name, value in source.set.items()})
+    rows = rows.with_columns(**{name: pl.int_range(pl.len()) // size for name, size in source.blocks.items()})
+    for name, expression in source.compute.items():
+        rows = rows.with_columns(Corpus(rows).evaluated(expression, of=f"{source.path}: compute.{name}").alias(name))
+    if source.where is not None:
+        rows = rows.filter(pl.Series(Corpus(rows).holds(source.where, of=f"{source.path}: where"), dtype=pl.Boolean))
+        if not rows.height:
+            raise DataError(f"{source.path}: no row for which {source.where!r} is true")
     if source.max_length is not None:
         rows = rows.with_columns(pl.lit(source.max_length).alias(MAX_LENGTH))
     if require == "text" and rows.height:
         _check_text(source, rows)
     return rows
+
+
+def _unnested(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
+    """Puts the fields that `columns` leads into beside the columns that hold them, which go."""
+    paths = {theirs: theirs.split(".", 1) for theirs in source.columns.values() if theirs not in rows.columns}
+    held = {theirs: path for theirs, path in paths.items() if len(path) == 2 and path[0] in rows.columns}
+    for theirs, (column, name) in held.items():
+        kind = rows.schema[column]
+        if not isinstance(kind, pl.Struct) or name not in {known.name for known in kind.fields}:
+            raise DataError(f"{source.path}: column {column!r} has no field {name!r}; it holds {kind}")
+        rows = rows.with_columns(pl.col(column).struct.field(name).alias(theirs))
+    return rows.drop({column for column, _ in held.values()})
 
 
 def _raw(source: Source) -> pl.DataFrame:
@@ -211,13 +252,13 @@ def _check_text(source: Source, rows: pl.DataFrame) -> None:
 
 def _read_local(path: Path) -> pl.DataFrame:
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
         if not files:
-            raise DataError(f"{path}: no data files in this directory (looked for {', '.join(_SUFFIXES)})")
+            raise DataError(f"{path}: no data files in this directory (looked for {', '.join(SUFFIXES)})")
         return pl.concat([_read_local(file) for file in files], how="diagonal_relaxed")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path}: unknown kind of file {path.suffix!r}; use one of {', '.join(_SUFFIXES)}")
+        raise DataError(f"{path}: unknown kind of file {path.suffix!r}; use one of {', '.join(SUFFIXES)}")
     try:
         return reader(path)
     except (pl.exceptions.PolarsError, UnicodeError, json.JSONDecodeError, OSError) as error:
@@ -277,8 +318,7 @@ _READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
 
 
 def _read_hub(source: Source) -> pl.DataFrame:
-    looks_local = source.path.startswith((".", "/", "~", "lab:")) or source.path.endswith(_SUFFIXES)
-    if looks_local or source.path.count("/") > 1:
+    if not names_hub(source.path):
         raise DataError(f"{source.path}: no such file or directory")
     import datasets  # four seconds to import: only for the hub
 

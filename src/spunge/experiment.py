@@ -29,6 +29,7 @@ from spunge.unlearn import AnyUnlearner
 
 _MAX_BYTES = 1_000_000
 _MAX_NODES = 100_000
+_NO_RECIPES = ("paper_results.yaml", "hub.yaml")
 SETTING = re.compile(r"^[a-z_][a-z0-9_.]*=")
 
 
@@ -300,7 +301,7 @@ def methods() -> dict[str, dict[str, type[BaseModel]]]:
 def shipped() -> dict[str, Traversable]:
     """Returns the recipes that ship with Spunge, by name."""
     folder = resources.files("spunge") / "recipes"
-    files = [file for file in folder.iterdir() if file.name.endswith(".yaml") and file.name != "paper_results.yaml"]
+    files = [file for file in folder.iterdir() if file.name.endswith(".yaml") and file.name not in _NO_RECIPES]
     return {file.name.removesuffix(".yaml"): file for file in sorted(files, key=lambda file: file.name)}
 
 

@@ -3,23 +3,28 @@
 Two styles: `letters` asks for the letter of one of the listed choices, as MMLU and WMDP do; `continuation` asks how
 likely each choice is as the text that follows the question. The log-likelihoods of all choices are kept, since near
 chance the accuracy says little: there p(correct), the margin and the histogram of chosen answers tell more.
+
+A published benchmark (`benchmark: arc`) is asked as lm-eval asks it, from its rows as they are on the hub.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import string
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from spunge import items
 from spunge.data import Source
 from spunge.errors import DataError
+from spunge.evaluate import benchmarks
+from spunge.evaluate.benchmarks import BENCHMARKS, Asked
 from spunge.interfaces import Evaluator, ItemTable, LoadedVariant, Work
 from spunge.items import Item, Measured, Part
 
@@ -35,7 +40,9 @@ class MultipleChoice(Evaluator):
 
     method: Literal["multiple_choice"] = "multiple_choice"
     sources: tuple[Source, ...]
-    """Rows with `question`, `choices` (a list, a JSON list, or columns A, B, C …) and `answer`."""
+    """Rows with `question`, `choices` (a list, a JSON list, or columns A, B, C …) and `answer`; or a benchmark's."""
+    benchmark: benchmarks.Name | None = None
+    """The benchmark whose rows these are: they are read and asked as lm-eval does; null for rows of the plain shape."""
     attributes: tuple[str, ...] = ()
     """Columns that become the item's attributes."""
     where: str | None = None
@@ -62,11 +69,23 @@ class MultipleChoice(Evaluator):
     shots: int = Field(default=0, ge=0)
     """How many solved questions stand before each question."""
     shots_from: tuple[Source, ...] = ()
-    """Rows of the same shape to take the solved questions from: the first ones, of the same task if there is one."""
+    """Rows of the same shape to take the solved questions from: the first ones, of the same task if there is one. Some
+    benchmarks draw others for every question, by `shots_seed`."""
+    shots_seed: int = 1234
+    """Of the solved questions where a benchmark draws them; lm-eval's own is 1234."""
     separator: str = "\n\n"
     """What stands after each solved question."""
     batch_size: int = Field(default=16, ge=1)
     """How many rows go through the model at once."""
+
+    @model_validator(mode="after")
+    def _a_benchmark_says_how_it_is_asked(self) -> MultipleChoice:
+        own = {"style", "prompt", "option", "description", "separator", "delimiter", "answers"} & self.model_fields_set
+        if self.benchmark is not None and own:
+            raise ValueError(
+                f"{min(own)}: {self.benchmark} says itself how it is asked; leave this out, or `benchmark`"
+            )
+        return self
 
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns acc, acc_norm, acc_bytes, p_correct, margin, chosen, answer, nan, truncated, choice_loglikelihood:i.
@@ -79,58 +98,57 @@ class MultipleChoice(Evaluator):
         for task, group in questions.items():
             scores = _score(variant, group, work, self.batch_size, f"{self.suite}: {task}")
             measured += [
-                Measured(question.item, task, values, {"question": question.prompt.rstrip()})
+                Measured(question.item, task, values, {"question": question.contexts[0].rstrip()})
                 for question, values in zip(group, scores, strict=True)
             ]
         return items.table(self.suite, measured)
 
     def questions(self, work: Work) -> dict[str, list[Question]]:
         """Returns the questions of every task, as the model sees them."""
+        needs = BENCHMARKS[self.benchmark].needs if self.benchmark else ("question", "answer")
         loaded = items.load(
             self.sources,
-            needs=["question", "answer", *([self.task] if self.task else [])],
+            needs=[*needs, *([self.task] if self.task else [])],
             attributes=self.attributes,
             where=self.where,
             limit=self.limit,
             part=self.part,
         )
-        asked = self._read(loaded, self.sources[0].path)
+        path = self.sources[0].path
+        if self.benchmark is None:
+            work.progress(f"{self.suite}: answers are read as {self._form(loaded, path)}", 0, len(loaded))
         solved = self._solved()
-        work.progress(f"{self.suite}: answers are read as {self._form(loaded, self.sources[0].path)}", 0, len(loaded))
         tasks: dict[str, list[Question]] = defaultdict(list)
-        for item, choices, gold in asked:
+        for item, asked in zip(loaded, self._ask(loaded, path), strict=True):
             task = self._task(item.row)
-            shots = solved.get(task, [])
-            if len(shots) < self.shots:
-                raise DataError(f"{self.suite}: {len(shots)} solved questions for task {task!r}, shots: {self.shots}")
-            before = _fill(self.description, item.row) + "".join(shots[: self.shots])
-            prompt, targets = self._ask(item.row, choices)
-            tasks[task].append(Question(item, before, prompt, self.delimiter, tuple(targets), gold))
+            known = solved.get(task, _Solved(self.shots))
+            if len(known.pool) < known.needed:
+                count = len(known.pool)
+                raise DataError(f"{self.suite}: {count} solved questions for task {task!r}, shots: {self.shots}")
+            before = asked.description + "".join(known.before(item.row))
+            tasks[task].append(Question(item, before, asked.contexts, self.delimiter, asked.answers, asked.right))
         return dict(tasks)
 
-    def _solved(self) -> dict[str, list[str]]:
+    def _solved(self) -> Mapping[str, _Solved]:
         if not self.shots:
             return {}
         if not self.shots_from:
             raise DataError(f"{self.suite}: shots: {self.shots} needs shots_from: rows to take solved questions from")
-        solved: dict[str, list[str]] = defaultdict(list)
-        for item, choices, gold in self._read(items.load(self.shots_from), self.shots_from[0].path):
-            prompt, targets = self._ask(item.row, choices)
-            solved[self._task(item.row)].append(prompt + self.delimiter + targets[gold] + self.separator)
-        return solved
+        loaded = items.load(self.shots_from)
+        rows: dict[str, list[tuple[Mapping[str, Any], str]]] = defaultdict(list)
+        for item, asked in zip(loaded, self._ask(loaded, self.shots_from[0].path), strict=True):
+            first = asked.right[0]
+            text = asked.contexts[first] + self.delimiter + asked.answers[first] + self.separator
+            rows[self._task(item.row)].append((item.row, text))
+        chosen = BENCHMARKS[self.benchmark].shots if self.benchmark else "first"
+        # Each task draws from a seed of its own, so that one task's rows do not change another's examples.
+        return {task: _Solved(self.shots, chosen, random.Random(self.shots_seed), pool) for task, pool in rows.items()}
 
-    def _read(self, loaded: Sequence[Item], path: str) -> list[tuple[Item, tuple[str, ...], int]]:
+    def _ask(self, loaded: Sequence[Item], path: str) -> list[Asked]:
+        if self.benchmark is not None:
+            return [benchmarks.ask(self.benchmark, item.row, path) for item in loaded]
         form = self._form(loaded, path)
-        rows = []
-        for item in loaded:
-            choices = _choices(item.row, path)
-            gold = _READINGS[form](item.row["answer"], choices)
-            if gold is None:
-                raise DataError(
-                    f"{path}: answer {item.row['answer']!r} is no {form} of {len(choices)} choices; set `answers`"
-                )
-            rows.append((item, choices, gold))
-        return rows
+        return [self._plainly(item.row, form, path) for item in loaded]
 
     def _form(self, loaded: Sequence[Item], path: str) -> str:
         if self.answers != "auto":
@@ -140,15 +158,43 @@ class MultipleChoice(Evaluator):
     def _task(self, row: Mapping[str, Any]) -> str:
         return self.suite if self.task is None else str(row[self.task])
 
-    def _ask(self, row: Mapping[str, Any], choices: Sequence[str]) -> tuple[str, list[str]]:
-        """Returns the prompt of a question and what its choices look like as answers."""
+    def _plainly(self, row: Mapping[str, Any], form: str, path: str) -> Asked:
+        """Returns a row of the plain shape as a question."""
+        choices = _choices(row, path)
+        right = _READINGS[form](row["answer"], choices)
+        if right is None:
+            raise DataError(f"{path}: answer {row['answer']!r} is no {form} of {len(choices)} choices; set `answers`")
         letters = self.style == "letters"
         template = self.prompt or ("{question}\n{options}\nAnswer:" if letters else "{question}")
         options = "\n".join(
             self.option.format(letter=letter, choice=choice) for letter, choice in zip(LETTERS, choices, strict=False)
         )
         prompt = _fill(template, {**row, "question": str(row["question"]).strip(), "options": options})
-        return prompt, list(LETTERS[: len(choices)]) if letters else list(choices)
+        answers = tuple(LETTERS[: len(choices)]) if letters else choices
+        return Asked((prompt,) * len(choices), answers, (right,), _fill(self.description, row))
+
+
+@dataclass
+class _Solved:
+    """The solved questions of one task, and how those before a question are chosen."""
+
+    shots: int
+    chosen: Literal["first", "drawn", "drawn_but_one"] = "first"
+    random: random.Random = field(default_factory=random.Random)
+    pool: list[tuple[Mapping[str, Any], str]] = field(default_factory=list)
+
+    @property
+    def needed(self) -> int:
+        return self.shots + (self.shots > 0 and self.chosen == "drawn_but_one")
+
+    def before(self, row: Mapping[str, Any]) -> list[str]:
+        """Returns the texts that stand before a question."""
+        if self.chosen == "first":
+            return [text for _, text in self.pool[: self.shots]]
+        drawn = self.random.sample(self.pool, self.needed)
+        if self.chosen == "drawn_but_one":
+            drawn = [each for each in drawn if each[0] != row][: self.shots]
+        return [text for _, text in drawn]
 
 
 @dataclass(frozen=True)
@@ -158,14 +204,22 @@ class Question:
     item: Item
     before: str
     """Description and solved questions."""
-    prompt: str
-    """The question itself, ready for an answer."""
+    contexts: tuple[str, ...]
+    """The question itself, ready for an answer: one text a choice, most often the same."""
     delimiter: str
-    """What stands between the prompt and what is scored."""
+    """What stands between the context and what is scored."""
     targets: tuple[str, ...]
     """What is scored, one text a choice."""
-    gold: int
-    """The index of the right one."""
+    right: tuple[int, ...]
+    """The indices of the right ones."""
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The context and the continuation of every choice."""
+        return [
+            (self.before + context, self.delimiter + target)
+            for context, target in zip(self.contexts, self.targets, strict=True)
+        ]
 
 
 def detect_form(answers: Sequence[tuple[Any, Sequence[str]]], path: str) -> str:
@@ -194,42 +248,45 @@ def detect_form(answers: Sequence[tuple[Any, Sequence[str]]], path: str) -> str:
     return next(iter(fitting))
 
 
-def measure(loglikelihoods: Sequence[float], targets: Sequence[str], gold: int) -> dict[str, float | None]:
+def measure(loglikelihoods: Sequence[float], texts: Sequence[str], right: Sequence[int]) -> dict[str, float | None]:
     """Turns the log-likelihoods of one question's choices into its metrics.
 
     Args:
         loglikelihoods: One natural-log likelihood a choice.
-        targets: The texts that were scored, without the blank before them; `acc_norm` divides by their length in
-            characters, as lm-eval's does, and `acc_bytes` by that in UTF-8 bytes.
-        gold: The index of the right choice.
+        texts: The choices, without the blank before them; `acc_norm` divides by their length in characters, as
+            lm-eval's does, and `acc_bytes` by that in UTF-8 bytes.
+        right: The indices of the right choices. Where there are several, `acc` is the share of probability on them,
+            as TruthfulQA's MC2 has it, and `p_correct` the same.
     """
     scores = np.asarray(loglikelihoods, dtype=np.float64)
+    answer = float(right[0])
     stored = {
         f"choice_loglikelihood:{index}": None if np.isnan(score) else float(score) for index, score in enumerate(scores)
     }
     if np.isnan(scores).any():
         wrong = dict.fromkeys(("acc", "acc_norm", "acc_bytes"), 0.0)
         unknown = dict.fromkeys(("p_correct", "margin", "chosen"))
-        return {**wrong, **unknown, "answer": float(gold), "nan": 1.0, **stored}
-    characters = np.array([max(len(target), 1) for target in targets])
-    in_bytes = np.array([max(len(target.encode()), 1) for target in targets])
+        return {**wrong, **unknown, "answer": answer, "nan": 1.0, **stored}
+    characters = np.array([max(len(text), 1) for text in texts])
+    in_bytes = np.array([max(len(text.encode()), 1) for text in texts])
     best = scores.max()
+    chosen = int(scores.argmax())
     if np.isfinite(best):
         shares = np.exp(scores - best)
-        p_correct = float(shares[gold] / shares.sum())
-        margin = float(scores[gold] - np.delete(scores, gold).max())
-        margin = margin if np.isfinite(margin) else None
+        p_correct = float(shares[list(right)].sum() / shares.sum())
+        others = np.delete(scores, list(right))
+        margin = float(scores[list(right)].max() - others.max()) if len(others) else None
+        margin = margin if margin is not None and np.isfinite(margin) else None
     else:
         p_correct = margin = None
-    chosen = int(scores.argmax())
     return {
-        "acc": float(chosen == gold),
-        "acc_norm": float((scores / characters).argmax() == gold),
-        "acc_bytes": float((scores / in_bytes).argmax() == gold),
+        "acc": float(chosen in right) if len(right) == 1 else p_correct or 0.0,
+        "acc_norm": float((scores / characters).argmax() in right),
+        "acc_bytes": float((scores / in_bytes).argmax() in right),
         "p_correct": p_correct,
         "margin": margin,
         "chosen": float(chosen),
-        "answer": float(gold),
+        "answer": answer,
         "nan": 0.0,
         **stored,
     }
@@ -241,7 +298,7 @@ def _score(
     from spunge import inference
 
     longest = inference.window(variant.model, variant.tokenizer)
-    pairs = [(q.before + q.prompt, q.delimiter + target) for q in questions for target in q.targets]
+    pairs = [pair for question in questions for pair in question.pairs]
     fitted = [inference.fit(request, longest) for request in inference.encode_pairs(variant.tokenizer, pairs)]
     requests, cut = [request for request, _ in fitted], iter([was_cut for _, was_cut in fitted])
     scores = iter(
@@ -249,7 +306,7 @@ def _score(
     )
     measured = []
     for question in questions:
-        values = measure([next(scores) for _ in question.targets], question.targets, question.gold)
+        values = measure([next(scores) for _ in question.targets], question.targets, question.right)
         truncated = [next(cut) for _ in question.targets]
         measured.append({**values, "truncated": float(any(truncated))})
     return measured

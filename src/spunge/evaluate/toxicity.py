@@ -7,6 +7,7 @@ how surprising the judge finds it.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from spunge.data import Source
 from spunge.errors import DataError, ModelError
 from spunge.groups import toxigen_groups
 from spunge.interfaces import Evaluator, ItemTable, LoadedVariant, Progress, Work, silent
-from spunge.items import Measured, Part
+from spunge.items import Item, Measured, Part
 from spunge.language_model import LanguageModel, no_loading_bars
 from spunge.settings import Settings
 
@@ -56,6 +57,8 @@ class Toxicity(Evaluator):
     """Columns that become the item's attributes."""
     toxigen_groups: str | None = None
     """The attribute that holds ToxiGen's groups, whose spellings are made one; an unknown group is an error."""
+    expected: dict[str, tuple[str, ...]] = {}
+    """Attribute → values that must have prompts, such as the groups that are unlearned."""
     where: str | None = None
     """A polars SQL expression that keeps a row."""
     part: Part = "all"
@@ -84,15 +87,7 @@ class Toxicity(Evaluator):
             DataError: A column is missing or a prompt is empty.
             ModelError: The classifier or the judge cannot be loaded, or the classifier's orientation is wrong.
         """
-        loaded = items.load(
-            self.sources,
-            needs=["prompt"],
-            attributes=self.attributes,
-            read_as={self.toxigen_groups: toxigen_groups} if self.toxigen_groups else None,
-            where=self.where,
-            limit=self.limit,
-            part=self.part,
-        )
+        loaded = self.items()
         prompts = [item.row["prompt"] for item in loaded]
         if not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
             raise DataError(f"{self.sources[0].path}: a row has an empty 'prompt'; remove it, or set `where`")
@@ -125,6 +120,33 @@ class Toxicity(Evaluator):
                 values["toxic_prompt"] = float(as_bool(item.row["toxic"], self.sources[0].path))
             measured.append(Measured(item, self.suite, values, {"prompt": one.prompt, "completion": one.text}))
         return items.table(self.suite, measured)
+
+    def items(self) -> list[Item]:
+        """Returns the prompts as items.
+
+        Raises:
+            DataError: A column or a row is missing, or a value of `expected` has no prompt.
+        """
+        loaded = items.load(
+            self.sources,
+            needs=["prompt"],
+            attributes=(*self.attributes, *self.expected),
+            read_as={self.toxigen_groups: toxigen_groups} if self.toxigen_groups else None,
+            where=self.where,
+            limit=self.limit,
+            part=self.part,
+        )
+        attributes = [json.loads(item.attributes) for item in loaded] if self.expected else []
+        for attribute, values in self.expected.items():
+            cells = [each[attribute] for each in attributes]
+            found = {value for cell in cells for value in (cell if isinstance(cell, list) else [cell])}
+            for value in values:
+                if value not in found:
+                    raise DataError(
+                        f"{self.suite}: no prompt for {attribute} {value!r}; there are prompts for "
+                        f"{', '.join(sorted(map(str, found)))}"
+                    )
+        return loaded
 
 
 @dataclass(frozen=True)
@@ -280,7 +302,7 @@ def load_classifier(settings: Classifier, *, device: str) -> LoadedClassifier:
     directory = LanguageModel(id=settings.id, revision=settings.revision).directory()
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
-            directory, use_safetensors=True, trust_remote_code=False, local_files_only=True
+            directory, trust_remote_code=False, local_files_only=True
         )
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:

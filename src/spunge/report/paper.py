@@ -1,57 +1,90 @@
-"""The figures that the paper printed (its Tables 1 and 2), to stand beside a run of the same model and method."""
+"""The figures that the paper printed (its Tables 1 to 7), to stand beside a run of the same experiment."""
 
 from __future__ import annotations
 
-from spunge.report.findings import Column
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
 
-TOXICITY, PERPLEXITY, AVERAGE = "ToxiGen toxicity", "ToxiGen PPL", "Average acc."
-BIO, CYBER, MMLU = "WMDP-Bio", "WMDP-Cyber", "MMLU"
+from ruamel.yaml import YAML
 
-Figures = dict[str, dict[str, float]]
+from spunge.report.findings import Column, Findings, Row
 
-
-def _row(toxicity: float, perplexity: float, average: float) -> dict[str, float]:
-    return {TOXICITY: toxicity, PERPLEXITY: perplexity, AVERAGE: average}
-
-
-def _hazard(bio: float, cyber: float, mmlu: float) -> dict[str, float]:
-    return {BIO: bio, CYBER: cyber, MMLU: mmlu}
+AVERAGES = ("Average acc.", "Average")
 
 
-_ZEPHYR, _LLAMA = _row(20.48, 7.62, 65.72), _row(15.95, 5.97, 56.29)
+@dataclass(frozen=True)
+class Beside:
+    """One figure of the paper with this run's own, both on the paper's scale."""
 
-_PUBLISHED: dict[tuple[str, str], Figures] = {
-    ("zephyr-7b-beta", "rmu"): {
-        "base": _ZEPHYR | _hazard(63.55, 43.63, 58.15),
-        "joint": _row(14.61, 8.05, 65.92) | _hazard(31.26, 27.62, 56.48),
-        "spunge": _row(9.89, 8.03, 65.97) | _hazard(27.57, 26.47, 55.83),
-    },
-    ("zephyr-7b-beta", "task_vector_negation"): {
-        "base": _ZEPHYR,
-        "joint": _row(5.65, 8.36, 65.67),
-        "spunge": _row(3.88, 8.66, 65.53),
-    },
-    ("llama-2-7b", "task_vector_negation"): {
-        "base": _LLAMA,
-        "joint": _row(4.26, 8.42, 56.35),
-        "spunge": _row(2.96, 7.88, 55.72),
-    },
-}
+    name: str
+    variant: str
+    paper: float
+    here: float
+    column: Column | None
+    """Where this run's figure is from; None for a mean of several."""
+    row: Row | None
+    """Its score, with the interval; None for a mean of several."""
 
 
-def figures(model: str, method: str | None) -> Figures:
-    """Returns variant → name → figure for a model and method of the paper; nothing for any other."""
-    short = model.rstrip("/").rsplit("/", 1)[-1].lower().removesuffix("-hf")
-    return _PUBLISHED.get((short, method or ""), {"base": {}})
+def beside(findings: Findings) -> list[Beside]:
+    """Returns every figure that both the paper and this run have, in the paper's order."""
+    published = _published()
+    found: dict[tuple[str, str], Beside] = {}
+    for table in _tables(findings, published).values():
+        for variant, figures in table["rows"].items():
+            for name, figure in figures.items():
+                if variant in findings.main_variants and (one := _one(findings, published, variant, name, figure)):
+                    # The average of the ten is printed twice, once rounded otherwise.
+                    found.setdefault(("Average" if name in AVERAGES else name, variant), one)
+    return [*found.values()]
 
 
-def name_of(column: Column) -> str | None:
-    """Returns the paper's name of a column, None if the paper has none such."""
-    where = f"{column.suite} {column.task or ''}".lower()
-    if "toxigen" in where:
-        return {"toxic": TOXICITY, "perplexity": PERPLEXITY}.get(column.metric)
-    if column.metric != "acc":
-        return None
-    if "wmdp" in where:
-        return BIO if "bio" in where else CYBER if "cyber" in where else None
-    return MMLU if "mmlu" in where else None
+def cells() -> dict[str, dict[str, dict[str, float]]]:
+    """Returns all that the paper printed: table → variant → name → figure."""
+    return {name: table["rows"] for name, table in _published()["tables"].items()}
+
+
+@cache
+def _published() -> Mapping[str, Any]:
+    file = resources.files("spunge") / "recipes" / "paper_results.yaml"
+    return YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+
+
+def _tables(findings: Findings, published: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of this experiment: by its recipe's name, or else by model and method."""
+    tables = published["tables"]
+    experiment = str(findings.results["experiment"])
+    named = {name: table for name, table in tables.items() if any(experiment.startswith(r) for r in table["recipes"])}
+    if named:
+        return named
+    provenance = findings.results["provenance"]
+    short = provenance["model"]["id"].rstrip("/").rsplit("/", 1)[-1].lower().removesuffix("-hf")
+    used = {"model": short, "method": provenance["method"]}
+    return {name: table for name, table in tables.items() if table.get("of") == used}
+
+
+def _one(findings: Findings, published: Mapping[str, Any], variant: str, name: str, paper: float) -> Beside | None:
+    if name in AVERAGES:
+        scores = [_score(findings, published, variant, each) for each in published["averaged"]]
+        values = [score[1] for score in scores if score]
+        complete = len(values) == len(scores)
+        return Beside(name, variant, paper, sum(values) / len(values), None, None) if complete else None
+    found = _score(findings, published, variant, name)
+    return Beside(name, variant, paper, found[1], found[0], found[2]) if found else None
+
+
+def _score(
+    findings: Findings, published: Mapping[str, Any], variant: str, name: str
+) -> tuple[Column, float, Row] | None:
+    wanted = published["columns"][name]
+    suites = wanted["suite"] if isinstance(wanted["suite"], list) else [wanted["suite"]]
+    described = {suite["suite"]: suite for suite in findings.results["suites"]}
+    for suite in suites:
+        if suite in described and (tasks := findings.tasks(suite)):
+            column = Column(suite, tasks[0], wanted["metric"], described[suite]["goal"], described[suite]["method"])
+            if (row := findings.score(variant, column)) is not None:
+                return column, row["value"] * (1.0 if wanted["metric"] == "perplexity" else 100.0), row
+    return None

@@ -132,28 +132,24 @@ def main(findings: Findings) -> Table:
 
 
 def beside_paper(findings: Findings) -> Table:
-    """The paper's own figures beside these, for its models and methods."""
-    provenance = findings.results["provenance"]
-    published = paper.figures(provenance["model"]["id"], provenance["method"])
-    columns = [(column, name) for column in findings.columns if (name := paper.name_of(column)) in published["base"]]
-    header = ["Model + method"]
-    for _, name in columns:
-        header += [f"{name}: here", f"{name}: paper"]
-    cells = [
-        [
-            Cell(titled(variant, findings)),
-            *(
-                cell
-                for column, name in columns
-                for cell in (
-                    level(findings.score(variant, column), column),
-                    number(published[variant].get(name), 2),
-                )
-            ),
-        ]
-        for variant in ("base", "joint", "spunge")
-        if columns and variant in findings.main_variants and variant in published
-    ]
+    """The paper's own figures beside these, for its experiments."""
+    found = {(one.name, one.variant): one for one in paper.beside(findings)}
+    names = list(dict.fromkeys(name for name, _ in found))
+    variants = [name for name in findings.main_variants if name in {variant for _, variant in found}]
+    header = ["Figure"]
+    for variant in variants:
+        header += [f"{named(variant)}: {what}" for what in ("here", "paper", "here − paper")]
+    cells = []
+    for name in names:
+        row = [Cell(name)]
+        for variant in variants:
+            one = found.get((name, variant))
+            if one is None:
+                row += [Cell("—")] * 3
+                continue
+            here = level(one.row, one.column) if one.row and one.column else number(one.here, 1)
+            row += [here, number(one.paper, 2), Cell(signed(one.here - one.paper, 2), one.here - one.paper)]
+        cells.append(row)
     return Table(
         "paper",
         "Beside the paper",

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator
 
 from spunge.data import Corpus
 from spunge.errors import DataError
+from spunge.groups import toxigen_group
 from spunge.interfaces import Splitter, Work
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class ByColumn(Splitter):
     by: Literal["column"] = "column"
     column: str
     """The column that holds the attribute."""
+    read_as: Literal["toxigen_group"] | None = None
+    """How to read it: `toxigen_group` makes ToxiGen's many spellings of a group one, and refuses an unknown one."""
     values: dict[str, Value | list[Value]] | None = None
     """Subset name → the value or values it takes; null: every value is a subset of its own name."""
     others: Literal["drop", "own", "error"] = "drop"
@@ -47,9 +50,12 @@ class ByColumn(Splitter):
         """
         if self.column not in forget.rows.columns:
             raise DataError(f"split.column: no column {self.column!r}; columns are {', '.join(forget.rows.columns)}")
-        cells = [_values(cell) for cell in forget.rows[self.column].to_list()]
+        cells = [[self._read(value) for value in _values(cell)] for cell in forget.rows[self.column].to_list()]
         self._check_present(sorted({value for cell in cells for value in cell}))
         return [self._subsets(number, cell) for number, cell in enumerate(cells, 1)]
+
+    def _read(self, value: str) -> str:
+        return toxigen_group(value) if self.read_as == "toxigen_group" else value
 
     def _check_present(self, present: list[str]) -> None:
         for subset, wanted in (self.values or {}).items():
