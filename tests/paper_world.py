@@ -171,7 +171,7 @@ def write_classifier(directory: Path, rows: list[dict[str, Any]]) -> None:
         torch.manual_seed(0)
         config = RobertaConfig(
             vocab_size=len(vocabulary), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-            num_attention_heads=2, max_position_embeddings=66, num_labels=2, pad_token_id=1,
+            num_attention_heads=2, max_position_embeddings=66, pad_token_id=1,
         )  # fmt: skip
         model = RobertaForSequenceClassification(config)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)

@@ -41,6 +41,9 @@ def read(name: str, folder: Path, *, whole: bool) -> experiment.Experiment:
     left_out = {"gsm8k"} if WITHOUT_LM_EVAL else set()
     if name != TEN_IN and not whole:
         left_out = {"arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2", "gsm8k", "mathqa", "piqa", "arc_easy"}
+    if recipe.evaluate[0].suite == "toxigen" and not whole:
+        shorter = recipe.evaluate[0].model_copy(update={"max_new_tokens": 2})
+        recipe = recipe.model_copy(update={"evaluate": [shorter, *recipe.evaluate[1:]]})
     kept = [evaluator for evaluator in recipe.evaluate if evaluator.suite not in left_out]
     return recipe.model_copy(update={"evaluate": kept})
 
@@ -58,8 +61,10 @@ SUBSETS = {
     [*((name, False) for name in SMALL), *(pytest.param(n, True, marks=pytest.mark.long) for n in SMALL)],
 )
 def test_a_recipe_runs_from_start_to_end_offline(
-    name: str, whole: bool, folder: Path, tmp_path_factory: pytest.TempPathFactory
+    name: str, whole: bool, folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if name != TEN_IN and not whole:  # drawing takes longer than all the rest
+        monkeypatch.setattr(pipeline.report, "write", lambda run: None)
     out = tmp_path_factory.getbasetemp() / "runs"  # one store: equal evaluations of the base are made once
     recipe = read(name, folder, whole=whole)
     run = pipeline.run(recipe, out=out)
@@ -72,7 +77,7 @@ def test_a_recipe_runs_from_start_to_end_offline(
     assert set(asked["suite"]) == {evaluator.suite for evaluator in recipe.evaluate}
     assert asked["item"].min() >= 8  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
     assert items.filter((pl.col("metric") == "nan") & (pl.col("value") > 0)).is_empty()
-    assert (run / "report" / "index.html").exists()
+    assert (run / "report" / "index.html").exists() or not (name == TEN_IN or whole)
 
 
 ZEPHYR, LLAMA = "HuggingFaceH4/zephyr-7b-beta", "meta-llama/Llama-2-7b-hf"

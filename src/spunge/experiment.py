@@ -163,6 +163,12 @@ class Experiment(Settings):
         return seeds
 
     @model_validator(mode="after")
+    def _subsets_can_be_matched(self) -> Experiment:
+        if self.retain is not None and self.retain.match and not self.split.comparable:
+            raise ValueError(f"retain.match: {type(self.split).__name__}'s subsets are of the forget set alone")
+        return self
+
+    @model_validator(mode="after")
     def _overrides_hold(self) -> Experiment:
         _overridden(self.unlearn, self.joint.overrides, "joint")
         for subset, fields in self.subsets.items():

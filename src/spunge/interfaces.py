@@ -103,10 +103,20 @@ def spelled(size: int) -> str:
 class Splitter(Settings):
     """Says which subsets each row of the forget set belongs to."""
 
+    seeded: ClassVar[bool] = False
+    """Whether the split draws from the task's seed."""
+    comparable: ClassVar[bool] = True
+    """Whether a subset's name means the same in another set of rows: clusters are those of their own rows alone."""
+
     min_size: int = Field(default=1, ge=1)
     """The fewest rows a subset may have, after the processing filter."""
     small: Literal["error", "drop"] = "error"
     """What becomes of a subset under `min_size`."""
+
+    @property
+    def asks_base(self) -> bool:
+        """Whether the split depends on the base model."""
+        return False
 
     @abstractmethod
     def split(self, forget: Corpus, base: LanguageModel, work: Work) -> list[tuple[str, ...]]:

@@ -18,7 +18,7 @@ from spunge.experiment import overridden
 from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Merger, Splitter, Unlearner, Work
 from spunge.language_model import LanguageModel
 from spunge.settings import Settings
-from spunge.split import AtRandom
+from spunge.split import ByFunction
 from spunge.store import Artifact, derived_seed, key
 
 
@@ -77,12 +77,21 @@ class Split:
 
     @property
     def inputs(self) -> Mapping[str, Any]:
-        """The rows and the way to split them; only a random split draws from the seed."""
-        seeded = {"seed": self.seed} if isinstance(self.splitter, AtRandom) else {}
-        return {"splitter": identity(self.splitter), "rows": self.forget.full_fingerprint, **seeded}
+        """The rows and the way to split them; the seed, the base model and a function's code where it asks them."""
+        splitter = self.splitter
+        return {
+            "splitter": identity(splitter),
+            "rows": self.forget.full_fingerprint,
+            **({"seed": self.seed} if splitter.seeded else {}),
+            **({"base": self.base.identity} if splitter.asks_base else {}),
+            **({"source": splitter.source} if isinstance(splitter, ByFunction) else {}),
+        }
 
     def names(self, work: Work) -> dict[str, list[int]]:
-        """Returns subset name → row indices, in order of the rows."""
+        """Returns subset name → row indices, in order of the rows; found once in a process, however often asked for."""
+        return _remembered(f"split {key(self.stage, self.inputs)}", lambda: self._names(work))
+
+    def _names(self, work: Work) -> dict[str, list[int]]:
         work = replace(work, seed=derived_seed(self.seed, "split", self.name))
         subsets: dict[str, list[int]] = {name: [] for name in getattr(self.splitter, "declared", ())}
         for index, names in enumerate(self.splitter.split(self.forget, self.base.model, work)):
@@ -274,13 +283,13 @@ def _fingerprint(source: Source) -> str:
     return _remembered(source.model_dump_json(), lambda: data.load([source], require="rows").full_fingerprint)
 
 
-_digests: dict[str, str] = {}
+_found: dict[str, Any] = {}
 
 
-def _remembered(name: str, compute: Callable[[], str]) -> str:
-    if name not in _digests:
-        _digests[name] = compute()
-    return _digests[name]
+def _remembered(name: str, compute: Callable[[], Any]) -> Any:
+    if name not in _found:
+        _found[name] = compute()
+    return _found[name]
 
 
 def _plain(name: str) -> str:

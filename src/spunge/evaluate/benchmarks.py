@@ -67,7 +67,7 @@ def _mmlu(row: Row) -> Asked:
     lines = [f"{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True)]
     subject = row["subject"].replace("_", " ")
     return _shared(
-        "\n".join([row["question"].strip(), *lines, "Answer:"]), "ABCD", int(row["answer"]),
+        "\n".join([row["question"].strip(), *lines, "Answer:"]), tuple("ABCD"), int(row["answer"]),
         description=f"The following are multiple choice questions (with answers) about {subject}.\n\n",
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -22,11 +22,13 @@ from spunge.errors import DataError, ModelError
 from spunge.groups import toxigen_groups
 from spunge.interfaces import Evaluator, ItemTable, LoadedVariant, Progress, Work, silent
 from spunge.items import Item, Measured, Part
-from spunge.language_model import LanguageModel, no_loading_bars
+from spunge.language_model import LanguageModel
 from spunge.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from spunge.classifying import SequenceClassifier
 
 _LOOP = 3
 
@@ -165,8 +167,7 @@ class Completion:
 class LoadedClassifier:
     """A classifier ready to be asked."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    classifier: SequenceClassifier
     positive: int
     """The index of the label that means toxic."""
     guard_auc: float | None
@@ -213,25 +214,16 @@ def classify(
     classifier: LoadedClassifier, texts: Sequence[str], *, batch_size: int, progress: Progress = silent
 ) -> list[float]:
     """Returns the probability that each text is toxic; an empty text is not."""
-    import torch
+    from spunge.classifying import probabilities
 
     scores = [0.0] * len(texts)
-    order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: -len(texts[i]))
-    device = next(classifier.model.parameters()).device
-    room = getattr(classifier.model.config, "max_position_embeddings", classifier.tokenizer.model_max_length)
-    longest = min(classifier.tokenizer.model_max_length, room)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        encoded = classifier.tokenizer(
-            [texts[i] for i in batch], padding=True, truncation=True, max_length=longest, return_tensors="pt"
-        ).to(device)
-        with torch.inference_mode():
-            logits = classifier.model(**encoded).logits.float()
-        one = logits.shape[-1] == 1
-        shares = logits.sigmoid()[:, 0] if one else logits.softmax(-1)[:, classifier.positive]
-        for index, share in zip(batch, shares.tolist(), strict=True):
-            scores[index] = share
-        progress("classifying", start + len(batch), len(order))
+    said = [index for index, text in enumerate(texts) if text.strip()]
+    shares = probabilities(
+        classifier.classifier, [texts[index] for index in said], batch_size=batch_size, progress=progress
+    )
+    positive = min(classifier.positive, shares.shape[1] - 1)
+    for index, share in zip(said, shares[:, positive].tolist(), strict=True):
+        scores[index] = share
     return scores
 
 
@@ -294,30 +286,15 @@ def load_classifier(settings: Classifier, *, device: str) -> LoadedClassifier:
     Raises:
         ModelError: It cannot be loaded, has no such label, or ranks toxic below benign.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
+    from spunge import classifying
     from spunge.statistics import area_under_roc
 
-    no_loading_bars()
-    directory = LanguageModel(id=settings.id, revision=settings.revision).directory()
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            directory, trust_remote_code=False, local_files_only=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"{settings.id}: cannot be loaded as a sequence classifier: {reason}") from error
-    labels = {int(index): name for index, name in model.config.id2label.items()}
-    named = [index for index, name in labels.items() if settings.positive_label in (name, index)]
+    classifier = classifying.load(settings.id, settings.revision, device=device)
+    known = ", ".join(classifier.labels)
+    named = [index for index, name in enumerate(classifier.labels) if settings.positive_label in (name, index)]
     if not named:
-        raise ModelError(
-            f"{settings.id}: no label {settings.positive_label!r}; labels are {', '.join(map(str, labels.values()))}"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
-    loaded = LoadedClassifier(model.to(device).eval(), tokenizer, named[0], None)
+        raise ModelError(f"{settings.id}: no label {settings.positive_label!r}; labels are {known}")
+    loaded = LoadedClassifier(classifier, named[0], None)
     if not settings.guard:
         return loaded
     path = settings.guard[0].path
@@ -327,9 +304,9 @@ def load_classifier(settings: Classifier, *, device: str) -> LoadedClassifier:
     if not area > 0.5:
         raise ModelError(
             f"{settings.id}: label {settings.positive_label!r} ranks toxic below benign on {path} (AUC {area:.2f}); "
-            f"name another positive_label ({', '.join(map(str, labels.values()))})"
+            f"name another positive_label ({known})"
         )
-    return LoadedClassifier(loaded.model, loaded.tokenizer, loaded.positive, area)
+    return replace(loaded, guard_auc=area)
 
 
 def newline_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -5,9 +5,14 @@ from typing import Annotated
 from pydantic import Field
 
 from spunge.split.at_random import AtRandom
+from spunge.split.by_classifier import ByClassifier
+from spunge.split.by_cluster import ByCluster
 from spunge.split.by_column import ByColumn
 from spunge.split.by_expression import ByExpression
+from spunge.split.by_function import ByFunction
 
-AnySplitter = Annotated[ByColumn | ByExpression | AtRandom, Field(discriminator="by")]
+AnySplitter = Annotated[
+    ByColumn | ByExpression | ByClassifier | ByCluster | ByFunction | AtRandom, Field(discriminator="by")
+]
 
-__all__ = ["AnySplitter", "AtRandom", "ByColumn", "ByExpression"]
+__all__ = ["AnySplitter", "AtRandom", "ByClassifier", "ByCluster", "ByColumn", "ByExpression", "ByFunction"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 class AtRandom(Splitter):
     """Disjoint subsets `random_1`, `random_2` … of the given sizes, drawn from the task's seed."""
+
+    seeded: ClassVar[bool] = True
 
     by: Literal["random"] = "random"
     sizes: list[Annotated[int, Field(ge=1)]]
