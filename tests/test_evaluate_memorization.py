@@ -108,3 +108,19 @@ def test_rows_without_a_response_or_text_are_an_error(tmp_path):
         evaluator(write(tmp_path / "b.jsonl", [{"text": ""}])).evaluate(loaded, work(tmp_path))
     with pytest.raises(DataError, match="empty response"):
         evaluator(write(tmp_path / "c.jsonl", [{"prompt": "x", "response": " "}])).evaluate(loaded, work(tmp_path))
+
+
+def test_members_are_told_apart_by_the_area_under_the_curve(tmp_path):
+    model, tokenizer = llama(), byte_tokenizer()
+    rows = [{"text": text, "seen": seen} for text, seen in (("aaaa", True), ("bcde", False), ("aabb", True))]
+    found = evaluator(write(tmp_path / "rows.jsonl", rows), member="seen").evaluate(
+        variant(model, tokenizer), work(tmp_path)
+    )
+    for metric in ("min_k", "min_k_plus_plus", "zlib_ratio"):
+        seen, unseen, again = found.filter(metric=metric)["value"].to_list()
+        wins = [(high > unseen) + (high == unseen) / 2 for high in (seen, again)]
+        assert found.filter(metric=f"{metric}_auc")["value"].to_list() == [pytest.approx(sum(wins) / 2)]
+    with pytest.raises(DataError, match="column 'seen' must hold both true and false, not True"):
+        evaluator(write(tmp_path / "one.jsonl", rows[:1]), member="seen").evaluate(
+            variant(model, tokenizer), work(tmp_path)
+        )

@@ -9,11 +9,12 @@ from spunge.evaluate.memorization import Memorization
 from spunge.evaluate.multiple_choice import MultipleChoice
 from spunge.evaluate.perplexity import Perplexity
 from spunge.evaluate.robustness import Quantization, Relearning
+from spunge.evaluate.tofu import Tofu
 from spunge.evaluate.toxicity import Toxicity
 from spunge.interfaces import Evaluator
 
 AnyEvaluator = Annotated[
-    MultipleChoice | Toxicity | Perplexity | Memorization | Harness | Quantization | Relearning,
+    MultipleChoice | Toxicity | Perplexity | Memorization | Tofu | Harness | Quantization | Relearning,
     Field(discriminator="method"),
 ]
 """Every evaluator that a recipe can name by its `method`."""
@@ -23,6 +24,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "toxicity": Toxicity,
     "perplexity": Perplexity,
     "memorization": Memorization,
+    "tofu": Tofu,
     "harness": Harness,
     "quantization": Quantization,
     "relearning": Relearning,
@@ -38,5 +40,6 @@ __all__ = [
     "Perplexity",
     "Quantization",
     "Relearning",
+    "Tofu",
     "Toxicity",
 ]

@@ -2,7 +2,7 @@
 
 Extraction strength (Wang et al., 2025), exact memorisation (Tirumala et al., 2022), ROUGE-L recall of the greedy
 answer (Lin, 2004), Min-K% (Shi et al., 2024) and Min-K%++ (Zhang et al., 2024), the zlib ratio (Carlini et al., 2021).
-With a column `member` in the rows, tables can turn the last three into the areas under their curves.
+With a column that says which rows were trained on, the last three also give areas under their ROC curves.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from spunge import items
-from spunge.data import Source
+from spunge.data import Source, item_id
 from spunge.errors import DataError
 from spunge.interfaces import Evaluator, ItemTable, LoadedVariant, Work
 from spunge.items import Item, Measured, Part
+from spunge.statistics import area_under_roc
 
 if TYPE_CHECKING:
     from spunge.inference import TokenScores
@@ -34,7 +35,10 @@ class Memorization(Evaluator):
     sources: tuple[Source, ...]
     """Rows with `prompt` and `response`, or with a `text`, which is then read from its first token."""
     attributes: tuple[str, ...] = ()
-    """Columns that become the item's attributes, such as `member`."""
+    """Columns that become the item's attributes."""
+    member: str | None = None
+    """The column that says whether a row was trained on (true or false): adds `min_k_auc`, `min_k_plus_plus_auc` and
+    `zlib_ratio_auc`, how often such a row seems more familiar than another, as one item of the whole set."""
     where: str | None = None
     """A polars SQL expression that keeps a row."""
     part: Part = "all"
@@ -61,7 +65,12 @@ class Memorization(Evaluator):
         from spunge import inference
 
         loaded = items.load(
-            self.sources, attributes=self.attributes, where=self.where, limit=self.limit, part=self.part
+            self.sources,
+            needs=[self.member] if self.member else [],
+            attributes=self.attributes,
+            where=self.where,
+            limit=self.limit,
+            part=self.part,
         )
         pairs = [self._pair(item) for item in loaded]
         longest = inference.window(variant.model, variant.tokenizer)
@@ -91,7 +100,24 @@ class Memorization(Evaluator):
             if self.generate:
                 values["rouge_l"] = rouge_l(response, answer)
             measured.append(Measured(item, self.suite, values, {"answer": answer} if self.generate else {}))
-        return items.table(self.suite, measured)
+        return items.table(self.suite, [*measured, *self._areas(measured)])
+
+    def _areas(self, measured: Sequence[Measured]) -> list[Measured]:
+        if self.member is None:
+            return []
+        members = [one.item.row[self.member] for one in measured]
+        if set(members) != {True, False}:
+            raise DataError(
+                f"{self.sources[0].path}: column {self.member!r} must hold both true and false, not "
+                f"{', '.join(sorted(map(str, set(members)))[:5])}"
+            )
+        areas = {
+            f"{metric}_auc": area_under_roc([_known(one.values[metric]) for one in measured], members)
+            for metric in ("min_k", "min_k_plus_plus", "zlib_ratio")
+        }
+        whole = Item(item_id({"set": [one.item.id for one in measured]}), "{}", {})
+        known = {name: None if math.isnan(area) else area for name, area in areas.items()}
+        return [Measured(whole, "whole set", known, {})]
 
     def _pair(self, item: Item) -> tuple[str, str]:
         row, columns = item.row, ", ".join(item.row)
@@ -150,6 +176,10 @@ def rouge_l(reference: str, answer: str) -> float:
         for place, other in enumerate(said):
             row.append(above[place] + 1 if word == other else max(above[place + 1], row[place]))
     return row[-1] / len(wanted) if wanted else 0.0
+
+
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _mean_of_lowest(values: Sequence[float], share: float) -> float:
