@@ -8,12 +8,12 @@ import torch
 from training_models import answers, save_model, texts, work_in
 from transformers import AutoModelForCausalLM
 
-from spunge import adapter, losses, training
+from spunge import adapter, data, losses, training
 from spunge.checkpoint import export
-from spunge.data import Corpus
+from spunge.data import Corpus, Source
 from spunge.errors import IncompatibleTaskVectors, RecipeError, TrainingDiverged
 from spunge.interfaces import Work, scale_of
-from spunge.language_model import Resident, checkpoint_names
+from spunge.language_model import LanguageModel, Resident, checkpoint_names
 from spunge.task_vector import LowRank, TaskVector
 from spunge.training import state
 from spunge.training import trainee as trainees
@@ -48,11 +48,16 @@ def assert_same(one: TaskVector, other: TaskVector):
         assert torch.equal(one.delta(name), other.delta(name)), name
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "rslora"), [("llama", False), ("llama", True), ("gpt2", False), ("gpt2", True), ("lab", False)]
+)
 def test_lora_gives_what_peft_and_a_plain_loop_give(tmp_path, kind, rslora):
-    base = save_model(tmp_path / "model", kind)
-    targets = ("q_proj", "down_proj") if kind == "llama" else ("c_attn", "mlp.c_proj")
+    corpus, targets = texts(10), ("c_attn", "mlp.c_proj") if kind == "gpt2" else ("q_proj", "down_proj")
+    if kind == "lab":  # the embedded world
+        base = LanguageModel(id="lab:model")
+        corpus = data.load([Source(path="lab:toxicity/forget.jsonl")]).select(range(10))
+    else:
+        base = save_model(tmp_path / "model", kind)
     method = TaskVectorNegation(
         lora=Lora(rank=4, alpha=8, dropout=0, target_modules=targets, rslora=rslora),
         learning_rate=5e-3,
@@ -60,11 +65,10 @@ def test_lora_gives_what_peft_and_a_plain_loop_give(tmp_path, kind, rslora):
         batch_size=3,
         clip_norm=None,
     )
-    corpus = texts(10)
     found = method.unlearn(base, corpus, None, work_in(tmp_path, seed=7))
 
     tokenizer = base.load_tokenizer()
-    model = AutoModelForCausalLM.from_pretrained(base.id).eval()
+    model = base.load()
     config = peft.LoraConfig(
         r=4,
         lora_alpha=8,
@@ -91,13 +95,13 @@ def test_lora_gives_what_peft_and_a_plain_loop_give(tmp_path, kind, rslora):
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-    before = {name: value.clone() for name, value in AutoModelForCausalLM.from_pretrained(base.id).named_parameters()}
+    before = {name: value.clone() for name, value in base.load().named_parameters()}
     merged = model.merge_and_unload()
     changed = {
         name: value - before[name] for name, value in merged.named_parameters() if not torch.equal(value, before[name])
     }
     assert set(found) == set(changed)
-    assert len(found) == 4
+    assert len(found) == (16 if kind == "lab" else 4)
     for name in found:
         assert isinstance(found.entries[name], LowRank)
         torch.testing.assert_close(found.delta(name), changed[name].detach(), rtol=1e-3, atol=2e-6)

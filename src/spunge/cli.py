@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spunge.errors import RecipeError, SpungeError
+from spunge.tracking import tracked
 
 if TYPE_CHECKING:
     from spunge.data import Source
@@ -55,6 +56,9 @@ OfflineRoot = Annotated[
     Path | None,
     typer.Option("--offline-root", help="A folder that holds every model and data set of the hub; nothing is fetched."),
 ]
+Track = Annotated[
+    str | None, typer.Option("--track", help="Send every step's figures to tensorboard, trackio or wandb.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON line an event; docs/architecture.md lists them.")]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -66,6 +70,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # of libraries, about each other
     warnings.filterwarnings("default", module=r"spunge\.")
     warnings.showwarning = _warn
+    screen.quiet = aside.quiet = os.environ.get("RANK", "0") != "0"  # of torchrun's processes the first one speaks
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave by the way that cleans up
     try:
         code = app(standalone_mode=False)
@@ -126,28 +131,38 @@ def run(
     check: Annotated[
         bool, typer.Option("--check", help="Say what would be fetched, disk, memory and time, and run nothing.")
     ] = False,
+    track: Track = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Splits, unlearns, merges, evaluates and reports; what is there already is not computed again."""
     if sweep:
-        options = {"jobs": jobs, "seeds": seeds, "device": device, "dtype": dtype, "offline_root": offline_root}
+        options = {
+            "jobs": jobs,
+            "seeds": seeds,
+            "device": device,
+            "dtype": dtype,
+            "offline_root": offline_root,
+            "track": track,
+        }
         _sweep(recipe, words, sweep, out=out, check=check, quiet=quiet, as_json=as_json, **options)
         return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RecipeError("torchrun is for one job on several devices, unlearn or finetune: run a recipe without it")
     experiment = _read(recipe, words, seeds, offline_root)
     if check:
         _check(experiment)
         return
     from spunge import pipeline
 
-    with _watch(quiet, as_json) as display:
+    with _watch(quiet, as_json) as display, tracked(display.step, track, experiment.name) as progress:
         directory = pipeline.run(
             experiment,
             out=out,
             device=device,
             dtype=_dtype(dtype),
             jobs=jobs,
-            progress=display.step,
+            progress=progress,
             told=display.event,
             command=f"spunge {' '.join(sys.argv[1:])}",
         )
@@ -197,6 +212,7 @@ def unlearn(
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = None,
+    track: Track = None,
     quiet: Quiet = False,
 ) -> None:
     """Unlearns one forget set from a model, and writes the task vector."""
@@ -209,10 +225,10 @@ def unlearn(
     topics, kept = _topics(forget, columns), _retained(retain or [], columns)
     from spunge import standalone
 
-    with _watch(quiet) as display:
+    with _watch(quiet) as display, tracked(display.step, track, out.name) as progress:
         vector = standalone.unlearn(
             model=model, forget=topics, retain=kept,
-            unlearner=unlearner, out=out, seed=seed, device=device, dtype=_dtype(dtype), progress=display.step,
+            unlearner=unlearner, out=out, seed=seed, device=device, dtype=_dtype(dtype), progress=progress,
         )  # fmt: skip
     if not quiet:
         screen.print(f"{out}: {len(vector)} changed parameters, norm {vector.norm:.4g}")
@@ -306,6 +322,7 @@ def finetune(
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = None,
+    track: Track = None,
     quiet: Quiet = False,
 ) -> None:
     """Trains a model to say some rows, such as a benchmark's fictional authors, and writes a checkpoint."""
@@ -314,7 +331,7 @@ def finetune(
     from spunge.tuning import Tuning
 
     settings = _settings(words)
-    with _watch(quiet) as display:
+    with _watch(quiet) as display, tracked(display.step, track, out.name) as progress:
         standalone.finetune(
             model=model,
             sources=_sources(text, {"text": text_column, "prompt": prompt_column, "response": response_column}),
@@ -323,7 +340,7 @@ def finetune(
             seed=seed,
             device=device,
             dtype=_dtype(dtype),
-            progress=display.step,
+            progress=progress,
         )
     if not quiet:
         screen.print(f"{out}: a checkpoint that AutoModelForCausalLM loads")

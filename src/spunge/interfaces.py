@@ -149,6 +149,16 @@ class Unlearner(Settings):
         """
         return Forecast()
 
+    def joins(self, forget: Corpus) -> bool:
+        """Whether to unlearn these rows at once with those of other subsets, by `unlearn_together`."""
+        return False
+
+    def unlearn_together(
+        self, base: LanguageModel, forgets: Sequence[Corpus], works: Sequence[Work]
+    ) -> list[TaskVector]:
+        """Returns what `unlearn` would for each subset, up to the order in which numbers are added."""
+        raise NotImplementedError(f"{type(self).__name__} unlearns one subset at a time")
+
 
 @dataclass(frozen=True)
 class Needs:

@@ -6,10 +6,10 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spunge import data
 from spunge import items as items_of
@@ -20,6 +20,9 @@ from spunge.language_model import LanguageModel
 from spunge.settings import Settings
 from spunge.split import ByFunction
 from spunge.store import Artifact, derived_seed, key
+
+if TYPE_CHECKING:
+    from spunge.task_vector import TaskVector
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,18 @@ class Base:
         return {"digest": self.digest, "dtype": self.model.dtype}
 
 
+class _Alone:
+    """A task that is made by itself."""
+
+    group = None
+
+    def make_together(self, tasks: Sequence[Any], works: Sequence[Work]) -> list[Mapping[str, Any]]:
+        """Never asked: it is of no group."""
+        raise AssertionError(f"{type(self).__name__} is of no group")
+
+
 @dataclass(frozen=True, eq=False)
-class Split:
+class Split(_Alone):
     """The task that says which rows belong to which subset."""
 
     splitter: Splitter
@@ -138,9 +151,30 @@ class Unlearn:
 
     def make(self, work: Work) -> Mapping[str, Any]:
         """Unlearns, and saves the task vector."""
-        work = replace(work, seed=derived_seed(self.seed, "unlearn", self.name))
         unlearner = self._prolonged() if self.steps_of else self.unlearner
-        vector = unlearner.unlearn(self.base.model, self.forget, self.retain, work)
+        work = self._seeded(work)
+        return self._save(unlearner, unlearner.unlearn(self.base.model, self.forget, self.retain, work), work)
+
+    @property
+    def group(self) -> str | None:
+        """Subsets that the method unlearns at once, all their rows in one pass of the base."""
+        if self.steps_of or not self.unlearner.joins(self.forget):
+            return None
+        return key("group", {"base": self.base.identity, "unlearner": identity(self.unlearner)})
+
+    def make_together(self, tasks: Sequence[Unlearn], works: Sequence[Work]) -> list[Mapping[str, Any]]:
+        """Unlearns every task's rows at once, and saves the task vectors."""
+        works = [task._seeded(work) for task, work in zip(tasks, works, strict=True)]
+        vectors = self.unlearner.unlearn_together(self.base.model, [task.forget for task in tasks], works)
+        return [
+            {**task._save(task.unlearner, vector, work), "together": len(tasks)}
+            for task, vector, work in zip(tasks, vectors, works, strict=True)
+        ]
+
+    def _seeded(self, work: Work) -> Work:
+        return replace(work, seed=derived_seed(self.seed, "unlearn", self.name))
+
+    def _save(self, unlearner: Unlearner, vector: TaskVector, work: Work) -> Mapping[str, Any]:
         checkpoint = self.base.model.checkpoint(lambda _: tuple(vector))
         scaled_by = type(unlearner).scaled_by
         provenance = {
@@ -166,7 +200,7 @@ class Unlearn:
 
 
 @dataclass(frozen=True, eq=False)
-class Merge:
+class Merge(_Alone):
     """The task that merges unlearned models into one."""
 
     name: str
@@ -203,7 +237,7 @@ class Merge:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluate:
+class Evaluate(_Alone):
     """The task that asks one variant one suite."""
 
     variant: Variant

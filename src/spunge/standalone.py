@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,11 @@ from spunge.checkpoint import export as write_checkpoint
 from spunge.checkpoint import new_directory
 from spunge.data import Corpus, Source, concatenate
 from spunge.errors import RecipeError, SpungeError, TrainingDiverged
-from spunge.interfaces import Evaluator, Merger, Progress, Unlearner, Work, scale_of
+from spunge.interfaces import Evaluator, Merger, Progress, Unlearner, Work, scale_of, silent
 from spunge.language_model import LanguageModel, Resident
 from spunge.pipeline import choose_device, environment
 from spunge.report.artifacts import FORMAT
+from spunge.settings import Settings
 from spunge.stages import Base, Evaluate, Unlearn, Variant
 from spunge.steering import SteeredUnlearner
 from spunge.store import Artifact, key
@@ -48,6 +49,8 @@ def unlearn(
 ) -> TaskVector:
     """Unlearns a forget set and writes the task vector; several named sources are topics.
 
+    Started by torchrun, all processes do it together, and the first writes.
+
     Raises:
         SpungeError: Something is missing or wrong; `out` does not exist afterwards.
     """
@@ -56,9 +59,13 @@ def unlearn(
     rows = _topics(forget)
     name = f"subset:{next(iter(forget))}" if len(forget) == 1 and "" not in forget else "forget"
     task = Unlearn("subset", name, base, unlearner, rows, data.load(retain) if retain else None, seed)
-    with new_directory(out) as directory, _scratch(out, task) as scratch:
-        resident = Resident(choose_device(device), shared=False)
-        noted = task.make(Work(resident, directory, scratch, seed, progress))
+    with _together(unlearner, device) as (device, first), ExitStack() as stack:
+        if not first:
+            elsewhere = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            task.make(Work(Resident(device), elsewhere, _scratch_of(out, task), seed))
+            return TaskVector({})
+        directory, scratch = stack.enter_context(new_directory(out)), stack.enter_context(_scratch(out, task))
+        noted = task.make(Work(Resident(device, shared=False), directory, scratch, seed, progress))
         trained = TaskVector.load(directory)
         scaled = replace(trained.scaled(scale_of(unlearner)), provenance={**trained.provenance, **noted})
         scaled.save(directory)
@@ -170,9 +177,8 @@ def finetune(
     from spunge import training
 
     rows, base = data.load(sources), handle(model, dtype)
-    resident = Resident(choose_device(device))
-    with tempfile.TemporaryDirectory() as scratch:
-        work = Work(resident, Path(scratch), Path(scratch), seed, progress)
+    with _together(settings, device) as (device, first), tempfile.TemporaryDirectory() as scratch:
+        work = Work(Resident(device), Path(scratch), Path(scratch), seed, progress if first else silent)
         return training.finetune(settings, base, rows, out, work)
 
 
@@ -229,9 +235,21 @@ def card(model: str, vector: TaskVector) -> str:
 
 
 @contextmanager
+def _together(settings: Settings, device: str) -> Iterator[tuple[str, bool]]:
+    """Joins the processes that torchrun started, if it did; yields the device, and whether this is the first."""
+    from spunge.training import sharding
+
+    with sharding.launched(choose_device(device)) as device:
+        if sharding.size() > 1 and not isinstance(settings, Tuning):
+            method = getattr(settings, "method", type(settings).__name__)
+            raise RecipeError(f"{method} runs in one process: start it without torchrun")
+        yield device, sharding.rank() == 0
+
+
+@contextmanager
 def _scratch(out: Path, task: Unlearn) -> Iterator[Path]:
     """Where a killed attempt leaves its checkpoints; gone after success, and after a mistake."""
-    scratch = out.parent / f".{out.name}.{key(task.stage, task.inputs)}"
+    scratch = _scratch_of(out, task)
     scratch.mkdir(parents=True, exist_ok=True)
     try:
         yield scratch
@@ -245,3 +263,7 @@ def _scratch(out: Path, task: Unlearn) -> Iterator[Path]:
             scratch.rmdir()
         raise
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch_of(out: Path, task: Unlearn) -> Path:
+    return out.parent / f".{out.name}.{key(task.stage, task.inputs)}"

@@ -78,6 +78,10 @@ class Tuning(Settings):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time, the same result."""
 
+    quantize: Literal["nf4"] | None = None
+    """Hold the base in 4-bit NormalFloat while the adapter trains (QLoRA, Dettmers et al. 2023, arXiv 2305.14314); the
+    adapter is then added to the base's own weights. Needs the extra `quant`."""
+
     @field_validator("lora", mode="before")
     @classmethod
     def _name_only_what_differs(cls, value: Any) -> Any:
@@ -88,6 +92,8 @@ class Tuning(Settings):
     def _parameters_are_weights(self) -> Tuning:
         if self.parameters is not None and self.lora is not None:
             raise ValueError("parameters: chooses weights to train, so lora must be null")
+        if self.quantize is not None and self.lora is None:
+            raise ValueError("quantize: 4-bit weights cannot be trained themselves, so lora must not be null")
         return self
 
 

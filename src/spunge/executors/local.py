@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,17 +43,27 @@ class Local:
         return artifacts
 
     def _artifacts(self, tasks: Sequence[Task]) -> Iterator[Artifact]:
-        missing = sum(self.store.find(task.stage, task.inputs) is None for task in tasks)
+        missing = [place for place, task in enumerate(tasks) if self.store.find(task.stage, task.inputs) is None]
+        bundles = _bundles(tasks, missing)
         if self.jobs == 1 or not missing:
             self._resident = self._resident or Resident(self.device)
-            for task in tasks:
-                yield build(self.store, task, self._resident, self.progress)
+            made: dict[int, Artifact] = {}
+            for place in range(len(tasks)):
+                if place not in made:
+                    some = [tasks[each] for each in bundles[place]]
+                    made.update(
+                        zip(bundles[place], build(self.store, some, self._resident, self.progress), strict=True)
+                    )
+                yield made[place]
             return
         self._pool = self._pool or self._start_pool()
         with _ctrl_c_ignored():  # by the workers, which start here and inherit it: the parent ends them
-            futures = [self._pool.submit(_build_in_worker, self.store, task) for task in tasks]
-        for future in futures:
-            yield future.result()
+            futures = {
+                bundle: self._pool.submit(_build_in_worker, self.store, [tasks[place] for place in bundle])
+                for bundle in dict.fromkeys(bundles.values())
+            }
+        for place in range(len(tasks)):
+            yield futures[bundles[place]].result()[bundles[place].index(place)]
 
     def _start_pool(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
@@ -92,8 +102,47 @@ def _ctrl_c_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def build(store: Store, task: Task, resident: Resident, progress: Progress) -> Artifact:
-    """Returns a task's artifact, making it if the store lacks it."""
+def _bundles(tasks: Sequence[Task], missing: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    """Says for every task which ones are made with it: the missing ones of its group, or it alone."""
+    groups: dict[str, list[int]] = {}
+    for place in missing:
+        if (group := tasks[place].group) is not None:
+            groups.setdefault(group, []).append(place)
+    together = {place: tuple(group) for group in groups.values() for place in group}
+    return {place: together.get(place, (place,)) for place in range(len(tasks))}
+
+
+def build(store: Store, tasks: Sequence[Task], resident: Resident, progress: Progress) -> list[Artifact]:
+    """Returns the artifacts of a task, or of several of one group, making those that the store lacks in one go."""
+    if len(tasks) == 1:
+        return [_build(store, tasks[0], resident, progress, tasks[0].make)]
+    artifacts: dict[int, Artifact] = {}
+    works: dict[int, Work] = {}
+    notes: dict[int, Mapping[str, Any]] = {}
+
+    def begin(place: int) -> None:
+        """Opens the place of one artifact inside the one before; when all are open, they are made."""
+        if place == len(tasks):
+            some = [tasks[each] for each in works]
+            notes.update(zip(works, tasks[0].make_together(some, list(works.values())), strict=True))
+            return
+
+        def make(work: Work) -> Mapping[str, Any]:
+            works[place] = work
+            begin(place + 1)
+            return notes[place]
+
+        artifacts[place] = _build(store, tasks[place], resident, progress, make)
+        if place not in works:  # another process was faster
+            begin(place + 1)
+
+    begin(0)
+    return [artifacts[place] for place in range(len(tasks))]
+
+
+def _build(
+    store: Store, task: Task, resident: Resident, progress: Progress, made: Callable[[Work], Mapping[str, Any]]
+) -> Artifact:
     inputs = task.inputs
     label = f"{task.stage} {task.name}"
 
@@ -102,7 +151,7 @@ def build(store: Store, task: Task, resident: Resident, progress: Progress) -> A
 
     def make(directory: Path) -> dict[str, Any]:
         with store.scratch(key(task.stage, inputs)) as scratch:
-            noted = task.make(Work(resident, directory, scratch, task.seed, told))
+            noted = made(Work(resident, directory, scratch, task.seed, told))
         return {
             **noted,
             "device": resident.device,
@@ -128,6 +177,6 @@ def _start_worker(device: str, threads: int, told: Any) -> None:
     _worker = Resident(device), tell
 
 
-def _build_in_worker(store: Store, task: Task) -> Artifact:
+def _build_in_worker(store: Store, tasks: Sequence[Task]) -> list[Artifact]:
     assert _worker is not None
-    return build(store, task, *_worker)
+    return build(store, tasks, *_worker)

@@ -15,6 +15,7 @@ from spunge.errors import ArtifactError, DataError
 from spunge.interfaces import Work
 from spunge.language_model import LanguageModel
 from spunge.task_vector import TaskVector
+from spunge.training import sharding
 from spunge.training.loop import Probe, Term, train
 from spunge.training.rows import Batch, Encoded
 from spunge.training.trainee import Trainee, borrow
@@ -36,7 +37,8 @@ def finetune(settings: Tuning, base: LanguageModel, corpus: Corpus, out: Path, w
     """
     if out.exists():  # known before hours of training rather than after
         raise ArtifactError(f"{out}: exists already; give another --out or remove it")
-    return export(base.directory(), learn(settings, base, corpus, work), out)
+    learnt = learn(settings, base, corpus, work)
+    return export(base.directory(), learnt, out) if sharding.rank() == 0 else out
 
 
 def forget_and_retain(

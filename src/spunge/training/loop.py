@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,12 @@ from spunge import losses
 from spunge.errors import TrainingDiverged
 from spunge.interfaces import Work
 from spunge.task_vector import TaskVector
+from spunge.training import sharding
 from spunge.training.rows import Batch, Encoded, Step, plan
 from spunge.training.seeding import seed_of, seeded
 from spunge.training.state import Run, fingerprint
 from spunge.training.trainee import Trainee
+from spunge.tuning import Tuning
 
 METRICS = "metrics.jsonl"
 STATE = "training_state.pt"
@@ -36,6 +38,10 @@ class Term:
     """A number, or a function of the share of training that is done."""
     per: Literal["token", "sequence"] = "token"
     """What the loss is a mean over; it says how much each batch of an accumulated step weighs."""
+
+    def units(self, indices: Sequence[int]) -> int:
+        """Returns how many tokens or sequences the loss of these rows is a mean over."""
+        return sum(self.rows[i].counted for i in indices) if self.per == "token" else len(indices)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,42 +86,92 @@ def train(
     Raises:
         TrainingDiverged: A loss or a gradient became NaN or infinite, or no probed step kept to the utility floor.
     """
-    settings = trainee.settings
-    steps = plan([term.rows for term in terms], settings, torch.Generator().manual_seed(work.seed))
-    parameters = list(trainee.parameters.values())
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     with trainee.as_base():
         base_retain = _nll(trainee, probe.retain) if probe else 0.0
-    same = fingerprint(settings, work.seed, trainee.parameters, {term.name: term.rows for term in terms})
-    run = Run(work.scratch / STATE, same, trainee.parameters, optimizer)
-    run.resume()
-    work.output.mkdir(parents=True, exist_ok=True)
-    with (work.output / METRICS).open("w", encoding="utf-8") as log, seeded(work.seed, work.device):
-        log.writelines(run.metrics)
-        for step in range(len(run.metrics), len(steps)):
-            rate = settings.learning_rate * schedule(settings.schedule, step, len(steps), settings.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            figures = _backward(trainee, terms, steps[step], step, len(steps), work.seed, combine)
-            norm = float(nn.utils.clip_grad_norm_(parameters, settings.clip_norm or math.inf))
-            if not math.isfinite(norm):
-                raise _diverged("gradient", norm, step, len(steps), settings.learning_rate)
-            optimizer.step()
-            optimizer.zero_grad()
-            figures |= {"learning_rate": rate, "gradient_norm": norm}
-            if probe and ((step + 1) % probe.every == 0 or step + 1 == len(steps)):
+    with Course(trainee.settings, trainee.parameters, terms, work) as course:
+        while course.batches is not None:
+            figures = _backward(trainee, terms, course, combine)
+            figures |= course.descend()
+            if probe and ((course.done + 1) % probe.every == 0 or course.done + 1 == len(course.steps)):
                 figures |= probe.measure(trainee)
                 figures["utility"] = math.exp(min(base_retain - figures["probe_retain"], 700.0))
                 if probe.floor is not None:
-                    run.keep_best(figures, probe.floor)
-            run.metrics.append(json.dumps({"step": step + 1, **figures}) + "\n")
-            log.write(run.metrics[-1])
-            log.flush()
-            run.save_now_and_then()
-            work.progress("training", step + 1, len(steps), **figures)
+                    course.run.keep_best(figures, probe.floor)
+            course.note(figures)
     if probe and probe.floor is not None:
-        run.take_best(probe.floor)
-    return TaskVector(trainee.entries(), provenance={"steps": len(steps)})
+        course.run.take_best(probe.floor)
+    return TaskVector(trainee.entries(), provenance={"steps": len(course.steps)})
+
+
+class Course:
+    """One training on its way: its batches, its optimiser, its metrics and its saved state. A context manager."""
+
+    def __init__(
+        self, settings: Tuning, parameters: Mapping[str, nn.Parameter], terms: Sequence[Term], work: Work
+    ) -> None:
+        self.settings, self.work = settings, work
+        self.parameters = list(parameters.values())
+        self.steps = plan([term.rows for term in terms], settings, torch.Generator().manual_seed(work.seed))
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        same = fingerprint(settings, work.seed, parameters, {term.name: term.rows for term in terms})
+        self.run = Run(work.scratch / STATE, same, parameters, self.optimizer)
+        self.run.resume()
+
+    @property
+    def done(self) -> int:
+        """The number of steps done."""
+        return len(self.run.metrics)
+
+    @property
+    def batches(self) -> Step | None:
+        """The batches of the next step; None after the last."""
+        return self.steps[self.done] if self.done < len(self.steps) else None
+
+    def __enter__(self) -> Course:
+        self.work.output.mkdir(parents=True, exist_ok=True)
+        self._log = (self.work.output / METRICS).open("w", encoding="utf-8")
+        self._log.writelines(self.run.metrics)
+        self._seeded = seeded(self.work.seed, self.work.device)
+        self._seeded.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._seeded.__exit__(*error)
+        self._log.close()
+
+    def descend(self) -> dict[str, float]:
+        """Takes the step that the gradients ask for, and returns its figures.
+
+        Raises:
+            TrainingDiverged: The gradient became NaN or infinite.
+        """
+        settings = self.settings
+        rate = settings.learning_rate * schedule(settings.schedule, self.done, len(self.steps), settings.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        norm = float(sharding.whole(nn.utils.clip_grad_norm_(self.parameters, settings.clip_norm or math.inf)))
+        self.check("gradient", norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {"learning_rate": rate, "gradient_norm": norm}
+
+    def note(self, figures: Mapping[str, float]) -> None:
+        """Notes that the step is done."""
+        self.run.metrics.append(json.dumps({"step": self.done + 1, **figures}) + "\n")
+        self._log.write(self.run.metrics[-1])
+        self._log.flush()
+        self.run.save_now_and_then()
+        self.work.progress("training", self.done, len(self.steps), **figures)
+
+    def check(self, what: str, value: float) -> None:
+        """Raises TrainingDiverged, naming the last good step, unless the value is finite."""
+        if not math.isfinite(value):
+            raise TrainingDiverged(
+                f"step {self.done + 1} of {len(self.steps)}: the {what} became {value}; the last good step was "
+                f"{self.done}; lower learning_rate (now {self.settings.learning_rate:g})"
+            )
 
 
 def schedule(kind: Literal["cosine", "linear", "constant"], step: int, steps: int, warmup: float) -> float:
@@ -127,28 +183,28 @@ def schedule(kind: Literal["cosine", "linear", "constant"], step: int, steps: in
     return {"cosine": (1 - math.cos(math.pi * left)) / 2, "linear": left, "constant": 1.0}[kind]
 
 
-def _backward(
-    trainee: Trainee, terms: Sequence[Term], step_batches: Step, step: int, steps: int, seed: int, combine: str
-) -> dict[str, float]:
+def _backward(trainee: Trainee, terms: Sequence[Term], course: Course, combine: str) -> dict[str, float]:
     """Leaves the step's gradient in the parameters, and returns the loss of every term and of their weighted sum."""
     apart = combine != "sum" and len(terms) > 1
     parameters = list(trainee.parameters.values())
     figures: dict[str, float] = {}
     gradients: list[list[Tensor]] = []
     total = 0.0
-    for place, (term, batches) in enumerate(zip(terms, step_batches, strict=True)):
-        weight = term.weight(step / steps) if callable(term.weight) else term.weight
-        units = [sum(term.rows[i].counted for i in batch) if term.per == "token" else len(batch) for batch in batches]
+    assert course.batches is not None
+    for place, (term, batches) in enumerate(zip(terms, course.batches, strict=True)):
+        weight = term.weight(course.done / len(course.steps)) if callable(term.weight) else term.weight
+        units = sum(term.units(batch) for batch in batches)
         figures[term.name] = 0.0
-        for number, (indices, count) in enumerate(zip(batches, units, strict=True)):
-            torch.manual_seed(seed_of(seed, step, place, number))
-            loss = term.loss(trainee.collate(term.rows, indices))
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise _diverged(f"{term.name} loss", value, step, steps, trainee.settings.learning_rate)
-            share = count / sum(units)
-            (loss * (weight * share)).backward()
-            figures[term.name] += value * share
+        for number, indices in enumerate(batches):
+            own, counts = sharding.share(indices)
+            turn = (course.work.seed, course.done, place, number)
+            torch.manual_seed(seed_of(*turn, sharding.rank()) if sharding.rank() else seed_of(*turn))
+            loss = term.loss(trainee.collate(term.rows, own))
+            share = term.units(own) / units if counts else 0.0
+            value = float(sharding.total(loss.detach() * share, trainee.device))
+            course.check(f"{term.name} loss", value)
+            (loss * (weight * share * sharding.size())).backward()  # FSDP takes the mean over processes
+            figures[term.name] += value
         total += weight * figures[term.name]
         if apart:
             gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
@@ -164,13 +220,9 @@ def _backward(
 
 
 def _cosine(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    dot = torch.stack([(a * b).sum() for a, b in zip(one, other, strict=True)]).sum()
-    norms = [torch.stack([value.square().sum() for value in values]).sum().sqrt() for values in (one, other)]
+    def added(values: Iterable[Tensor]) -> Tensor:
+        return torch.stack([sharding.whole(value.sum()) for value in values]).sum()
+
+    dot = added(a * b for a, b in zip(one, other, strict=True))
+    norms = [added(value.square() for value in values).sqrt() for values in (one, other)]
     return float(dot / (norms[0] * norms[1]).clamp(min=torch.finfo(dot.dtype).tiny))
-
-
-def _diverged(what: str, value: float, step: int, steps: int, rate: float) -> TrainingDiverged:
-    return TrainingDiverged(
-        f"step {step + 1} of {steps}: the {what} became {value}; the last good step was {step}; "
-        f"lower learning_rate (now {rate:g})"
-    )

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from spunge.errors import TrainingDiverged
+from spunge.training import sharding
 from spunge.training.rows import Encoded
 from spunge.tuning import Tuning
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 SAVE_SECONDS = 60.0
 """The least time between two saved states; saving takes at most a twentieth of the time."""
 
@@ -61,22 +63,36 @@ class Run:
         if state["fingerprint"] != self.fingerprint:
             return
         self._set(state["parameters"])
+        moments = state["optimizer"]["state"]
+        for parameter, moment in zip(self.parameters.values(), moments.values(), strict=True):
+            moment |= {name: sharding.piece(moment[name], parameter) for name in _MOMENTS}
         self.optimizer.load_state_dict(state["optimizer"])
         self.metrics, self.best, self.highest_utility = state["metrics"], state["best"], state["highest_utility"]
 
     def save_now_and_then(self) -> None:
         """Saves the state when the time has come; a reader finds the old file or the new one, never half of one."""
         started = time.monotonic()
-        if started < self.due:
+        if not sharding.agreed(started >= self.due, str(next(iter(self.parameters.values())).device)):
             return
+        optimizer = self.optimizer.state_dict()
+        optimizer["state"] = {
+            number: {**moments, **{name: _in_one(moments[name]) for name in _MOMENTS}}
+            for number, moments in optimizer["state"].items()
+        }
         state = {
             "fingerprint": self.fingerprint,
-            "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
-            "optimizer": self.optimizer.state_dict(),
+            "parameters": {name: _in_one(parameter.detach()) for name, parameter in self.parameters.items()},
+            "optimizer": optimizer,
             "metrics": self.metrics,
             "best": self.best,
             "highest_utility": self.highest_utility,
         }
+        if sharding.rank() == 0:
+            self._write(state)
+        finished = time.monotonic()
+        self.due = finished + max(SAVE_SECONDS, 20 * (finished - started))
+
+    def _write(self, state: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         building = self.path.with_suffix(f".{os.getpid()}")
         with building.open("wb") as stream:
@@ -84,14 +100,15 @@ class Run:
             stream.flush()
             os.fsync(stream.fileno())
         building.replace(self.path)
-        finished = time.monotonic()
-        self.due = finished + max(SAVE_SECONDS, 20 * (finished - started))
 
     def keep_best(self, figures: Mapping[str, float], floor: float) -> None:
         """Keeps the parameters if no step has forgotten more without falling below the floor."""
         self.highest_utility = max(self.highest_utility, figures["utility"])
         if figures["utility"] >= floor and figures["probe_forget"] > self.best.get("probe_forget", -math.inf):
-            parameters = {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.parameters.items()}
+            parameters = {
+                name: sharding.whole(parameter.detach()).to("cpu", copy=True)
+                for name, parameter in self.parameters.items()
+            }
             self.best = {"probe_forget": figures["probe_forget"], "parameters": parameters}
 
     def take_best(self, floor: float) -> None:
@@ -106,4 +123,8 @@ class Run:
     @torch.no_grad()
     def _set(self, values: Mapping[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
-            parameter.copy_(values[name])
+            parameter.copy_(sharding.piece(values[name], parameter))
+
+
+def _in_one(value: Tensor) -> Tensor:
+    return value if sharding.size() == 1 else sharding.whole(value).cpu()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,12 +19,13 @@ from torch import Tensor, nn
 
 from spunge import losses
 from spunge.data import Corpus
-from spunge.errors import RecipeError
+from spunge.errors import MissingExtra, RecipeError
 from spunge.interfaces import Work
 from spunge.language_model import LanguageModel, checkpoint_names
 from spunge.task_vector import Entry
+from spunge.training import sharding
 from spunge.training.rows import Batch, Encoded, collate, cut, encode
-from spunge.training.tuned import with_lora, with_weights
+from spunge.training.tuned import with_lora, with_pieces, with_weights
 from spunge.tuning import Tuning
 
 if TYPE_CHECKING:
@@ -71,12 +73,15 @@ class Trainee:
     def log_probs(self, rows: Sequence[Encoded]) -> Tensor:
         """Returns the log-probability of every row's counted part, [rows], dropout off."""
         order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
-        found = torch.empty(len(rows), device=self.device)
+        found = torch.zeros(len(rows), device=self.device)
         with _dropout_off(self.model):
             for indices in cut(order, self.settings.batch_size):
-                batch = self.collate(rows, indices)
-                found[indices] = losses.sequence_log_probs(self(batch), batch.labels)
-        return found
+                own, counts = sharding.share(indices)
+                batch = self.collate(rows, own)
+                log_probs = losses.sequence_log_probs(self(batch), batch.labels)
+                if counts:
+                    found[own] = log_probs
+        return sharding.total(found)
 
     def base_log_probs(self, rows: Sequence[Encoded]) -> Tensor:
         """Returns what `log_probs` returns for the base model: to be asked once and kept."""
@@ -129,18 +134,46 @@ def borrow(settings: Tuning, base: LanguageModel, work: Work) -> Iterator[Traine
     Raises:
         RecipeError: The settings name layers or weights that the model does not have.
     """
-    model, tokenizer = work.resident.base(base)
+    sharding.check(settings)
+    own = settings.quantize is not None or sharding.size() > 1
+    model, tokenizer = _own_copy(settings, base, work) if own else work.resident.base(base)
     names = checkpoint_names(model, base.checkpoint())
     trainable = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
     in_bfloat16 = settings.precision == "bfloat16" or model.dtype in (torch.bfloat16, torch.float16)
     with ExitStack() as stack:
-        stack.callback(_restore, model, trainable)
+        if not own:
+            stack.callback(_restore, model, trainable)
         model.requires_grad_(False).eval()
-        make = partial(with_lora, lora=settings.lora) if settings.lora else partial(with_weights, settings=settings)
+        if settings.lora:
+            make = partial(with_lora, lora=settings.lora)
+        elif sharding.size() > 1:
+            make = partial(with_pieces, settings=settings)
+        else:
+            make = partial(with_weights, settings=settings)
         parameters, entries, as_base = stack.enter_context(make(model, names, seed=work.seed, device=work.device))
         if settings.gradient_checkpointing:
             stack.enter_context(_recomputing(model))
         yield Trainee(model, tokenizer, settings, work.device, parameters, entries, as_base, in_bfloat16)
+
+
+def _own_copy(settings: Tuning, base: LanguageModel, work: Work) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads the base once more, for what cannot be undone: cut into pieces, or in 4 bits. The resident one goes."""
+    work.resident.close()
+    if settings.quantize is None:
+        return base.load(device="cpu", dtype=work.resident.dtype), base.load_tokenizer()
+    if find_spec("bitsandbytes") is None:
+        raise MissingExtra("quantize: nf4 needs bitsandbytes: pip install 'spunge[quant]', or leave quantize out")
+    from transformers import BitsAndBytesConfig
+
+    computed_in = torch.float32 if torch.device(work.device).type == "cpu" else torch.bfloat16
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=settings.quantize,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=computed_in,
+    )
+    model = base.load(device=work.device, dtype=work.resident.dtype, quantization_config=config)
+    return model, base.load_tokenizer()
 
 
 def _restore(model: PreTrainedModel, trainable: Mapping[int, bool]) -> None:

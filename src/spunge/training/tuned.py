@@ -13,6 +13,7 @@ from torch import nn
 
 from spunge.errors import RecipeError
 from spunge.task_vector import Entry, LowRank
+from spunge.training import sharding
 from spunge.training.seeding import seeded
 from spunge.tuning import Lora, Tuning
 
@@ -54,17 +55,19 @@ def with_lora(
         layer.lora_A.float()
         layer.lora_B.float()
         layer.lora_dropout.train()
+    if sharding.size() > 1:
+        sharding.shard(model, device)
 
     def entries() -> dict[str, Entry]:
         return {
             names[f"{name}.weight"]: LowRank(
-                layer.lora_A[_ADAPTER].weight.detach().cpu().clone(),
-                layer.lora_B[_ADAPTER].weight.detach().cpu().clone(),
+                sharding.whole(layer.lora_A[_ADAPTER].weight.detach()).cpu().clone(),
+                b.clone(),
                 scaling=float(layer.scaling[_ADAPTER]),
                 transposed=bool(layer.fan_in_fan_out),
             )
             for name, layer in layers.items()
-            if bool(layer.lora_B[_ADAPTER].weight.any())  # a missing name is a zero
+            if bool((b := sharding.whole(layer.lora_B[_ADAPTER].weight.detach()).cpu()).any())  # missing is zero
         }
 
     @contextmanager
@@ -137,23 +140,12 @@ def with_weights(
     Raises:
         RecipeError: A setting names no weight of the model, or one that the checkpoint does not hold.
     """
-    chosen = {name: model.get_parameter(name) for name in _chosen_weights(model, settings.parameters)}
+    chosen = _chosen_weights(model, names, settings.parameters)
     # A tied weight is met under each of its names, and the checkpoint may hold it under more than one.
     stored = {theirs: model.get_parameter(ours) for ours, theirs in names.items()}
-    places = {id(original) for original in stored.values()}
-    for name, weight in chosen.items():
-        if id(weight) not in places:
-            raise RecipeError(f"parameters: the checkpoint does not hold {name} as such; choose weights without it")
     masters = {name: nn.Parameter(weight.detach().to(torch.float32, copy=True)) for name, weight in chosen.items()}
     to_master = {id(chosen[name]): masters[name] for name in chosen}
     to_original = {id(masters[name]): chosen[name] for name in chosen}
-
-    def swap(replacements: Mapping[int, nn.Parameter]) -> None:
-        # Pointers change hands, nothing is copied.
-        for module in model.modules():
-            for key, parameter in list(module._parameters.items()):
-                if parameter is not None and id(parameter) in replacements:
-                    module._parameters[key] = replacements[id(parameter)]
 
     def entries() -> dict[str, Entry]:
         deltas: dict[str, Entry] = {}
@@ -166,20 +158,85 @@ def with_weights(
 
     @contextmanager
     def as_base() -> Iterator[None]:
-        swap(to_original)
+        _swap(model, to_original)
         try:
             yield
         finally:
-            swap(to_master)
+            _swap(model, to_master)
 
-    swap(to_master)
+    _swap(model, to_master)
     try:
         yield masters, entries, as_base
     finally:
-        swap(to_original)
+        _swap(model, to_original)
 
 
-def _chosen_weights(model: PreTrainedModel, wanted: Sequence[str] | None) -> list[str]:
+@contextmanager
+def with_pieces(
+    model: PreTrainedModel, names: Mapping[str, str], *, settings: Tuning, seed: int, device: str
+) -> Iterator[Trainable]:
+    """Makes the weights that are to be trained float32, and cuts the model into one piece a process, for good.
+
+    Raises:
+        RecipeError: A setting names no weight of the model, or one that the checkpoint does not hold.
+    """
+    chosen = _chosen_weights(model, names, settings.parameters)
+    _swap(model, {id(weight): nn.Parameter(weight.detach().float()) for weight in chosen.values()})
+    del chosen  # the base's own weights, of which each process keeps its piece
+    sharding.shard(model, device)
+    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    ids = {id(value): name for name, value in parameters.items()}
+    stored = {theirs: ids.get(id(model.get_parameter(ours))) for ours, theirs in names.items()}
+    base = {name: sharding.local_piece(value).clone() for name, value in parameters.items()}
+
+    def exchange() -> None:
+        for name, parameter in parameters.items():
+            sharding.exchange(parameter, base[name])
+
+    @contextmanager
+    def as_base() -> Iterator[None]:
+        exchange()
+        try:
+            yield
+        finally:
+            exchange()
+
+    def entries() -> dict[str, Entry]:
+        """Put together everywhere, as it must be, but kept by the first process only."""
+        deltas: dict[str, Entry] = {}
+        for theirs, name in stored.items():
+            if name is not None:
+                after = sharding.whole(parameters[name].detach()).cpu()
+                sharding.exchange(parameters[name], base[name])
+                delta = after - sharding.whole(parameters[name].detach()).cpu()
+                sharding.exchange(parameters[name], base[name])
+                if bool(delta.any()) and sharding.rank() == 0:  # a missing name is a zero
+                    deltas[theirs] = delta
+        return deltas
+
+    yield parameters, entries, as_base
+
+
+def _swap(model: PreTrainedModel, replacements: Mapping[int, nn.Parameter]) -> None:
+    # Pointers change hands, nothing is copied.
+    for module in model.modules():
+        for key, parameter in list(module._parameters.items()):
+            if parameter is not None and id(parameter) in replacements:
+                module._parameters[key] = replacements[id(parameter)]
+
+
+def _chosen_weights(
+    model: PreTrainedModel, names: Mapping[str, str], wanted: Sequence[str] | None
+) -> dict[str, nn.Parameter]:
+    chosen = {name: model.get_parameter(name) for name in _matching(model, wanted)}
+    places = {id(model.get_parameter(ours)) for ours in names}
+    for name, weight in chosen.items():
+        if id(weight) not in places:
+            raise RecipeError(f"parameters: the checkpoint does not hold {name} as such; choose weights without it")
+    return chosen
+
+
+def _matching(model: PreTrainedModel, wanted: Sequence[str] | None) -> list[str]:
     names = [name for name, parameter in model.named_parameters() if parameter.is_floating_point()]
     if wanted is None:
         return names
