@@ -3,6 +3,7 @@
     python benchmarks/methods.py table --out runs            # docs/results.md: joint and SPUNGE, by the test items
     python benchmarks/methods.py tofu --model FULL --reference RETAIN --forget forget10.jsonl --retain retain90.jsonl
     python benchmarks/methods.py memory                      # each method in a process of its own
+    python benchmarks/methods.py together                    # k adapters in one pass against k runs
 
 `FULL` and `RETAIN` are checkpoints from `spunge finetune`. CPU seconds are those of the process on one thread.
 """
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -31,7 +33,7 @@ from spunge.interfaces import Evaluator, Unlearner, Work, scale_of
 from spunge.language_model import LanguageModel, Resident
 from spunge.stages import Base, Evaluate, Split, Unlearn, Variant
 from spunge.store import Artifact, Store
-from spunge.unlearn import AnyUnlearner
+from spunge.unlearn import AnyUnlearner, TaskVectorNegation
 
 LORA = {"rank": 8, "alpha": 16, "dropout": 0, "target_modules": "all-linear"}
 SHARED: dict[str, Any] = {"lora": LORA, "batch_size": 8, "epochs": 2}
@@ -55,7 +57,7 @@ KEPT = 0.95
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["table", "tofu", "memory"])
+    parser.add_argument("part", choices=["table", "tofu", "memory", "together"])
     parser.add_argument("--out", type=Path, default=Path("runs"))
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[5e-4, 2e-3])
@@ -74,7 +76,7 @@ def main() -> None:
     if options.memory_of:
         print(json.dumps(peak_memory(options)))
         return
-    {"table": table, "tofu": tofu, "memory": memory}[options.part](options)
+    {"table": table, "tofu": tofu, "memory": memory, "together": together}[options.part](options)
 
 
 def method(name: str, **more: Any) -> Unlearner:
@@ -141,8 +143,6 @@ def accuracy(artifact: Artifact, metric: str = "correct") -> float:
 
 
 def mean(artifact: Artifact, metric: str) -> float:
-    import polars as pl
-
     found = pl.read_parquet(artifact.path / "items.parquet").filter(metric=metric)["value"].mean()
     assert isinstance(found, float), f"no metric {metric}"
     return found
@@ -183,6 +183,40 @@ def tofu(options: argparse.Namespace) -> None:
                 seconds = time.process_time() - started
                 variant = Variant("joint", "joint", 0, artifact, scale_of(unlearner))
                 show(name, f"{rate:g}", full, variant, f"{seconds:.0f}")
+
+
+# --- k adapters at once -----------------------------------------------------------------------------------------------
+
+
+def together(options: argparse.Namespace) -> None:
+    """CPU seconds of five LoRAs trained apart and in one pass, in turn, by the length of the texts."""
+    base, resident = LanguageModel(id=options.model or "lab:model"), Resident()
+    texts = data.load([Source(path="lab:toxicity/forget.jsonl")]).texts
+    print("| sentences a text | tokens | apart, s | together, s | apart / together: median, spread |\n|" + "---|" * 5)
+    for sentences in (1, 3, 8):
+        pieces = [" ".join(texts[at : at + sentences]) for at in range(0, 5 * 32 * sentences, sentences)]
+        corpora = [Corpus(pl.DataFrame({"text": pieces[32 * k : 32 * (k + 1)]})) for k in range(5)]
+        settings = method("task_vector_negation", batch_size=8, epochs=1)
+        assert isinstance(settings, TaskVectorNegation)
+        seconds: dict[str, list[float]] = {"apart": [], "together": []}
+        for _ in range(3):
+            for how, own in seconds.items():
+                with tempfile.TemporaryDirectory() as folder:
+                    works = [Work(resident, Path(folder) / f"{k}", Path(folder) / f"{k}", seed=k) for k in range(5)]
+                    resident.base(base)
+                    started = time.process_time()
+                    if how == "together":
+                        settings.unlearn_together(base, corpora, works)
+                    else:
+                        for corpus, work in zip(corpora, works, strict=True):
+                            settings.unlearn(base, corpus, None, work)
+                    own.append(time.process_time() - started)
+        ratios = sorted(apart / joined for apart, joined in zip(*seconds.values(), strict=True))
+        length = sum(len(resident.base(base)[1](text)["input_ids"]) for text in pieces) / len(pieces)  # pyright: ignore[reportArgumentType]
+        cells = " | ".join(f"{sorted(own)[1]:.1f}" for own in seconds.values())
+        print(
+            f"| {sentences} | {length:.0f} | {cells} | {ratios[1]:.2f} ({ratios[0]:.2f}…{ratios[-1]:.2f}) |", flush=True
+        )
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -226,7 +260,6 @@ def make_model(options: argparse.Namespace, folder: Path) -> int:
 
 def peak_memory(options: argparse.Namespace) -> int:
     import peft  # noqa: F401 the code is in memory before the count begins
-    import polars as pl
 
     how, _, name = options.memory_of.partition(":")
     draw = torch.Generator().manual_seed(0)

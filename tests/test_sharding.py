@@ -71,7 +71,8 @@ def test_two_processes_learn_what_one_does(tmp_path, tied):
             assert close.float().mean() > 0.995, (name, tensor)
         assert two.norm == pytest.approx(one.norm, rel=1e-3)
         lines = [
-            [json.loads(line) for line in (tmp_path / out / name / "metrics.jsonl").open()] for out in ("one", "two")
+            [json.loads(line) for line in (tmp_path / out / name / "metrics.jsonl").read_text().splitlines()]
+            for out in ("one", "two")
         ]
         for here, there in zip(*lines, strict=True):
             assert here == pytest.approx(there, rel=1e-3, abs=1e-5)
