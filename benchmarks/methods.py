@@ -138,7 +138,7 @@ def at_part(evaluators: list[Any], part: str) -> list[Evaluator]:
     return [evaluator.model_copy(update={"where": f"part = '{part}'"}) for evaluator in evaluators]
 
 
-def accuracy(artifact: Artifact, metric: str = "correct") -> float:
+def accuracy(artifact: Artifact, metric: str = "acc") -> float:
     return mean(artifact, metric)
 
 
