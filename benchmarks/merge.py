@@ -71,6 +71,9 @@ def main() -> None:
         if options.naive:
             naive = [sys.executable, __file__, "_naive", str(base), str(out)]
             runs[f"naive, {case}, checkpoints"] = [*naive, *map(str, checkpoints)]
+        limit = [sys.executable, __file__, "_limit", str(base), str(out)]
+        runs[f"read and cp, {case}, checkpoints"] = [*limit, *map(str, checkpoints)]
+        runs[f"read and cp, {case}, task vectors"] = [*limit, *map(str, vectors)]
         runs[f"spunge, {case}, checkpoints"] = [*spunge, *map(str, checkpoints)]
         runs[f"spunge, {case}, task vectors"] = [*spunge, *map(str, vectors)]
 
@@ -82,6 +85,7 @@ def main() -> None:
             shown = "  ".join(f"{what} {value:9.2f}" for what, value in measured[name][-1].items())
             print(f"{repeat + 1}/{options.repeats}  {name:32} {shown}", flush=True)
     print(f"\nmedians of {options.repeats}, {options.millions:g} M parameters, {options.variants} variants")
+    print(f"memory is copied at {max(memory_speed() for _ in range(5)):.1f} GB a CPU second")
     for name, rows in measured.items():
         middle = {what: statistics.median(row[what] for row in rows) for what in rows[0]}
         print(f"{name:32} " + "  ".join(f"{what} {value:9.2f}" for what, value in middle.items()))
@@ -262,6 +266,26 @@ def merge(base: Path, out: Path, device: str, variants: list[str]) -> None:
     merging.write(Ties(), merging.open_variants(variants, opened), out, base=opened, device=device)
 
 
+def limit(base: Path, out: Path, variants: list[str]) -> None:
+    """What no merge can do without: reads the base and every variant once, and writes a copy of the base."""
+    buffer = bytearray(1 << 20)
+    for directory in (base, *map(Path, variants)):
+        for file in sorted(directory.glob("*.safetensors")):
+            descriptor = os.open(file, os.O_RDONLY)
+            while os.readv(descriptor, [buffer]):
+                pass
+            os.close(descriptor)
+    shutil.copytree(base, out)
+
+
+def memory_speed() -> float:
+    """Returns how many GB a second are copied from memory to memory, on one thread."""
+    source, target = bytearray(1 << 28), bytearray(1 << 28)
+    started = time.process_time()
+    memoryview(target)[:] = source
+    return len(source) / (time.process_time() - started) / 1e9
+
+
 def naive_merge(base: Path, out: Path, variants: list[str]) -> None:
     """The same merge with everything in memory: load all, stack, find the k-th value, sum, save."""
     import torch
@@ -310,6 +334,8 @@ if __name__ == "__main__":
         naive_merge(Path(rest[0]), Path(rest[1]), rest[2:])
     elif what == "_compare":
         compare(Path(rest[0]), Path(rest[1]), Path(rest[2]), rest[3:])
+    elif what == "_limit":
+        limit(Path(rest[0]), Path(rest[1]), rest[2:])
     elif what == "_merge":
         merge(Path(rest[0]), Path(rest[1]), rest[2], rest[3:])
     else:

@@ -127,8 +127,8 @@ def table(options: argparse.Namespace) -> None:
             _, rate, joint, seconds = min(tried, key=lambda one: one[0])
             unlearner = method(name, learning_rate=rate, epochs=options.epochs)
             parts = [unlearn("subset", f"subset:{name}", unlearner, rows) for name, rows in subsets.items()]
-            merger = experiment.merge
-            merged = pipeline.merge(executor, "merged", "spunge", merger, base, [part for part, _ in parts], 0)
+            variants = [part for part, _ in parts]
+            [(_, merged)] = pipeline.merge(executor, "merged", "spunge", experiment, base, variants, {}, 0)
             figures = [*asked(joint, "test"), *asked(merged, "test")]
             cells = [f"{figure:.3f}" for figure in figures] + [f"{seconds:.1f}", f"{sum(s for _, s in parts):.1f}"]
             print(f"| {name} | {rate:g} | {' | '.join(cells)} |", flush=True)

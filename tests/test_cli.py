@@ -59,16 +59,27 @@ def test_run_twice_then_report(world: dict[str, Any], write_recipe: Write, tmp_p
     assert page.read_bytes() == before
 
 
-def test_a_sweep_retrains_nothing_and_compares(world: dict[str, Any], write_recipe: Write, tmp_path: Path) -> None:
-    write_recipe({**world, "controls": []})
+def test_a_sweep_retrains_nothing(world: dict[str, Any], write_recipe: Write, tmp_path: Path) -> None:
+    retained = {**world["evaluate"][0], "suite": "retained", "goal": "retain"}
+    write_recipe({**world, "controls": [], "evaluate": [*world["evaluate"], retained]})
     done = spunge("run", "recipe.yaml", "--sweep", "merge.density=0.2,0.9", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    manifest = json.loads((tmp_path / "runs" / "tiny-merge.density-0.9" / "manifest.json").read_text())
-    computed = {stage["name"] for stage in manifest["stages"] if stage["status"] == "computed"}
-    assert computed == {"spunge", "spunge on hazards"}
-    assert (tmp_path / done.stdout.split("sweep: ")[1].strip()).is_file()
+    results = json.loads((tmp_path / "runs" / "tiny" / "report" / "results.json").read_text())
+    assert [point["settings"] for point in results["sweep"]["points"]] == [
+        {"merge.density": 0.2}, {"merge.density": 0.9}
+    ]  # fmt: skip
+    assert sum(stage["stage"] == "unlearn" for stage in results["provenance"]["stages"]) == 2
     refused(spunge("run", "recipe.yaml", "--sweep", "merge.density=", cwd=tmp_path), "write key=v1,v2")
     refused(spunge("run", "recipe.yaml", "--sweep", "merge.densty=1,2", cwd=tmp_path), "did you mean 'density'")
+
+
+def test_a_sweep_of_what_retrains_compares_runs(world: dict[str, Any], write_recipe: Write, tmp_path: Path) -> None:
+    write_recipe({**world, "controls": []})
+    done = spunge("run", "recipe.yaml", "--sweep", "unlearn.alpha=1,9", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "runs" / "tiny-unlearn.alpha-9" / "manifest.json").read_text())
+    assert {stage["status"] for stage in manifest["stages"] if stage["stage"] == "split"} == {"reused"}
+    assert (tmp_path / done.stdout.split("sweep: ")[1].strip()).is_file()
 
 
 def test_single_steps_without_a_recipe(world: dict[str, Any], write_recipe: Write, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from spunge import merging
+from spunge import adapter, merging
 from spunge.checkpoint import Checkpoint, export
 from spunge.errors import ArtifactError, IncompatibleTaskVectors, ModelError, SpungeError
 from spunge.merge import Linear, TaskArithmetic, Ties
-from spunge.task_vector import LowRank, TaskVector
+from spunge.task_vector import FILE, LowRank, TaskVector, create, write_manifest
 
 SHAPES = {
     "model.embed.weight": (20, 8),
@@ -90,6 +91,7 @@ def test_a_checkpoint_is_base_plus_merged_delta_rounded_once(tmp_path, dtype, sh
     assert {file.name for file in (tmp_path / "out").iterdir()} == names
     lost = sum(float((after[n].float() - before[n].float() - merged.delta(n)).square().sum()) for n in after)
     assert diagnostics["rounding"] == pytest.approx(lost / merged.norm**2, rel=1e-3)
+    assert merging.lost_to_rounding(merged, base) == pytest.approx(diagnostics["rounding"], rel=1e-5)
 
 
 def test_untouched_bytes_are_copied(tmp_path, base, vectors):
@@ -316,6 +318,41 @@ def test_another_base_is_refused(tmp_path, base, vectors):
     assert not (tmp_path / "out").exists()
 
 
+def test_another_base_is_refused_even_if_what_is_changed_is_the_same(tmp_path, base):
+    """The fingerprint samples every tensor, so that a base which differs elsewhere is told apart."""
+    entries = random_tensors({DOWN: SHAPES[DOWN]}, 1, 0.1)
+    whole = made_from(base, entries)
+    made = {**whole.provenance["base"], "fingerprint": base.fingerprint()}
+    vector = TaskVector(entries, 1.0, {"base": made})
+    merging.check_base({"bio": vector}, base)
+    other = make_base(tmp_path / "other")
+    other.places[UP].write(40, torch.ones(1, dtype=torch.bfloat16))
+    assert base.digest(DOWN) == other.digest(DOWN)
+    with pytest.raises(IncompatibleTaskVectors, match="bio was made from another base model than"):
+        merging.check_base({"bio": vector}, other)
+    foreign = TaskVector(entries, 1.0, {"base": {**made, "fingerprint": other.fingerprint()}})
+    with pytest.raises(IncompatibleTaskVectors, match="bio and cyber were made from different base models, though"):
+        merging.check_base({"bio": vector, "cyber": foreign}, None)
+
+
+def test_a_fingerprint_does_not_depend_on_the_shards(tmp_path, base):
+    assert make_base(tmp_path / "sharded", sharded=True).fingerprint() == base.fingerprint()
+    assert make_base(tmp_path / "half", torch.float16).fingerprint() != base.fingerprint()
+
+
+@pytest.mark.parametrize(("key", "value"), [("base_model_name_or_path", "org/other"), ("revision", "v2")])
+def test_adapters_of_different_bases_or_revisions_are_refused(tmp_path, base, key, value):
+    low_rank = {DOWN: LowRank(torch.randn(2, 40), torch.randn(8, 2), 1.0)}
+    for name, model in (("a", "org/base"), ("b", "/elsewhere/base")):
+        adapter.save(TaskVector(low_rank), tmp_path / name, base=model)
+    same = merging.open_variants([tmp_path / "a", tmp_path / "b"], base)
+    merging.check_base(same, base)
+    config = json.loads((tmp_path / "b/adapter_config.json").read_text())
+    (tmp_path / "b/adapter_config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(IncompatibleTaskVectors, match="a and b were made from different base models"):
+        merging.check_base(merging.open_variants([tmp_path / "a", tmp_path / "b"], base), base)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -437,3 +474,33 @@ def test_an_index_that_points_outside_is_refused(tmp_path, base):
         (base.directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {UP: wrong}}))
         with pytest.raises(ModelError, match="not a plain file name"):
             merging.open_variant(base.directory, base)
+
+
+@pytest.mark.long
+def test_what_lies_beyond_two_gigabytes(tmp_path):
+    """Sparse files: a small tensor behind a bf16 one of 2.2 GB, which stays, and behind a float32 one that is 0."""
+    shapes = {"large": (1_100_000, 1000), "small": (8, 4)}
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        stop = offset + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, stop]}
+        offset = stop
+    encoded = json.dumps(header).encode()
+    (tmp_path / "base").mkdir()
+    with (tmp_path / "base/model.safetensors").open("wb") as stream:
+        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        stream.truncate(8 + len(encoded) + offset)
+    base = Checkpoint.open(tmp_path / "base")
+    variants = {}
+    for index in range(2):
+        directory = tmp_path / f"v{index}"
+        directory.mkdir()
+        create(directory / FILE, shapes)["small"].write(29, torch.tensor([0.0, 1.0, 2.0 + index]))
+        write_manifest(directory, {}, scale=1.0)
+        opened = TaskVector.open(directory)
+        variants[f"v{index}"] = TaskVector({"small": opened.entries["small"]})
+    merging.write(Ties(), variants, tmp_path / "out", base=base)
+    out = Checkpoint.open(tmp_path / "out")
+    assert out.places["small"].start > 2**31
+    assert out.read("small").reshape(-1)[-4:].tolist() == [0.0, 0.0, 1.0, 2.5]
+    assert out.places["large"].read(1_099_999_990).tolist() == [0.0] * 10

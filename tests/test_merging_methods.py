@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spunge import merging
 from spunge.errors import RecipeError
-from spunge.interfaces import Merger
+from spunge.interfaces import RETAIN, Merger
 from spunge.merge import (
     Breadcrumbs,
     Consensus,
@@ -155,7 +155,7 @@ def test_della_rescales_to_the_same_expectation():
 
 def regmean_case() -> tuple[dict[str, TaskVector], dict[str, torch.Tensor], merging.Grams]:
     generator = torch.Generator().manual_seed(0)
-    inputs = {name: torch.randn(50, 6, generator=generator) for name in ("a", "b", merging.RETAIN)}
+    inputs = {name: torch.randn(50, 6, generator=generator) for name in ("a", "b", RETAIN)}
     variants = {v: TaskVector({"w": torch.randn(4, 6, generator=generator), "n": torch.ones(3)}) for v in "ab"}
     grams = {name: {"w": x.T @ x / len(x)} for name, x in inputs.items()}
     return variants, inputs, grams
@@ -166,7 +166,7 @@ def test_retain_regmean_is_the_least_squares_solution():
     merger = RetainRegMean(beta=2.0, shrink=0.0, ridge=1e-12, weights={"b": 3.0})
     merged = merging.merge(merger, variants, grams=grams).task_vector
     # The same by ordinary least squares on the stacked inputs and wanted outputs.
-    weights = {"a": 1.0, "b": 3.0, merging.RETAIN: 2.0}
+    weights = {"a": 1.0, "b": 3.0, RETAIN: 2.0}
     rows = [(weights[n] / len(x)) ** 0.5 * x.double() for n, x in inputs.items()]
     wanted = [rows[0] @ variants["a"].delta("w").double().T, rows[1] @ variants["b"].delta("w").double().T]
     outputs = torch.cat([*wanted, torch.zeros(50, 4, dtype=torch.float64)])

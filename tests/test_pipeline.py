@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 
 from spunge import experiment, pipeline
 from spunge.errors import DataError, RecipeError
@@ -203,3 +204,48 @@ def test_any_subset_name_is_stored_safely_and_shown_as_it_is(world: dict[str, An
     assert f"subset:{name}" in {variant["name"] for variant in manifest_of(run)["variants"]}
     assert {path.name for path in tmp_path.iterdir()} <= {"runs", "forget.jsonl", "retain.jsonl", "items.jsonl"}
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"store", "tiny"}
+
+
+def test_a_merger_that_fits_is_given_the_inputs_of_every_subset_and_of_the_retain_set(
+    world: dict[str, Any], tmp_path: Path
+) -> None:
+    world["merge"] = {"method": "retain_regmean", "rows": 3, "beta": 0.5}
+    run = pipeline.run(Experiment.model_validate({**world, "controls": ["random_split"]}), out=tmp_path / "runs")
+    vectors = {
+        v["name"]: TaskVector.load(run / v["task_vector"]) for v in manifest_of(run)["variants"] if v["task_vector"]
+    }
+    assert set(vectors["spunge"]) == set(vectors["random_split"]) == set(vectors["subset:a"])
+    # the closed form again, from inputs that a plain forward pass sees, one text at a time
+    forget, retain = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("forget", "retain")
+    )
+    rows = {"a": forget[0::2], "b": forget[1::2], "retain": retain}
+    base = Experiment.model_validate(world).model
+    model, tokenizer = base.load(), base.load_tokenizer()
+    parameter = next(name for name in vectors["spunge"] if name.endswith("down_proj.weight"))
+    grams = {}
+    for owner, some in rows.items():
+        seen: list[torch.Tensor] = []
+        layer = model.get_submodule(parameter.removesuffix(".weight"))
+        collect: Any = lambda _, inputs, into=seen: into.append(inputs[0][0].detach())  # noqa: E731
+        hook = layer.register_forward_pre_hook(collect)
+        for row in some[:3]:
+            model(**tokenizer(row["text"], return_tensors="pt"))
+        hook.remove()
+        inputs = torch.cat(seen).double()
+        gram = inputs.T @ inputs / len(inputs)
+        grams[owner] = 0.9 * gram + 0.1 * gram.diagonal().diag()
+    system = grams["a"] + grams["b"] + 0.5 * grams["retain"]
+    system += 1e-6 * system.diagonal().mean() * torch.eye(len(system))
+    wanted = sum(vectors[f"subset:{name}"].delta(parameter).double() @ grams[name] for name in "ab")
+    solved = torch.linalg.solve(system, torch.as_tensor(wanted).T).T
+    assert torch.allclose(vectors["spunge"].delta(parameter).double(), solved, rtol=1e-3, atol=1e-6)
+
+
+def test_a_merger_that_fits_needs_a_retain_set(world: dict[str, Any]) -> None:
+    world["merge"] = {"method": "retain_regmean"}
+    del world["retain"]
+    world["unlearn"] = {"method": "gradient_ascent"}
+    with pytest.raises(RecipeError, match="say where `retain` is"):
+        experiment.parse(json.dumps(world))

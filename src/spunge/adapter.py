@@ -84,7 +84,9 @@ def read(directory: str | Path, base: Checkpoint) -> TaskVector:
         entry = LowRank(a, b, _scaling(config, module), embedding or bool(config.get("fan_in_fan_out")))
         check_shape(name, base.places[name].shape, entry.shape, str(directory))
         entries[name] = entry
-    return TaskVector(entries, 1.0, {"method": "lora", "settings": {"adapter": directory.name}})
+    named = config.get("base_model_name_or_path")
+    made_from = {"base": {"id": named, "revision": config.get("revision")}} if named else {}
+    return TaskVector(entries, 1.0, {"method": "lora", "settings": {"adapter": directory.name}, **made_from})
 
 
 def save(

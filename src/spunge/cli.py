@@ -123,7 +123,8 @@ def run(
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes to run independent tasks in.")] = 1,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Run seeds 0 … N−1.")] = None,
     sweep: Annotated[
-        list[str] | None, typer.Option("--sweep", help="key=v1,v2,…: one run a value or combination.")
+        list[str] | None,
+        typer.Option("--sweep", help="key=v1,v2,…: merge.* is picked on a part of the items; else a run a value."),
     ] = None,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -258,12 +259,14 @@ def merge(
     from spunge import standalone
 
     with _watch(quiet) as display:
-        standalone.merge(
+        diagnostics = standalone.merge(
             base=base, variants=variants, merger=merger, out=out, form=form, seed=seed, device=device,
             progress=display.step, only=only or (), without=without or (),
         )  # fmt: skip
     if not quiet:
-        screen.print(f"{out}: {len(variants)} variants merged by {method}")
+        screen.print(f"{out}: {' and '.join(diagnostics['variants'])} merged by {method}")
+        for warning in diagnostics["warnings"]:
+            aside.print(f"spunge: warning: {warning}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -537,19 +540,29 @@ def schema() -> None:
 
 
 def _sweep(recipe: str, words: Sequence[str] | None, sweep: Sequence[str], *, out: Path, **options: Any) -> None:
-    """Runs every combination under a name of its own, on one store, so that only what a value changes is computed."""
+    """Sweeps the merge's settings within a run; any other setting retrains, so each of its values is a run of its own.
+
+    All are on one store, so that only what a value changes is computed.
+    """
     from spunge import experiment
     from spunge import report as reports
 
-    axes = []
+    axes, grid = [], []
     for word in sweep:
         key, equals, values = word.partition("=")
         if not equals or not experiment.SETTING.match(word) or not all(values.split(",")):
             raise RecipeError(f"--sweep {word!r}: write key=v1,v2, such as merge.density=0.1,0.2")
-        axes.append([f"{key}={value}" for value in values.split(",")])
+        if key.startswith("merge."):
+            grid.append(f"{key}: [{values}]")
+        else:
+            axes.append([f"{key}={value}" for value in values.split(",")])
+    words = [*(words or []), *([f"sweep={{{', '.join(grid)}}}"] if grid else [])]
+    if not axes:
+        run(recipe, words, out=out, **options)
+        return
     name = _read(recipe, words, options["seeds"]).name
     points = {
-        re.sub(r"[^A-Za-z0-9._-]+", "-", f"{name}-{'-'.join(point)}")[:100]: [*(words or []), *point]
+        re.sub(r"[^A-Za-z0-9._-]+", "-", f"{name}-{'-'.join(point)}")[:100]: [*words, *point]
         for point in itertools.product(*axes)
     }
     for named, settings in points.items():  # a mistake in any of them is found before the first is run

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import io
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, WrapValidator, field_validator, model_validator
 from ruamel.yaml import YAML
@@ -31,6 +32,9 @@ _MAX_BYTES = 1_000_000
 _MAX_NODES = 100_000
 _NO_RECIPES = ("paper_results.yaml", "hub.yaml")
 SETTING = re.compile(r"^[a-z_][a-z0-9_.]*=")
+
+
+M = TypeVar("M", bound=Settings)
 
 
 class _FromOutside:
@@ -126,6 +130,9 @@ class Experiment(Settings):
     """Subset name → fields of `unlearn` with other values for it; null resets one to its default."""
     merge: AnyMerge
     """How the unlearned models become one."""
+    sweep: dict[str, list[Any]] = {}
+    """`merge.density: [0.1, 0.2]` and so on: every combination is merged and evaluated on the validation part of the
+    items, and the best goes into the tables, which are of the other items; λ is also tried on the joint baselines."""
     evaluate: list[AnyEvaluate] = Field(min_length=1)
     """What every variant is asked."""
     controls: list[Literal["joint", "joint_equal_steps", "random_split"]] = [
@@ -173,7 +180,37 @@ class Experiment(Settings):
         _overridden(self.unlearn, self.joint.overrides, "joint")
         for subset, fields in self.subsets.items():
             _overridden(self.unlearn, fields, f"subsets.{subset}")
+        if self.merge.needs().grams and self.retain is None:
+            raise ValueError(f"merge: {type(self.merge).__name__} fits the retain set as well: say where `retain` is")
         return self
+
+    @model_validator(mode="after")
+    def _sweep_holds(self) -> Experiment:
+        if not self.sweep:
+            return self
+        for name, values in self.sweep.items():
+            if not name.startswith("merge.") or not values:
+                raise ValueError(f"sweep.{name}: write merge.<setting>: [value, …]; nothing else is swept in one run")
+            if len({json.dumps(value, sort_keys=True) for value in values}) < len(values):
+                raise ValueError(f"sweep.{name}: a value is named twice")
+        _ = self.grid  # every combination must be a merger
+        known = [each for each in self.evaluate if "part" in type(each).model_fields]
+        if {each.goal for each in known} != {"forget", "retain"}:
+            raise ValueError(
+                "sweep: picks between forgetting and retaining, so it needs a suite of each goal whose items have parts"
+            )
+        if any(getattr(each, "part") == "validation" for each in known):  # noqa: B009
+            raise ValueError("sweep: the validation part is what it picks on: leave `part` of the suites alone")
+        return self
+
+    @property
+    def grid(self) -> list[tuple[dict[str, Any], Merger]]:
+        """Every combination of the sweep's values, with its merger; without a sweep the recipe's own merger alone."""
+        points = [dict(zip(self.sweep, values, strict=True)) for values in itertools.product(*self.sweep.values())]
+        return [
+            (point, _overridden(self.merge, {k.removeprefix("merge."): v for k, v in point.items()}, "merge"))
+            for point in points
+        ]
 
     @property
     def joint_unlearner(self) -> Unlearner:
@@ -195,7 +232,7 @@ def overridden(method: Settings, fields: Mapping[str, Any]) -> Any:
     return type(method).model_validate({name: value for name, value in merged.items() if value is not None})
 
 
-def _overridden(method: Unlearner, fields: Mapping[str, Any], where: str) -> Unlearner:
+def _overridden(method: M, fields: Mapping[str, Any], where: str) -> M:
     if "method" in fields:
         raise ValueError(f"{where}.method: an override cannot change the method")
     try:

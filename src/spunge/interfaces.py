@@ -41,6 +41,9 @@ as `{"group": "mexican"}` (a list where an item has several values). `value`: th
 
 ItemTable = pl.DataFrame
 
+RETAIN = "retain"
+"""The retain set's name where subsets go by theirs."""
+
 
 class Progress(Protocol):
     """Told of every step: what is being done, how far it is, and the figures so far."""
@@ -174,8 +177,9 @@ class Needs:
     """Whether entries that tie at the threshold are kept when that is more than the share."""
     linear: bool = False
     """Whether the result is a fixed combination of the deltas, so that LoRA factors merge exactly."""
-    grams: bool = False
-    """Gram matrices of each changed matrix's inputs, on every subset and on the retain set: `Block.grams`."""
+    grams: int = 0
+    """Gram matrices of each changed matrix's inputs, on the first so many rows of every subset and of the retain set:
+    `Block.grams`."""
 
 
 @dataclass(frozen=True, eq=False)

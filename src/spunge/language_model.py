@@ -67,6 +67,10 @@ class LanguageModel(Settings):
             raise ModelError(f"{self.id}: it changed on the hub meanwhile; name a revision")
         return Checkpoint.open(directory, files)
 
+    def fingerprint(self) -> dict[str, str]:
+        """Returns `fingerprint` with that of the weights; nothing for a model on the hub, which may be here in part."""
+        return {} if self._local() is None else {"fingerprint": self.checkpoint().fingerprint()}
+
     def _local(self) -> Path | None:
         """Returns the directory that the id names, or None for a hub id."""
         path = locate(self.id)

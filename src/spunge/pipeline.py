@@ -15,19 +15,20 @@ from typing import Any
 import polars as pl
 from filelock import FileLock, Timeout
 
-from spunge import data, items, report
+from spunge import data, items, report, sweep
 from spunge import experiment as recipe
 from spunge.data import Corpus, concatenate
 from spunge.errors import ArtifactError, DataError, RecipeError, SpungeError
 from spunge.executors import Executor, Task
 from spunge.executors.local import Local
 from spunge.experiment import Experiment, ForgetSet
-from spunge.interfaces import Evaluator, Forecast, Merger, Progress, Splitter, Work, scale_of, silent
+from spunge.interfaces import RETAIN, Evaluator, Forecast, Progress, Splitter, Work, scale_of, silent
 from spunge.language_model import Resident
 from spunge.report.artifacts import FORMAT
 from spunge.split import AtRandom
 from spunge.stages import Base, Evaluate, Merge, Split, Unlearn, Variant, digest
 from spunge.store import Artifact, Store, derived_seed, key, replace_text, replaced
+from spunge.sweep import Point
 
 Told = Callable[[str, Mapping[str, Any]], None]
 
@@ -36,9 +37,18 @@ def unheard(event: str, content: Mapping[str, Any], /) -> None:
     """The listener to a run's events that does not mind them."""
 
 
-def flow(
-    experiment: Experiment, rows: Rows, executor: Executor
-) -> tuple[list[Variant], list[tuple[Variant, Artifact]]]:
+@dataclass
+class Outcome:
+    """What an experiment comes to."""
+
+    variants: list[Variant] = field(default_factory=list)
+    evaluations: list[tuple[Variant, Artifact]] = field(default_factory=list)
+    """For every variant the artifacts of its evaluations."""
+    points: list[Point] = field(default_factory=list)
+    """Of a sweep: every setting that was tried, as it did on the validation part."""
+
+
+def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
     """The whole experiment: every stage in order, each built from the artifacts of the one before.
 
     Args:
@@ -47,12 +57,13 @@ def flow(
         executor: Runs the tasks, or only says what it would run.
 
     Returns:
-        The variants, and for every variant the artifacts of its evaluations.
+        The variants, and what they were evaluated to.
     """
     base = Base(experiment.model)
     forget, retain = rows.forget, rows.retain
     controls = set(experiment.controls)
-    variants, evaluations = [], []
+    evaluators = sweep.on_test(experiment.evaluate) if experiment.sweep else experiment.evaluate
+    outcome = Outcome()
     for seed in experiment.seeds:
         # split
         split = Split(experiment.split, forget, base, seed)
@@ -82,7 +93,7 @@ def flow(
         unlearned, baselines = first[: len(parts)], first[len(parts) :]
 
         # the controls: joint with as many steps as all subsets together, and a split at random into the same sizes
-        others = []
+        others, drawn = [], {}
         if "joint_equal_steps" in controls:
             steps_of = tuple(variant.artifact.path for variant in [*baselines, *unlearned] if variant.artifact)
             others.append(replace(joint, name="joint_equal_steps", steps_of=steps_of))
@@ -97,18 +108,23 @@ def flow(
         baselines += [variant for variant in second if variant.kind == "joint"]
         at_random_unlearned = [variant for variant in second if variant.kind == "control"]
 
-        # merge
-        merged = [merge(executor, "merged", "spunge", experiment.merge, base, unlearned, seed)]
+        # merge; of a sweep's settings each variant takes the one that does best on the validation part of the items
+        merged = [merge(executor, "merged", "spunge", experiment, base, unlearned, {**subsets, RETAIN: retain}, seed)]
         if at_random_unlearned:
-            merged.append(merge(executor, "control", "random_split", experiment.merge, base, at_random_unlearned, seed))
+            fit = {**drawn, RETAIN: retain}
+            merged.append(merge(executor, "control", "random_split", experiment, base, at_random_unlearned, fit, seed))
+        rivals = [scaled(experiment, variant) for variant in baselines]
+        chosen, points = pick(executor, experiment, base, [*rivals, *merged], seed)
+        outcome.points += points
+        baselines, merged = chosen[: len(rivals)], chosen[len(rivals) :]
 
         # evaluate every variant on what must go and what must stay
         mine = [Variant("base", "base", seed), *baselines, *unlearned, *merged]
-        tasks = [(variant, Evaluate(variant, evaluator, base)) for variant in mine for evaluator in experiment.evaluate]
+        tasks = [(variant, Evaluate(variant, evaluator, base)) for variant in mine for evaluator in evaluators]
         artifacts = executor.run([task for _, task in tasks])
-        evaluations += [(variant, artifact) for (variant, _), artifact in zip(tasks, artifacts, strict=True)]
-        variants += mine
-    return variants, evaluations
+        outcome.evaluations += [(variant, artifact) for (variant, _), artifact in zip(tasks, artifacts, strict=True)]
+        outcome.variants += mine
+    return outcome
 
 
 def run(
@@ -156,13 +172,13 @@ def run(
             journal.write("running")
             told("planned", {"steps": planned.steps})
             with executor:
-                variants, evaluations = flow(experiment, rows, executor)
-            write_items(directory, evaluations)
+                outcome = flow(experiment, rows, executor)
+            write_items(directory, outcome.evaluations)
         except BaseException as error:
             with suppress(ArtifactError):  # on a full disk the first error is the one to tell
                 journal.write("failed", warnings=[f"{type(error).__name__}: {error}"])
             raise
-        journal.write("done", variants=variants)
+        journal.write("done", outcome)
         report.write(directory)
     return directory
 
@@ -201,7 +217,8 @@ def load(experiment: Experiment) -> Rows:
     rows = Rows(
         data.load(experiment.forget.sources), data.load(experiment.retain.sources) if experiment.retain else None
     )
-    for evaluator in experiment.evaluate:
+    known = experiment.evaluate
+    for evaluator in [*sweep.on_test(known), *sweep.on_validation(known)] if experiment.sweep else known:
         check_items(evaluator)
     return rows
 
@@ -284,11 +301,70 @@ def unlearn(executor: Executor, tasks: Sequence[Unlearn]) -> list[Variant]:
     ]
 
 
+Candidates = list[tuple[dict[str, Any], Variant]]
+"""One variant under every setting of the sweep; without a sweep under the recipe's own alone."""
+
+
 def merge(
-    executor: Executor, kind: str, name: str, merger: Merger, base: Base, variants: Sequence[Variant], seed: int
-) -> Variant:
-    """Merges variants into one."""
-    return Variant(name, kind, seed, executor.run([Merge(name, merger, base, tuple(variants), seed)])[0])
+    executor: Executor,
+    kind: str,
+    name: str,
+    experiment: Experiment,
+    base: Base,
+    variants: Sequence[Variant],
+    rows: Mapping[str, Corpus | None],
+    seed: int,
+) -> Candidates:
+    """Merges variants into one, under every setting of the sweep; `rows` are for mergers that fit their inputs."""
+    fitted_on = {name: each for name, each in rows.items() if each is not None}
+    tasks = [
+        Merge(_titled(name, point), merger, base, tuple(variants), seed, fitted_on if merger.needs().grams else {})
+        for point, merger in experiment.grid
+    ]
+    merged = [Variant(name, kind, seed, artifact) for artifact in executor.run(tasks)]
+    return [(point, variant) for (point, _), variant in zip(experiment.grid, merged, strict=True)]
+
+
+def scaled(experiment: Experiment, joint: Variant) -> Candidates:
+    """Returns a joint baseline times every λ that the merged model is tried with: one alone would be flattered."""
+    factors = experiment.sweep.get("merge.lambda")
+    if factors is None:
+        return [({}, joint)]
+    return [({"merge.lambda": factor}, replace(joint, scale=joint.scale * factor)) for factor in factors]
+
+
+def pick(
+    executor: Executor, experiment: Experiment, base: Base, tried: Sequence[Candidates], seed: int
+) -> tuple[list[Variant], list[Point]]:
+    """Returns of every variant the candidate that does best on the validation part, and how all of them did there.
+
+    While that is not known, as in a plan, the first is taken.
+    """
+    if not experiment.sweep:
+        return [candidates[0][1] for candidates in tried], []
+    evaluators = sweep.on_validation(experiment.evaluate)
+    asked = [Variant("base", "base", seed)]
+    asked += [replace(each, name=_titled(each.name, point)) for candidates in tried for point, each in candidates]
+    artifacts = iter(
+        executor.run([Evaluate(variant, evaluator, base) for variant in asked for evaluator in evaluators])
+    )
+    files = [{evaluator.suite: next(artifacts).path / "items.parquet" for evaluator in evaluators} for _ in asked]
+    if not all(file.exists() for suites in files for file in suites.values()):
+        return [candidates[0][1] for candidates in tried], []
+    tables = iter({suite: pl.read_parquet(file) for suite, file in suites.items()} for suites in files)
+    before, chosen, points = next(tables), [], []
+    for candidates in tried:
+        measured = sweep.measure(
+            candidates[0][1].name, seed, [(point, next(tables)) for point, _ in candidates], before, evaluators
+        )
+        points += measured
+        chosen += [each for (_, each), point in zip(candidates, measured, strict=True) if point.picked]
+    return chosen, points
+
+
+def _titled(name: str, point: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{setting.removeprefix('merge.')}={value}" for setting, value in point.items())
+    return f"{name} ({settings})" if settings else name
 
 
 def read_subsets(
@@ -310,6 +386,8 @@ def read_subsets(
                 f"subset {name!r} has {len(rows)} rows{_of(indices, rows)}, fewer than split.min_size "
                 f"({splitter.min_size}): lower it, or set split.small to drop"
             )
+    if RETAIN in subsets:
+        raise DataError(f"a subset cannot be named {RETAIN!r}: that is the retain set's name; rename its rows' value")
     if not subsets:
         raise DataError("the split leaves no subset with any rows: check split, forget.where and split.min_size")
     return subsets
@@ -399,14 +477,18 @@ class Journal:
             self.split = self._split(task, manifest["subsets"])
         if isinstance(task, Unlearn) and task.name.startswith("subset:"):
             self.subsets[task.name.removeprefix("subset:")] = len(task.forget)
-        if isinstance(task, Merge) and task.name == "spunge":
+        if isinstance(task, Merge) and task.name == "spunge":  # of a sweep, the picked one is noted at the end
             self.merges[str(task.seed)] = manifest["diagnostics"]
         self.write("running")
         asked = {"variant": task.variant.name, "suite": task.evaluator.suite} if isinstance(task, Evaluate) else {}
         self.told("finished", {**self.stages[-1], **asked, "figures": manifest.get("figures", {})})
 
-    def write(self, status: str, variants: Sequence[Variant] = (), warnings: Sequence[str] = ()) -> None:
+    def write(self, status: str, outcome: Outcome | None = None, warnings: Sequence[str] = ()) -> None:
         """Writes manifest.json."""
+        outcome = outcome or Outcome()
+        for variant in outcome.variants:
+            if variant.kind == "merged" and variant.artifact is not None:
+                self.merges[str(variant.seed)] = variant.artifact.manifest["diagnostics"]
         experiment = self.experiment
         manifest = {
             "format": FORMAT, "experiment": experiment.name, "description": experiment.description, "status": status,
@@ -414,8 +496,9 @@ class Journal:
             "model": {**experiment.model.model_dump(include={"id", "revision"}), "digest": digest(experiment.model)},
             "seeds": experiment.seeds,
             "suites": [evaluator.described for evaluator in experiment.evaluate],
-            "split": self._settled(), "variants": [_described(variant) for variant in variants],
+            "split": self._settled(), "variants": [_described(variant) for variant in outcome.variants],
             "stages": self.stages, "merge": self.merges, "search": getattr(experiment.unlearn, "trials", []),
+            "sweep": sweep.described(experiment.sweep, sweep.on_validation(experiment.evaluate), outcome.points),
             "environment": environment(self.device),
             "warnings": [*self._cautions(), *warnings], "not_run": [],
         }  # fmt: skip
@@ -424,10 +507,11 @@ class Journal:
     def _cautions(self) -> list[str]:
         """What a reader of the comparisons must know of the recipe."""
         cautions = []
-        scaled = getattr(self.experiment.merge, "lambda_", 1.0)
-        if scaled != 1.0 and {"joint", "joint_equal_steps"} & set(self.experiment.controls):
+        factor = self.experiment.merge.lambda_
+        swept = "merge.lambda" in self.experiment.sweep
+        if factor != 1.0 and not swept and {"joint", "joint_equal_steps"} & set(self.experiment.controls):
             cautions.append(
-                f"The merged model's task vector is scaled by λ = {scaled:g}, the joint baselines' are not: "
+                f"The merged model's task vector is scaled by λ = {factor:g}, the joint baselines' are not: "
                 "a difference between them may be one of scale."
             )
         if len(self.devices) > 1:

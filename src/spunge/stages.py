@@ -7,7 +7,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from spunge.split import ByFunction
 from spunge.store import Artifact, derived_seed, key
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from spunge.task_vector import TaskVector
 
 
@@ -184,6 +186,7 @@ class Unlearn:
             "base": {
                 "id": self.base.model.id,
                 "revision": self.base.model.revision,
+                **self.base.model.fingerprint(),
                 "tensors": {name: checkpoint.digest(name) for name in vector},
             },
             "data": {"forget": self.forget.fingerprint, "rows": len(self.forget)},
@@ -208,6 +211,8 @@ class Merge(_Alone):
     base: Base
     variants: tuple[Variant, ...]
     seed: int
+    fitted_on: Mapping[str, Corpus] = field(default_factory=dict)
+    """For mergers that fit: subset (and `retain`) → its rows."""
     stage = "merge"
 
     @property
@@ -217,6 +222,12 @@ class Merge(_Alone):
             "base": self.base.identity,
             "merger": identity(self.merger),
             "variants": {_plain(variant.name): variant.identity for variant in self.variants},
+            "seed": self.seed,
+            **(
+                {"fitted_on": {name: rows.fingerprint for name, rows in self.fitted_on.items()}}
+                if self.fitted_on
+                else {}
+            ),
         }
 
     def make(self, work: Work) -> Mapping[str, Any]:
@@ -229,11 +240,41 @@ class Merge(_Alone):
             for variant in self.variants
             if variant.artifact is not None
         }
+        checkpoint = self.base.model.checkpoint()
+        grams = self._grams(work, frozenset(name for vector in vectors.values() for name in vector))
         merged = merging.merge(
-            self.merger, vectors, base=self.base.model.checkpoint(), device=work.device, progress=work.progress
+            self.merger,
+            vectors,
+            base=checkpoint,
+            device=work.device,
+            seed=self.seed,
+            grams=grams,
+            progress=work.progress,
         )
         merged.task_vector.save(work.output)
-        return {"norm": merged.task_vector.norm, "diagnostics": merged.diagnostics}
+        rounding = merging.lost_to_rounding(merged.task_vector, checkpoint)
+        return {"norm": merged.task_vector.norm, "diagnostics": {**merged.diagnostics, "rounding": rounding}}
+
+    def _grams(self, work: Work, changed: frozenset[str]) -> Mapping[str, Mapping[str, Tensor]] | None:
+        """Gram matrices of what goes into the changed matrices; kept beside the resident base for other merges."""
+        from spunge import merging
+        from spunge.language_model import checkpoint_names
+
+        if not self.fitted_on:
+            return None
+        model, tokenizer = work.resident.base(self.base.model)
+        stored = checkpoint_names(model, self.base.model.checkpoint())
+        names = {ours: theirs for ours, theirs in stored.items() if theirs in changed}
+        limit = self.merger.needs().grams
+
+        def of(rows: Corpus) -> Mapping[str, Tensor]:
+            texts = rows.texts[:limit]
+            return merging.gram_matrices(model, names, merging.batches_of(tokenizer, texts, work.device))
+
+        return {
+            name: work.resident.cached(("grams", rows.fingerprint, limit, changed), lambda rows=rows: of(rows))
+            for name, rows in self.fitted_on.items()
+        }
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,7 +48,7 @@ class MultipleChoice(Evaluator):
     where: str | None = None
     """A polars SQL expression that keeps a row."""
     part: Part = "all"
-    """Which rows, by their hash: `validation` (a fifth, to tune on), `test` (the rest), or `all`."""
+    """Which rows, by their hash: `validation` (30 %, to tune on), `test` (the rest), or `all`."""
     limit: int | None = Field(default=None, ge=1)
     """Asks only so many questions, the first by their hash."""
     task: str | None = None

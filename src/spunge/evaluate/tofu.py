@@ -46,7 +46,7 @@ class Tofu(Evaluator):
     where: str | None = None
     """A polars SQL expression that keeps a row."""
     part: Part = "all"
-    """Which rows, by their hash: `validation` (a fifth, to tune on), `test` (the rest), or `all`."""
+    """Which rows, by their hash: `validation` (30 %, to tune on), `test` (the rest), or `all`."""
     limit: int | None = Field(default=None, ge=1)
     """Asks only for so many rows, the first by their hash."""
     prompt: str = "{prompt}"

@@ -64,7 +64,7 @@ class Toxicity(Evaluator):
     where: str | None = None
     """A polars SQL expression that keeps a row."""
     part: Part = "all"
-    """Which rows, by their hash: `validation` (a fifth, to tune on), `test` (the rest), or `all`."""
+    """Which rows, by their hash: `validation` (30 %, to tune on), `test` (the rest), or `all`."""
     limit: int | None = Field(default=None, ge=1)
     """Completes only so many prompts, the first by their hash."""
     classifier: Classifier

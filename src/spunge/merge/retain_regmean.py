@@ -27,6 +27,8 @@ class RetainRegMean(Merger):
     """The off-diagonal of each Gram matrix is multiplied by 1 − this, against overfitting to few tokens."""
     ridge: float = Field(default=1e-6, gt=0)
     """Added to the system's diagonal, as a share of its mean, so that it can be solved."""
+    rows: int = Field(default=256, ge=1)
+    """The first so many rows of each subset, and of the retain set, are what the inputs are taken from."""
 
     @model_validator(mode="after")
     def _positive(self) -> RetainRegMean:
@@ -35,7 +37,7 @@ class RetainRegMean(Merger):
         return self
 
     def needs(self) -> Needs:
-        return Needs(granularity="tensor", grams=True)
+        return Needs(granularity="tensor", grams=self.rows)
 
     def combine(self, block: Block) -> Tensor:
         import torch

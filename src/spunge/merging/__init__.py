@@ -8,10 +8,10 @@ in float32, so neither their order nor blocks nor threads can change a bit of th
 
 from __future__ import annotations
 
-from spunge.merging.diagnostics import COVERAGE_FLOOR
+from spunge.merging.diagnostics import COVERAGE_FLOOR, lost_to_rounding
 from spunge.merging.engine import Merged, merge, write, write_adapter
 from spunge.merging.factors import leading_svd
-from spunge.merging.grams import RETAIN, Grams, gram_matrices
+from spunge.merging.grams import Grams, batches_of, gram_matrices
 from spunge.merging.job import BLOCK
 from spunge.merging.kernels import disjoint_mean, elect, mean, total, trimmed, uniform, weighted
 from spunge.merging.sources import check_base, open_variant, open_variants, select
@@ -19,14 +19,15 @@ from spunge.merging.sources import check_base, open_variant, open_variants, sele
 __all__ = [
     "BLOCK",
     "COVERAGE_FLOOR",
-    "RETAIN",
     "Grams",
     "Merged",
+    "batches_of",
     "check_base",
     "disjoint_mean",
     "elect",
     "gram_matrices",
     "leading_svd",
+    "lost_to_rounding",
     "mean",
     "merge",
     "open_variant",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spunge.checkpoint import Checkpoint
 from spunge.errors import RecipeError
-from spunge.merging.job import Job
+from spunge.merging.job import BLOCK, Job
 from spunge.merging.kernels import as_array, count_true
-from spunge.merging.thresholds import Thresholds
+from spunge.merging.thresholds import Counts, Thresholds
+from spunge.task_vector import TaskVector, add
 
 COVERAGE_FLOOR = 0.3
 """A subset of whose removal less than this is left in the merged task vector is warned of."""
@@ -35,17 +37,32 @@ class Measures:
 
     def add(self, stacked: Tensor, thresholds: Thresholds | None) -> None:
         """Counts one block: the variants' deltas and, last, the merged one."""
-        self.gram += (stacked @ stacked.T).double().cpu()
+        # Row by row: a product of so few rows costs a matrix multiplication twice as much.
+        for row in range(len(stacked)):
+            products = torch.mv(stacked[row:], stacked[row]).double().cpu()
+            self.gram[row, row:] += products
+            self.gram[row + 1 :, row] += products[1:]
         deltas = stacked[:-1]
-        raised, lowered = as_array(deltas.amax(0)) > 0, as_array(deltas.amin(0)) < 0
+        first, *others = as_array(deltas)
+        raised, lowered = first > 0, first < 0
+        for delta in others:
+            raised |= delta > 0
+            lowered |= delta < 0
         self.changed += count_true(raised | lowered)
         self.conflicting += count_true(raised & lowered)
-        if thresholds is not None:
+        if thresholds is not None and thresholds.counts is None:
             for row, (kept, tied) in enumerate(zip(thresholds.kept, thresholds.largest, strict=True)):
                 magnitudes = as_array(deltas[row].abs())
                 self.nonzero[row] += count_true(magnitudes > 0)
                 self.kept[row] += count_true(magnitudes >= kept[0])
                 self.tied[row] += count_true(magnitudes == tied) if tied else 0
+
+    def take(self, counts: Sequence[Counts]) -> None:
+        """Takes over what the search for one tensor's thresholds has counted already."""
+        for row, counted in enumerate(counts):
+            self.nonzero[row] += counted.nonzero
+            self.kept[row] += counted.kept
+            self.tied[row] += counted.tied
 
     def __add__(self, other: Measures) -> Measures:
         result = Measures(len(self.nonzero))
@@ -70,6 +87,18 @@ class Rounding:
     @property
     def share(self) -> float | None:
         return rounded(ratio(self._lost, self._whole))
+
+
+def lost_to_rounding(task_vector: TaskVector, base: Checkpoint) -> float | None:
+    """Returns the share of a task vector's energy that goes when it is added to the base model in the base's dtype."""
+    rounding = Rounding(task_vector.scale)
+    for name in task_vector:
+        place = base.place(name)
+        for start in range(0, math.prod(place.shape), BLOCK["cpu"]):
+            weight = place.read(start, min(start + BLOCK["cpu"], math.prod(place.shape)))
+            delta = task_vector.read(name, start, start + len(weight))
+            rounding.count(weight, delta, add(weight, delta, task_vector.scale))
+    return rounding.share
 
 
 def summarise(job: Job, tensors: Mapping[str, Measures]) -> dict[str, Any]:

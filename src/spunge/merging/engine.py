@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from spunge import adapter
 from spunge.checkpoint import Checkpoint, Written, new_directory, rewrite
 from spunge.errors import IncompatibleTaskVectors
-from spunge.interfaces import Block, Merger, Progress, silent
+from spunge.interfaces import RETAIN, Block, Merger, Progress, silent
 from spunge.merging.diagnostics import Measures, Rounding, summarise
 from spunge.merging.factors import Factors
-from spunge.merging.grams import RETAIN, Grams
+from spunge.merging.grams import Grams
 from spunge.merging.job import Job, prepare, provenance
 from spunge.merging.thresholds import find_thresholds
 from spunge.task_vector import FILE, TaskVector, add, create, write_manifest
@@ -177,16 +177,24 @@ def write_adapter(
 
 def run(job: Job, keep: Callable[[str, int, Tensor], None], progress: Progress) -> dict[str, Any]:
     """Combines everything, block by block, and hands it to `keep`; returns the diagnostics."""
+    with job.files:
+        return _run(job, keep, progress)
+
+
+def _run(job: Job, keep: Callable[[str, int, Tensor], None], progress: Progress) -> dict[str, Any]:
     everywhere = None
     if job.needs.densities and job.needs.scope != "tensor":
-        everywhere = find_thresholds(job, list(job.shapes), _scope_size(job))
-    tensors: dict[str, Measures] = {}
+        everywhere = replace(find_thresholds(job, list(job.shapes), _scope_size(job)), counts=None)
+    # All at once: what is small and stays, made between blocks, would split the memory that the next block could reuse.
+    tensors = {name: Measures(len(job.variants)) for name in job.shapes}
     for done, (name, shape) in enumerate(job.shapes.items()):
         progress("merge", done, len(job.shapes))
         thresholds = everywhere
         if job.needs.densities and thresholds is None:
             thresholds = find_thresholds(job, [name], math.prod(shape))
-        measures = tensors[name] = Measures(len(job.variants))
+        measures = tensors[name]
+        if thresholds is not None:
+            measures.take(thresholds.counts or ())
         grams = _grams_of(job, name) if job.needs.grams else None
         for start, stop in job.pieces(name, job.needs.granularity):
             stacked = job.stacked(name, start, stop)

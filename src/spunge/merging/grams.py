@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 Grams = Mapping[str, Mapping[str, Tensor]]
 """Variant name, or `retain` → parameter name → [in, in]: see `gram_matrices`."""
 
-RETAIN = "retain"
+_ROWS, _TOKENS = 8, 512
+
+
+def batches_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], device: str) -> Iterator[dict[str, Tensor]]:
+    """Yields texts as padded batches, each cut after 512 tokens."""
+    for start in range(0, len(texts), _ROWS):
+        some = list(texts[start : start + _ROWS])
+        encoded = tokenizer(some, padding=True, truncation=True, max_length=_TOKENS, return_tensors="pt")
+        yield {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
 
 
 @torch.no_grad()

@@ -13,27 +13,28 @@ from torch import Tensor
 
 from spunge.checkpoint import Checkpoint
 from spunge.errors import IncompatibleTaskVectors, RecipeError
-from spunge.interfaces import Merger, Needs
-from spunge.merging.grams import RETAIN, Grams
+from spunge.interfaces import RETAIN, Merger, Needs
+from spunge.merging.grams import Grams
 from spunge.merging.sources import check_base, refuse_twice
-from spunge.task_vector import ROWS, Difference, LowRank, TaskVector, TensorPlace, check_shape
+from spunge.task_vector import ROWS, Difference, LowRank, OpenFiles, TaskVector, TensorPlace, check_shape
 
-BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
+BLOCK = {"cpu": 1 << 17, "cuda": 1 << 24}
 """Elements of each variant that are combined at once, by kind of device: what fits a cache, or keeps a GPU busy."""
 
 _INHERITED = ("method", "settings", "seed", "data")  # of each variant's provenance, for the merged one's
 
 
-class _Buffer:
+class _Buffers:
     """Memory that is used again: fresh pages for every block would cost as much as the arithmetic."""
 
     def __init__(self) -> None:
-        self._held = torch.empty(0)
+        self._held: dict[Any, Tensor] = {}
 
-    def rows(self, rows: int, columns: int) -> Tensor:
-        if rows * columns > len(self._held):
-            self._held = torch.empty(rows * columns)
-        return self._held[: rows * columns].view(rows, columns)
+    def get(self, purpose: str, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        held = self._held.get((purpose, dtype))
+        if held is None or len(held) < size:
+            held = self._held[purpose, dtype] = torch.empty(size, dtype=dtype)
+        return held[:size]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,8 @@ class Job:
     seed: int
     grams: Grams | None
     block: int
-    _buffer: _Buffer = field(default_factory=_Buffer)
+    files: OpenFiles = field(default_factory=OpenFiles)
+    _buffers: _Buffers = field(default_factory=_Buffers)
 
     def pieces(self, name: str, granularity: str) -> Iterator[tuple[int, int]]:
         """Yields the bounds of the blocks of one tensor: whole rows, or the whole tensor, where that is asked for."""
@@ -74,22 +76,32 @@ class Job:
 
     def stacked(self, name: str, start: int, stop: int) -> Tensor:
         """Returns the same with one more row, for the merged delta."""
-        rows = self._buffer.rows(len(self.variants) + 1, stop - start)
-        base: tuple[TensorPlace, Tensor] | None = None
-        for row, variant in zip(rows[:-1], self.variants.values(), strict=True):
+        size = stop - start
+        rows = self._buffers.get("rows", (len(self.variants) + 1) * size).view(-1, size)
+        weight, place = self._buffers.get("base", size), None
+        for row, variant in zip(rows, self.variants.values(), strict=False):
             entry = variant.entries.get(name)
             if entry is None:
                 row.zero_()
-                continue
-            if isinstance(entry, Difference):
-                if base is None or base[0] != entry.base:  # variants of one base: its block is read once
-                    base = entry.base, entry.base.read(start, stop).float()
-                torch.sub(entry.changed.read(start, stop).float(), base[1], out=row)
+            elif isinstance(entry, TensorPlace):
+                row.copy_(self._stored(entry, start, size))
+            elif isinstance(entry, Difference):
+                if place is not entry.base:  # variants of one base: its block is read once
+                    place = entry.base
+                    weight.copy_(self._stored(place, start, size))
+                changed = self._stored(entry.changed, start, size)
+                torch.sub(changed, weight, out=row)
             else:
                 row.copy_(variant.read(name, start, stop))
             if not self.factored and variant.scale != 1.0:
                 row.mul_(variant.scale)
         return rows.to(self.device)
+
+    def _stored(self, place: TensorPlace, start: int, size: int) -> Tensor:
+        """Returns stored values in their own dtype; gone with the next."""
+        stored = self._buffers.get("stored", size, place.dtype)
+        place.read_into(stored, start, self.files)
+        return stored
 
 
 def prepare(
@@ -179,10 +191,13 @@ def provenance(job: Job) -> dict[str, Any]:
             for name, variant in job.variants.items()
         },
     }
-    if bases:
-        tensors = {name: digest for base in bases for name, digest in (base.get("tensors") or {}).items()}
-        made["base"] = {**bases[0], "tensors": tensors}
-    elif job.base is not None:
-        tensors = {name: job.base.digest(name) for name in job.shapes}
-        made["base"] = {"id": str(job.base.directory), "revision": None, "tensors": tensors}
+    known = {name: digest for base in bases for name, digest in (base.get("tensors") or {}).items()}
+    if job.base is not None:
+        made["base"] = {
+            **(bases[0] if bases else {"id": str(job.base.directory), "revision": None}),
+            "fingerprint": job.base.fingerprint(),
+            "tensors": {name: known.get(name) or job.base.digest(name) for name in job.shapes},
+        }
+    elif bases:
+        made["base"] = {**bases[0], "tensors": known}
     return made

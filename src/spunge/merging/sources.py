@@ -84,6 +84,7 @@ def refuse_twice(variants: Mapping[str, TaskVector | str | Path]) -> None:
 
 def check_base(variants: Mapping[str, TaskVector], base: Checkpoint | None) -> None:
     """Raises IncompatibleTaskVectors unless all variants were made from the same base tensors."""
+    fingerprints: dict[str, str] = {}
     digests: dict[str, tuple[str, str]] = {}
     undigested: dict[tuple[Any, Any], str] = {}
     for variant, task_vector in variants.items():
@@ -95,8 +96,16 @@ def check_base(variants: Mapping[str, TaskVector], base: Checkpoint | None) -> N
             other, seen = digests.setdefault(name, (variant, digest))
             if seen != digest:
                 raise IncompatibleTaskVectors(f"{name}: {other} and {variant} were made from different base models")
-        if not tensors:
-            undigested[made_from.get("id"), made_from.get("revision")] = variant
+        if isinstance(whole := made_from.get("fingerprint"), str):
+            fingerprints.setdefault(whole, variant)
+        elif not tensors:
+            # The same model may lie under several paths, so only the last part of its name is compared.
+            undigested[Path(str(made_from.get("id"))).name, made_from.get("revision")] = variant
+    if len(fingerprints) > 1:
+        first, second = list(fingerprints.values())[:2]
+        raise IncompatibleTaskVectors(
+            f"{first} and {second} were made from different base models, though what they change is the same in both"
+        )
     if len(undigested) > 1:
         (one, first), (two, second) = list(undigested.items())[:2]
         raise IncompatibleTaskVectors(
@@ -107,6 +116,12 @@ def check_base(variants: Mapping[str, TaskVector], base: Checkpoint | None) -> N
             if name not in base.places or base.digest(name) != digest:
                 raise IncompatibleTaskVectors(
                     f"{name}: {variant} was made from another base model than {base.directory}"
+                )
+        for whole, variant in fingerprints.items():
+            if base.fingerprint() != whole:
+                raise IncompatibleTaskVectors(
+                    f"{variant} was made from another base model than {base.directory}, though what it changes is the "
+                    "same in both"
                 )
 
 

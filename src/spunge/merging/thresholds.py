@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +15,19 @@ from spunge.merging.job import Job
 from spunge.merging.kernels import as_array, count_true, from_bits
 
 _TOP = 0x7FFFFFFF  # above the bits of every finite magnitude
-_BINS, _NARROW = 16, 20  # the bits of a histogram over a wide bracket, and the width of one that is counted at once
-_SAMPLED, _SLICE = 1 << 15, 1 << 11
-_WAITING = 1 << 19  # magnitudes within the bracket that are held before they are counted in a histogram
+_BINS, _NARROW = 16, 18  # the bits of a histogram over a wide bracket, and the width of one that is counted at once
+_SAMPLED, _SLICE = 1 << 16, 1 << 12
+_SURE = 3  # standard deviations of a sampled rank that the first bracket reaches to either side
+_WAITING = 1 << 17  # magnitudes within the bracket that are held before they are counted in a histogram
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many entries of one variant are not zero, are kept at the first density, and tie there."""
+
+    nonzero: int
+    kept: int
+    tied: int
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,8 @@ class Thresholds:
     """[variants][densities]: the smallest magnitude that is kept."""
     largest: tuple[float, ...]
     """[variants]: the magnitude of the int(density · n)-th largest entry at the first density, at which ties tie."""
+    counts: tuple[Counts, ...] | None = None
+    """[variants]: over the tensors that were searched, None if there was no need to search."""
 
 
 def find_thresholds(job: Job, names: Sequence[str], size: int) -> Thresholds:
@@ -39,18 +52,22 @@ def find_thresholds(job: Job, names: Sequence[str], size: int) -> Thresholds:
         for row, drawn in zip(searches, sample, strict=True):
             for search in row:
                 search.guess(drawn, entries, complete)
-    running = [search for row in searches for search in row if search.count < entries]
+    searched = counts[:1] < [entries]
+    nonzero = [0] * len(job.variants)
+    running, first = [search for row in searches for search in row if search.count < entries], True
     while running:
         for name in names:
             for start, stop in job.pieces(name, "element"):
-                for row, magnitudes in zip(searches, _magnitudes(job, name, start, stop), strict=True):
-                    for search in row:
+                for place, magnitudes in enumerate(map(as_array, _magnitudes(job, name, start, stop))):
+                    nonzero[place] += count_true(magnitudes != 0) if first else 0
+                    for search in searches[place]:
                         if search in running:
                             search.add(magnitudes)
-        running = [search for search in running if not search.narrow()]
+        running, first = [search for search in running if not search.narrow()], False
     exclude = job.needs.threshold_ties == "exclude"
     kept = tuple(tuple(from_bits(search.smallest_kept(exclude)) for search in row) for row in searches)
-    return Thresholds(kept, tuple(from_bits(row[0].found) for row in searches))
+    counted = tuple(row[0].counts(exclude, entries) for row, entries in zip(searches, nonzero, strict=True))
+    return Thresholds(kept, tuple(from_bits(row[0].found) for row in searches), counted if searched else None)
 
 
 class _Search:
@@ -65,23 +82,24 @@ class _Search:
         self.count = count
         self.found = 0
         """The `count`-th largest magnitude's bits; 0 as long as everything that is not zero is kept."""
-        self._over = False
+        self._tied = self._at_least = 0
         self._look(0, _TOP)
 
     def guess(self, sample: np.ndarray, entries: int, complete: bool) -> None:
         """Sets the first bracket by a sample of the entries."""
         rank = self.count * len(sample) / entries
-        margin = 0 if complete else 4 * math.sqrt(max(rank * (1 - rank / len(sample)), 0)) + 1
+        margin = 0 if complete else _SURE * math.sqrt(max(rank * (1 - rank / len(sample)), 0)) + 1
         low, high = len(sample) - math.ceil(rank + margin), len(sample) - math.floor(rank - margin)
-        wanted = [max(low, 0), min(high, len(sample) - 1)]
-        lower, upper = np.partition(sample, wanted)[wanted].tolist()
+        first, last = max(low, 0), min(high, len(sample) - 1)
+        from_low = np.partition(sample, first)[first:]  # twice for one place is faster than once for two
+        lower, upper = int(from_low[0]), int(np.partition(from_low, last - first)[last - first])
         self._look(lower if low >= 0 else 0, upper + 1 if high < len(sample) or complete else _TOP)
 
-    def add(self, magnitudes: Tensor) -> None:
+    def add(self, bits: Any) -> None:
         """Counts one block."""
-        bits = as_array(magnitudes)
-        self._above += count_true(bits >= self._high)
-        within = (bits >= self._low) & (bits < self._high)
+        above = bits >= self._high
+        self._above += count_true(above)
+        within = (bits >= self._low) ^ above
         inside = bits.compress(within) if isinstance(bits, np.ndarray) else bits[within].cpu().numpy()
         self._pending.append(inside)
         self._inside += len(inside)
@@ -99,7 +117,8 @@ class _Search:
             inside = np.concatenate(self._pending)
             place = self._above + len(inside) - self.count
             self.found = int(np.partition(inside, place)[place])
-            self._over = self._above + count_true(inside >= self.found) > self.count
+            self._tied = count_true(inside == self.found)
+            self._at_least = self._above + count_true(inside >= self.found)
             return True
         if self._pending:
             self._count_pending()
@@ -110,12 +129,19 @@ class _Search:
             self._look(low, min(low + (1 << self._shift), _TOP))
             return False
         self.found = low
-        self._over = from_top[position] > self.count
+        self._tied, self._at_least = int(self._histogram[::-1][position]), int(from_top[position])
         return True
 
     def smallest_kept(self, exclude: bool) -> int:
         """Returns the smallest magnitude to keep: never zero, and above a tie if that is to be excluded."""
-        return max(self.found + (1 if exclude and self._over else 0), 1)
+        return max(self.found + (1 if exclude and self._at_least > self.count else 0), 1)
+
+    def counts(self, exclude: bool, nonzero: int) -> Counts:
+        """Returns what trimming keeps."""
+        if not self.found:
+            return Counts(nonzero, nonzero, 0)
+        cut = self._tied if exclude and self._at_least > self.count else 0
+        return Counts(nonzero, self._at_least - cut, self._tied)
 
     def _look(self, low: int, high: int) -> None:
         self._low, self._high = low, high

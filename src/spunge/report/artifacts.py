@@ -104,6 +104,7 @@ class Manifest(_Record):
     stages: tuple[Stage, ...] = ()
     merge: Mapping[str, Any] = {}
     search: tuple[Mapping[str, float | None], ...] = ()
+    sweep: Mapping[str, Any] | None = None
     environment: Mapping[str, Any] = {}
     warnings: tuple[str, ...] = ()
     not_run: tuple[str, ...] = ()

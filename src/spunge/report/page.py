@@ -163,6 +163,9 @@ def _met(diagnostics: Mapping[str, Any]) -> str:
         told += f" On {conflict:.0%} of the entries that any of them changes, two pull in opposite directions."
     if ratio is not None:
         told += f" The merged task vector is {ratio:.2f} times as long as theirs are on average."
+    lost = diagnostics.get("rounding")
+    if lost:
+        told += f" Rounded to the base model's number format, {lost:.2g} of its energy is lost."
     return told
 
 

@@ -77,6 +77,7 @@ def of(run: Run, *, pairs: Sequence[tuple[str, str]] | None = None) -> dict[str,
         "comparisons": comparisons,
         "comparisons_by_attribute": by_attribute,
         "attacks": list(recovered(manifest.suites, found)),
+        "sweep": manifest.sweep,
         "provenance": _provenance(run),
     }
 
