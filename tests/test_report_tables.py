@@ -62,7 +62,7 @@ def test_every_cell_of_the_papers_tables_is_there():
 
 def test_a_clear_gain_is_called_one(tmp_path):
     found = judged(write_run(tmp_path, items=1600, gain=0.3))
-    assert found.headline.startswith("SPUNGE forgot what it should, and kept the rest.")
+    assert re.match("SPUNGE forgot (nearly all|most) of what it should, and kept the rest.", found.headline)
     assert "It forgot more than joint unlearning, beyond chance" in found.headline
     assert "neither more steps nor splitting at random" in found.headline
     assert all("[" in point.figures for point in found.points)
@@ -77,6 +77,32 @@ def test_a_loss_is_called_one(tmp_path):
     found = judged(write_run(tmp_path, items=1600, gain=-0.3))
     assert "Joint unlearning forgot more, beyond chance." in found.headline
     assert BAD in {point.status for point in found.points}
+
+
+@pytest.mark.parametrize(("gain", "amount"), [(0.4, "nearly all"), (0.0, "most"), (-0.4, "some")])
+def test_how_much_was_forgotten_is_said(tmp_path, gain, amount):
+    found = judged(write_run(tmp_path, items=2000, gain=gain))
+    assert found.headline.startswith(f"SPUNGE forgot {amount} of what it should")
+    share = re.search(r"(\d+).% of what the base model had is left", found.points[0].text)
+    assert share
+    assert abs(int(share[1]) / 100 - (0.4 - gain)) < 0.1
+
+
+def test_a_rival_that_forgot_more_is_named_even_where_joint_did_not(tmp_path):
+    run = write_run(tmp_path, items=800, gain=0.0)
+    items = pl.read_parquet(run / "items.parquet")
+    own = (pl.col("variant") == "joint_equal_steps") & (pl.col("metric") == "acc") & (pl.col("suite") == "hazards")
+    items = items.with_columns(value=pl.when(own).then(0.0).otherwise(pl.col("value")))
+    items.write_parquet(run / "items.parquet")
+    assert "Joint unlearning with as many steps forgot more." in judged(run).headline
+
+
+def test_many_subsets_have_a_table_of_their_own(tmp_path):
+    tables = {
+        table.key: table for table in all_tables(Findings(report.build(write_run(tmp_path, groups=13, items=52))))
+    }
+    assert not any("only" in row[0] for row in tables["main"].rows)
+    assert len(tables["each"].rows) == 13
 
 
 def test_a_model_that_did_not_forget_is_not_praised(tmp_path):

@@ -194,7 +194,7 @@ def plan(
         table.add_row(step["stage"], step["name"], str(step["seed"]), step["status"], *figures, why)
     screen.print(table)
     for subject, note in {subject: note for step in steps for subject, note in step["notes"].items()}.items():
-        screen.print(f"{subject}: {note}", markup=False, soft_wrap=True)
+        screen.print(f"{subject}: {note}", soft_wrap=True)
     computed = sum(step["status"] == "computed" for step in steps)
     screen.print(f"{computed} of {len(steps)} stages would be computed, {len(steps) - computed} reused")
 
@@ -396,7 +396,7 @@ def search(
             shown = (coefficient, f"{trial.alpha:g}", *(f"{value:.3f}" for value in figures))
             table.add_row(str(trial.layer), *shown)
         screen.print(table)
-        screen.print(f"a recipe takes the best with unlearn: {{method: rmu, search: {out}}}", markup=False)
+        screen.print(f"a recipe takes the best with unlearn: {{method: rmu, search: {out}}}")
 
 
 @app.command()

@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from spunge.report.findings import Column, Findings, Row
-from spunge.report.tables import metric_name, named, plain, slug
+from spunge.report.tables import UNTOUCHED, metric_name, named, plain, signed, slug
 
 INK, MUTED, GRID, PAPER = "#1c2430", "#5a6472", "#dcdfe4", "#fefefd"
 
@@ -127,7 +127,7 @@ def radar(findings: Findings, column: Column, attribute: str) -> Figure | None:
 
     def paint(canvas: Canvas) -> None:
         # A fixed circle: fitted around long names it would shrink to nothing.
-        axes = canvas.add_axes((0.24, 0.2, 0.52, 0.58), projection="polar")
+        axes = canvas.add_axes((0.2, 0.165, 0.6, 0.69), projection="polar")
         axes.set_theta_offset(np.pi / 2)  # pyright: ignore[reportAttributeAccessIssue]
         axes.set_theta_direction(-1)  # pyright: ignore[reportAttributeAccessIssue]
         for name in variants:
@@ -157,7 +157,7 @@ def radar(findings: Findings, column: Column, attribute: str) -> Figure | None:
         f"{column.label} by {attribute}{unit}",
         f"{metric_name(column)} of {', '.join(named(name) for name in variants)} for each {plain(attribute)}; "
         f"{'outside' if column.higher_is_better else 'inside'} is better.",
-        (4.7, 4.4),
+        (4.7, 4.1),
         paint,
         fitted=False,
     )
@@ -335,6 +335,10 @@ def erased(findings: Findings, column: Column, attribute: str) -> Figure | None:
     variants = [name for name in findings.subset_of if name in findings.variants]
     if not variants or "base" not in findings.variants or len(values) > MANY:
         return None
+    # The diagonal is each model on its own subset, wherever the values have the subsets' names.
+    variants.sort(
+        key=lambda name: values.index(found) if (found := findings.subset_of[name]) in values else len(values)
+    )
     variants += [name for name in ("joint", "spunge") if name in findings.variants]
     factor = 100 if column.share else 1
     rows = [
@@ -469,8 +473,8 @@ def training(findings: Findings, curves: Mapping[str, Sequence[Mapping[str, floa
                 points = [(row.get("step", at), row[measure]) for at, row in enumerate(rows) if measure in row]
                 if points:
                     dashes = "-" if name in COLOURS else _DASHES[index % 4]
-                    colour = _colour(findings, name)
-                    place.plot(*zip(*points, strict=True), color=colour, linestyle=dashes, linewidth=1.1, alpha=0.9)
+                    xs, ys = smoothed(points)
+                    place.plot(xs, ys, color=_colour(findings, name), linestyle=dashes, linewidth=1.2, alpha=0.9)
             place.set_title(short(measure.replace("_", " "), 26), fontsize=9, color=INK, loc="left")
             place.tick_params(length=0, labelsize=8, labelcolor=MUTED)
             place.set_xlabel("step", fontsize=8)
@@ -481,11 +485,18 @@ def training(findings: Findings, curves: Mapping[str, Sequence[Mapping[str, floa
     return draw(
         "training",
         "While it unlearned",
-        "Losses and cosines over the steps of each training.",
+        f"Losses and cosines over the steps of each training, each point the mean of one of {POINTS} stretches of it.",
         (9.4, 2.7 * math.ceil(len(measures) / (2 if len(measures) == 4 else 3))),
         paint,
         wide=True,
     )
+
+
+def smoothed(points: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the means of consecutive stretches of a curve: single batches say little, and hide the curves behind."""
+    parts = np.array_split(np.array(points, float), min(POINTS, len(points)))
+    means = np.array([part.mean(0) for part in parts])
+    return means[:, 0], means[:, 1]
 
 
 def costs(findings: Findings) -> Figure | None:
@@ -544,8 +555,8 @@ def short(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
-UNTOUCHED = "0 steps"
-"""The setting of an attack that has not begun: the score before it says the same."""
+POINTS = 60
+"""How many points a training curve is drawn with, at most."""
 
 MANY = 30
 """More attribute values than this are a table's business, not a figure's."""
@@ -587,12 +598,11 @@ def _matrix(
                     (column - 0.47, row - 0.46), 0.94, 0.92, facecolor=colour, alpha=0.06 + 0.42 * strength, linewidth=0
                 )
             )
-            text = (
-                f"{number:+.{digits}f}".replace("-", "−") if limit != 1.0 else f"{number:.{digits}f}".replace("-", "−")
-            )
+            text = f"{number:.{digits}f}".replace("-", "−") if limit == 1.0 else signed(number, digits)
             axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color=INK)
-        tilt = 0 if max(map(len, columns)) <= 8 and len(columns) <= 6 else 40
-        axes.set_xticks(range(len(columns)), [short(name, 18) for name in columns], rotation=tilt)
+        tilt = 0 if len(columns) <= 4 or (max(map(len, columns)) <= 8 and len(columns) <= 6) else 40
+        heads = [short(name, 22) if tilt else wrapped(name) for name in columns]
+        axes.set_xticks(range(len(columns)), heads, rotation=tilt)
         if tilt:
             for label in axes.get_xticklabels():
                 label.set_horizontalalignment("left")
@@ -603,7 +613,7 @@ def _matrix(
         for spine in axes.spines.values():
             spine.set_visible(False)
 
-    size = (1.8 + 0.62 * len(columns), 1.1 + 0.32 * len(rows))
+    size = (1.8 + (0.62 if len(columns) > 4 else 0.9) * len(columns), 1.1 + 0.32 * len(rows))
     return draw(key, title, caption, (max(size[0], 3.6), max(size[1], 2.0)), paint, wide=size[0] > 5.4)
 
 

@@ -61,7 +61,8 @@ def render(run: Run, findings: Findings, judged: Verdict, tables: Sequence[Table
     contents += [("items", "Items")] if explorer else []
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    environment.filters |= {"plain": plain, "lines": lambda text: "\n".join(map(plain, text.splitlines()))}
+    environment.filters |= {"plain": plain, "lines": lambda text: "\n".join(map(plain, text.splitlines())),
+                            "breakable": lambda text: Markup("_<wbr>").join(text.split("_"))}  # fmt: skip
     page = environment.from_string((_HERE / "page.html.j2").read_text(encoding="utf-8")).render(
         results=findings.results,
         verdict=judged,
@@ -109,7 +110,7 @@ def _sections(run: Run, findings: Findings, tables: Sequence[Table]) -> list[Sec
         return [Block(figures=row) for row in rows]
 
     diagnostics: Mapping[str, Any] = next(iter(findings.results["provenance"]["merge"].values()), None) or {}
-    forgot: list[Block] = [*table("main"), *table("paper")]
+    forgot: list[Block] = [*table("main"), *table("each", open=False), *table("paper")]
     for column in findings.leading("forget"):
         for place, (attribute, values) in enumerate(findings.attributes(column).items()):
             if len(values) > 1 and len(values) <= MANY:
@@ -131,7 +132,7 @@ def _sections(run: Run, findings: Findings, tables: Sequence[Table]) -> list[Sec
         *table("search", open=False),
     ]
     pictured = [draw.attacked(findings, attack, column, rows) for (attack, column), rows in findings.attacks.items()]
-    tried = [*pictures(*pictured), *table("recovery")]
+    tried = [*pictures(*pictured), *table("recovery"), *table("recovery-values", open=False)]
     return [
         Section("forget", "Forgot?", "Did it forget?", "What every variant still does of what must go.", forgot),
         Section("keep", "Kept?", "Did it keep the rest?", "What is gone against what is kept.", kept),
@@ -160,7 +161,9 @@ def _met(diagnostics: Mapping[str, Any]) -> str:
     conflict, ratio = overall.get("sign_conflict"), overall.get("norm_ratio")
     told = "How the subsets' task vectors met."
     if conflict is not None:
-        told += f" On {conflict:.0%} of the entries that any of them changes, two pull in opposite directions."
+        told += (
+            f" On {100 * conflict:.0f}\u00a0% of the entries that any of them changes, two pull in opposite directions."
+        )
     if ratio is not None:
         told += f" The merged task vector is {ratio:.2f} times as long as theirs are on average."
     lost = diagnostics.get("rounding")
@@ -176,7 +179,10 @@ def _spent(findings: Findings) -> str:
     computed = sum(stage["status"] == "computed" for stage in stages)
     seconds = sum(stage["seconds"] or 0 for stage in stages)
     memory = max((stage["peak_memory"] or 0 for stage in stages), default=0)
-    told = f"{len(stages)} stages, {computed} of them computed in this run, the others reused; "
+    told = f"{len(stages)} stages, " + (
+        "all computed in this run; " if computed == len(stages) else
+        f"{computed} computed in this run and {len(stages) - computed} taken from the store; "
+    )  # fmt: skip
     told += f"{_duration(seconds)} of work in all"
     return told + (f", at most {memory / 2**20:,.0f} MiB of memory at once." if memory else ".")
 

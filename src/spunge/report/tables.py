@@ -21,6 +21,13 @@ NAMES = {
 }
 
 
+UNTOUCHED = "0 steps"
+"""The setting of an attack that has not begun: the score before it says the same."""
+
+FEW_SUBSETS = 4
+"""More subsets than this have a table of their own."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One cell: what it says, and the numbers behind it."""
@@ -93,12 +100,12 @@ class Table:
 
 def all_tables(findings: Findings) -> list[Table]:
     """Returns the tables that have something to say, in the order of the report."""
-    tables = [main(findings), beside_paper(findings), differences(findings)]
+    tables = [main(findings), each(findings), beside_paper(findings), differences(findings)]
     for column in findings.leading("forget"):
         for attribute in findings.attributes(column):
             tables.append(per_attribute(findings, column, attribute))
     tables += [tasks(findings, goal) for goal in ("forget", "retain")]
-    tables += [letters(findings), subsets(findings), recovery(findings), stages(findings)]
+    tables += [letters(findings), subsets(findings), *recovery(findings), stages(findings)]
     return [table for table in tables if table.cells]
 
 
@@ -116,18 +123,31 @@ def key_tables(findings: Findings) -> list[Table]:
 
 def main(findings: Findings) -> Table:
     """Variants against suites: the shape of the paper's Tables 1 and 2."""
+    few = len(findings.subset_of) <= FEW_SUBSETS
+    return _variants(
+        "main", "Every variant on what must go and what must stay", findings,
+        findings.variants if few else findings.main_variants,
+    )  # fmt: skip
+
+
+def each(findings: Findings) -> Table:
+    """The models that unlearned one subset alone, where they would crowd the main table."""
+    few = len(findings.subset_of) <= FEW_SUBSETS
+    subsets = [name for name in findings.variants if name in findings.subset_of]
+    return _variants("each", "The models that unlearned one subset alone", findings, [] if few else subsets)
+
+
+def _variants(key: str, title: str, findings: Findings, variants: list[str]) -> Table:
     columns = findings.columns
-    cells = []
-    for variant in findings.variants:
-        row = [Cell(titled(variant, findings))]
-        row += [level(findings.score(variant, column), column) for column in columns]
-        cells.append(row)
     return Table(
-        "main",
-        "Every variant on what must go and what must stay",
+        key,
+        title,
         "Percentages, but for perplexity (PPL). Arrows say which way is better; brackets are 95 % intervals.",
         ["Model + method", *(f"{column.label}\u00a0{column.arrow}" for column in columns)],
-        cells,
+        [
+            [Cell(titled(name, findings)), *(level(findings.score(name, column), column) for column in columns)]
+            for name in variants
+        ],
     )
 
 
@@ -236,7 +256,7 @@ def letters(findings: Findings) -> Table:
     cells = []
     width = 0
     for suite in findings.results["suites"]:
-        for variant in findings.main_variants if suite["goal"] == "forget" else ():
+        for variant in findings.main_variants if suite["goal"] == "forget" and not suite["attacks"] else ():
             shares = (suite["letters"] or {}).get(variant)
             if shares:
                 width = max(width, len(shares))
@@ -251,13 +271,15 @@ def letters(findings: Findings) -> Table:
     )
 
 
-def recovery(findings: Findings) -> Table:
-    """What attacks brought back: the share of what unlearning had taken, per attack, setting, value and variant."""
-    cells = []
+def recovery(findings: Findings) -> list[Table]:
+    """What attacks brought back, overall and by value: the share of what unlearning had taken."""
+    overall: list[list[Cell]] = []
+    by_value: list[list[Cell]] = []
     split_by = findings.results["split"]["attribute"]
     methods = {suite["suite"]: suite["method"] for suite in findings.results["suites"]}
     for row in findings.results["attacks"]:
-        if row["variant"] not in findings.main_variants or row["attribute"] not in (None, split_by):
+        told = row["variant"] in findings.main_variants and row["setting"] != UNTOUCHED
+        if not told or row["attribute"] not in (None, split_by):
             continue
         column = Column(row["attacks"], row["task"], row["metric"], row["goal"], methods[row["attacks"]])
         where = " · ".join(each for each in (row["task"], row["attribute_value"]) if each)
@@ -271,16 +293,19 @@ def recovery(findings: Findings) -> Table:
             for name in ("unlearned", "attacked")
         )
         scores = [level(score if score["value"] is not None else None, column) for score in (before, after)]
+        cells = overall if row["attribute"] is None else by_value
         cells.append([Cell(f"{row['suite']}: {row['setting']}"), Cell(where), Cell(named(row["variant"])),
                       *scores, share, Cell(str(row["n"]), row["n"])])  # fmt: skip
-    return Table(
-        "recovery",
-        "What attacks brought back",
+    title = "What attacks brought back"
+    note = (
         "Recovered: the share of what unlearning took that the attack brought back, 0 % nothing, 100 % all, with its "
-        "95 % interval; — where unlearning took nothing beyond chance.",
-        ["Attack", "On", "Model", "Before", "After", "Recovered", "n"],
-        cells,
+        "95 % interval; — where unlearning took nothing beyond chance."
     )
+    header = ["Attack", "On", "Model", "Before", "After", "Recovered", "n"]
+    return [
+        Table("recovery", title, note, header, overall),
+        Table("recovery-values", f"{title}, by {split_by}", note, header, by_value),
+    ]
 
 
 def subsets(findings: Findings) -> Table:

@@ -20,6 +20,15 @@ HIDDEN = 0.1
 ONE_LETTER = 0.6
 """A model that answers so large a share of questions with one letter has not forgotten: it has stopped reading."""
 
+NEARLY_ALL, MOST = 0.1, 0.5
+"""No more than so much is left where nearly all, or most, of what the base model had is called forgotten."""
+
+RIVALS = {
+    "joint": "joint unlearning",
+    "joint_equal_steps": "joint unlearning with as many steps",
+    "random_split": "a random split",
+}
+
 GOOD, BAD, UNSURE = "good", "bad", "unsure"
 
 
@@ -60,13 +69,19 @@ def verdict(findings: Findings) -> Verdict:
     }
     beside = _known(contest(findings, column, "joint") for column in retain)
     back = _known(recovery(attack, column, rows) for (attack, column), rows in findings.attacks.items())
-    sentences = [f"{_forgot(forgot)}{_kept(kept)}.", *_better(contests), *_beside(contests, beside), *_back(back)]
+    shares = [share for column in forget if (share := left(findings, column)) is not None]
+    sentences = [
+        f"{_forgot(forgot, shares)}{_kept(kept)}.",
+        *_better(contests),
+        *_beside(contests, beside),
+        *_back(back),
+    ]
     points = [*forgot, *kept, *(point for found in contests.values() for point in found), *beside, *back]
     return Verdict(" ".join(sentences), points)
 
 
 def forgetting(findings: Findings, column: Column) -> Point | None:
-    """Says whether SPUNGE does less of what must go than the base model."""
+    """Says whether SPUNGE does less of what must go than the base model, and how much is left."""
     row = findings.comparison("spunge", "base", column)
     if row is None:
         return None
@@ -74,10 +89,22 @@ def forgetting(findings: Findings, column: Column) -> Point | None:
     told = {GOOD: "fell", UNSURE: "did not change beyond chance", BAD: "went the wrong way"}[status]
     if column.higher_is_better and status == GOOD:
         told = "rose, as it should"
+    share = left(findings, column)
+    if status == GOOD and share is not None:
+        told += f"; {max(0.0, 100 * share):.0f} % of what the base model had is left"
     figures = f"{_two(findings, column, 'base')}; {_difference(row, column)}"
     chance = findings.chance(column)
     figures += f"; guessing gives {100 * chance:.1f} %" if chance is not None else ""
-    return Point(status, f"On {place(column)}, {metric_name(column)} {told}.", _tied(figures))
+    return Point(status, f"On {place(column)}, {metric_name(column)} {_tied(told)}.", _tied(figures))
+
+
+def left(findings: Findings, column: Column) -> float | None:
+    """Returns the share of what the base model had that SPUNGE still has, above guessing where that is known."""
+    base, spunge = findings.score("base", column), findings.score("spunge", column)
+    floor = findings.chance(column) or 0.0
+    if base is None or spunge is None or column.higher_is_better or base["value"] <= floor:
+        return None
+    return (spunge["value"] - floor) / (base["value"] - floor)
 
 
 def one_letter(findings: Findings, column: Column) -> Point | None:
@@ -104,13 +131,13 @@ def keeping(findings: Findings, column: Column, allowed: float) -> Point | None:
     else:
         worst, best = sorted((sign * row["low"], sign * row["high"]))
         if worst >= -margin:
-            status, told = GOOD, f"stayed within {allowed:.0%} of the base model's"
+            status, told = GOOD, f"stayed within {100 * allowed:.0f} % of the base model's"
         elif best < -margin:
-            status, told = BAD, f"is more than {allowed:.0%} worse than the base model's"
+            status, told = BAD, f"is more than {100 * allowed:.0f} % worse than the base model's"
         else:
-            status, told = UNSURE, f"may or may not be within {allowed:.0%} of the base model's"
+            status, told = UNSURE, f"may or may not be within {100 * allowed:.0f} % of the base model's"
     figures = f"{_two(findings, column, 'base')}; {_difference(row, column)}"
-    return Point(status, f"On {place(column)}, {what} {told}.", _tied(figures))
+    return Point(status, f"On {place(column)}, {what} {_tied(told)}.", _tied(figures))
 
 
 def contest(findings: Findings, column: Column, rival: str, one: str = "spunge") -> Point | None:
@@ -119,10 +146,12 @@ def contest(findings: Findings, column: Column, rival: str, one: str = "spunge")
     if row is None:
         return None
     status = _status(row, column)
+    did = "forgot" if column.goal == "forget" else "kept"
+    other = RIVALS.get(rival, named(rival))
     told = {
-        GOOD: f"{named(one)} is better than {named(rival)}",
-        UNSURE: f"{named(one)} and {named(rival)} cannot be told apart",
-        BAD: f"{named(one)} is worse than {named(rival)}",
+        GOOD: f"{named(one)} {did} more than {other}",
+        UNSURE: f"{named(one)} and {other} {did} about as much, as far as these items tell",
+        BAD: f"{named(one)} {did} less than {other}",
     }[status]
     figures = f"{_two(findings, column, rival, one)}; {_difference(row, column)}"
     return Point(status, f"On {place(column)}, {told}.", _tied(figures))
@@ -175,9 +204,11 @@ def _ahead(points: Sequence[Point]) -> str:
     return "better" if GOOD in found else "worse" if BAD in found else "no different beyond chance"
 
 
-def _forgot(points: Sequence[Point]) -> str:
+def _forgot(points: Sequence[Point], shares: Sequence[float]) -> str:
+    worst = max(shares, default=1.0)
+    amount = "nearly all" if worst <= NEARLY_ALL else "most" if worst <= MOST else "some"
     return {
-        GOOD: "SPUNGE forgot what it should",
+        GOOD: f"SPUNGE forgot {amount} of what it should",
         BAD: "Something is wrong with what SPUNGE forgot",
         UNSURE: "It is not shown that SPUNGE forgot all it should",
         None: "Nothing here measures what must go",
@@ -198,7 +229,9 @@ def _better(contests: dict[str, list[Point]]) -> list[str]:
         return ["It was not compared with joint unlearning."]
     found = {point.status for point in contests["joint"]}
     if found == {UNSURE} or not found:
-        return ["Nothing here shows that it forgot more than joint unlearning."]
+        beaten = [RIVALS[rival] for rival, points in contests.items() if BAD in {point.status for point in points}]
+        also = [f"{' and '.join(beaten)} forgot more.".capitalize()] if beaten else []
+        return ["Nothing here shows that it forgot more than joint unlearning.", *also]
     if BAD in found:
         return ["Joint unlearning forgot more, beyond chance."] if found == {BAD} else [
             "Against joint unlearning it wins in some places and loses in others."
