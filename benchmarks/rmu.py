@@ -91,7 +91,7 @@ def step_times(options: argparse.Namespace, tokens: int) -> None:
         times["engine"].append(statistics.mean(clock.intervals()[: steps - 1]))
         times["engine, cached"].append(statistics.mean(clock.intervals()[steps:]))
         clock = Clock()
-        run_engine(options, tokens, Resident(), clock=clock, cosine_every=10**6)
+        run_engine(options, tokens, Resident(), clock=clock, cosine_every=10**6, steps=max(3, options.steps))
         times["engine, no cosine"].append(statistics.mean(clock.intervals()[:-1]))
     for name, values in times.items():
         ratios = sorted(naive / value for naive, value in zip(times["naive"], values, strict=True))
