@@ -194,8 +194,9 @@ def together(options: argparse.Namespace) -> None:
     texts = data.load([Source(path="lab:toxicity/forget.jsonl")]).texts
     print("| sentences a text | tokens | apart, s | together, s | apart / together: median, spread |\n|" + "---|" * 5)
     for sentences in (1, 3, 8):
-        pieces = [" ".join(texts[at : at + sentences]) for at in range(0, 5 * 32 * sentences, sentences)]
-        corpora = [Corpus(pl.DataFrame({"text": pieces[32 * k : 32 * (k + 1)]})) for k in range(5)]
+        long = texts * sentences  # enough of them
+        pieces = [" ".join(long[at : at + sentences]) for at in range(0, 5 * 128 * sentences, sentences)]
+        corpora = [Corpus(pl.DataFrame({"text": pieces[128 * k : 128 * (k + 1)]})) for k in range(5)]
         settings = method("task_vector_negation", batch_size=8, epochs=1)
         assert isinstance(settings, TaskVectorNegation)
         seconds: dict[str, list[float]] = {"apart": [], "together": []}
