@@ -43,6 +43,14 @@ def test_run_twice_then_report(world: dict[str, Any], write_recipe: Write, tmp_p
     assert "index.html" in first.stdout
     again = spunge("run", "recipe.yaml", cwd=tmp_path)
     assert re.search(r"\b0 stages computed", again.stdout)
+    exported = spunge("export", "runs/tiny", "--out", "exported", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    card = (tmp_path / "exported" / "README.md").read_text()
+    headline = (tmp_path / "runs" / "tiny" / "report" / "results.md").read_text().splitlines()[2]
+    assert headline in card
+    assert {"## Limits", "## Recipe"} <= set(card.splitlines())
+    refused(spunge("export", "runs/tiny", "--seed", "7", "--out", "new", cwd=tmp_path), r"no merged model of seed 7")
+    refused(spunge("export", "runs/tiny", "--model", "m", "--out", "new", cwd=tmp_path), r"a run's directory, or")
     told = spunge("run", "recipe.yaml", "--json", cwd=tmp_path)
     events = [json.loads(line) for line in told.stdout.splitlines()]
     assert [events[0]["event"], events[-1]["event"], events[-1]["run"]] == ["planned", "done", "runs/tiny"]
@@ -111,7 +119,8 @@ def test_single_steps_without_a_recipe(world: dict[str, Any], write_recipe: Writ
     assert done.returncode == 0, done.stderr
     merged, exported = Checkpoint.open(tmp_path / "merged"), Checkpoint.open(tmp_path / "exported")
     assert all(merged.digest(name) == exported.digest(name) for name in merged.places)
-    assert (tmp_path / "exported" / "README.md").read_text().startswith("---")
+    for made in ("merged", "exported"):
+        assert "Nothing was measured on this checkpoint" in (tmp_path / made / "README.md").read_text()
 
     recipe = write_recipe(world)
     done = spunge("evaluate", "--model", model, "--task-vector", "tv", "--suite", recipe, "--out", "ev", cwd=tmp_path)

@@ -200,6 +200,21 @@ def test_a_run_still_going_is_reported(tmp_path):
     assert 'http-equiv="refresh"' in page
 
 
+def test_a_run_that_failed_and_lost_its_store_shows_why_and_what_there_is(tmp_path):
+    run = write_run(tmp_path, items=40, status="failed")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["warnings"] = ["TrainingDiverged: subset:bio: the loss became NaN at step 3"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(tmp_path / "store")
+    page = report.write(run).read_text()
+    assert "its status is “failed”" in page
+    assert "the loss became NaN at step 3" in page
+    assert 'http-equiv="refresh"' not in page
+    assert "figure-training" not in page  # the curves lay in the store
+    assert "figure-cosines" in page
+    assert 'id="data"' in page
+
+
 def test_watching_ends_with_the_run(tmp_path):
     run = write_run(tmp_path, items=40, status="running")
     pages = report.watch(run, seconds=0)

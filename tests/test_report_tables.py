@@ -278,3 +278,21 @@ def test_the_search_that_settings_come_from_has_its_table(tmp_path):
     written = (run / "report" / "results.md").read_text()
     assert re.search(r"\| 3 \| 2 \| 6.25 \| 10 \| 0.125 \| 0.75 \| 0.625 \|", re.sub(r" +", " ", written))
     assert re.search(r"\| 3 \| 2 \| – \| 10 \|", re.sub(r" +", " ", written))
+
+
+def test_a_sweep_shows_every_setting_and_the_picked_one(tmp_path):
+    run = write_run(tmp_path, items=200)
+    manifest = json.loads((run / "manifest.json").read_text())
+    points = [
+        {"variant": name, "seed": 0, "settings": {"merge.density": density}, "forget": density,
+         "retain": 0.9 + density / 9, "suites": {}, "picked": density == 0.2, "front": density < 0.6}
+        for name in ("spunge", "random_split") for density in (0.2, 0.5, 0.8)
+    ]  # fmt: skip
+    manifest["sweep"] = {"axes": {"merge.density": [0.2, 0.5, 0.8]}, "rule": "the best", "validation_share": 0.2,
+                         "suites": {}, "points": points}  # fmt: skip
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    page = report.write(run)
+    assert "figure-sweep" in page.read_text()
+    found = next(table for table in all_tables(Findings(report.build(run))) if table.key == "sweep")
+    assert found.rows[0] == ["SPUNGE", "0.2", "20.0 %", "92.2 %", "picked"]
+    assert [row[-1] for row in found.rows] == ["picked", "on the front", ""] * 2

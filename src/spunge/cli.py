@@ -271,15 +271,22 @@ def merge(
 
 @app.command()
 def export(
-    model: Model,
-    task_vector: Annotated[Path, typer.Option("--task-vector", help="A task-vector directory.")],
     out: NewOut,
+    run: Annotated[Path | None, typer.Argument(help="A run's directory: its merged model.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Without a run: a model directory or hub id.")] = None,
+    task_vector: Annotated[Path | None, typer.Option("--task-vector", help="Without a run: a task vector.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Which of the run's seeds; default: its first.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Writes model + task vector as a Hugging Face checkpoint with a model card."""
+    """Writes a run's merged model, or model + task vector, as a Hugging Face checkpoint with a model card."""
     from spunge import standalone
 
-    standalone.export(model=model, task_vector=task_vector, out=out)
+    if run is not None and model is None and task_vector is None:
+        standalone.export_run(run=run, out=out, seed=seed)
+    elif run is None and model is not None and task_vector is not None and seed is None:
+        standalone.export(model=model, task_vector=task_vector, out=out)
+    else:
+        raise RecipeError("export: give a run's directory, or --model and --task-vector")
     if not quiet:
         screen.print(f"{out}: a checkpoint that AutoModelForCausalLM loads")
 

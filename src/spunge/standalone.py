@@ -17,10 +17,11 @@ from spunge import data, merging, report
 from spunge.checkpoint import export as write_checkpoint
 from spunge.checkpoint import new_directory
 from spunge.data import Corpus, Source, concatenate
-from spunge.errors import RecipeError, SpungeError, TrainingDiverged
+from spunge.errors import ArtifactError, RecipeError, SpungeError, TrainingDiverged
 from spunge.interfaces import Evaluator, Merger, Progress, Unlearner, Work, scale_of, silent
 from spunge.language_model import LanguageModel, Resident
 from spunge.pipeline import choose_device, environment
+from spunge.report import artifacts
 from spunge.report.artifacts import FORMAT
 from spunge.settings import Settings
 from spunge.stages import Base, Evaluate, Unlearn, Variant
@@ -99,19 +100,51 @@ def merge(
     options = {"seed": seed, "device": choose_device(device), "progress": progress}
     if form == "adapter":
         return merging.write_adapter(merger, opened, out, base=checkpoint, **options)
+    if form == "checkpoint":
+        method = getattr(merger, "method", type(merger).__name__)
+        what = f"the {method} merge of {len(opened)} task vectors: {', '.join(opened)}"
+        options["card"] = card(base, what, {"merge": merger.dump(), "seed": seed})
     return merging.write(merger, opened, out, base=checkpoint, form=form, **options)
 
 
-def export(*, model: str, task_vector: Path, out: Path) -> Path:
-    """Writes model + task vector as a checkpoint with a model card.
+def export_run(*, run: Path, out: Path, seed: int | None) -> Path:
+    """Writes a run's merged model as a checkpoint; its card has the verdict, the tables, the recipe and the limits.
+
+    Args:
+        run: The run's directory.
+        out: The new directory.
+        seed: Which of the run's seeds; None is the first.
 
     Raises:
         SpungeError: Something is missing or wrong; `out` does not exist afterwards.
     """
-    checkpoint = LanguageModel(id=model).checkpoint()
+    manifest = artifacts.read(run).manifest
+    merged = {each.seed: each.task_vector for each in manifest.variants if each.name == "spunge" and each.task_vector}
+    if not merged:
+        raise ArtifactError(f"{run}: the run has no merged model yet (its status is {manifest.status!r})")
+    chosen = next(iter(merged)) if seed is None else seed
+    if chosen not in merged:
+        raise ArtifactError(f"{run}: no merged model of seed {seed}; there are {', '.join(map(str, merged))}")
+    base = manifest.model
+    return export(
+        model=base.id, revision=base.revision, task_vector=run / merged[chosen], out=out, about=report.card(run)
+    )
+
+
+def export(*, model: str, task_vector: Path, out: Path, revision: str | None = None, about: str | None = None) -> Path:
+    """Writes model + task vector as a checkpoint with a model card: `about`, or a plain one.
+
+    Raises:
+        SpungeError: Something is missing or wrong; `out` does not exist afterwards.
+    """
+    checkpoint = LanguageModel(id=model, revision=revision).checkpoint()
     vector = merging.open_variant(task_vector, checkpoint)
     merging.check_base({str(task_vector): vector}, checkpoint)
-    return write_checkpoint(checkpoint.directory, vector, out, card=card(model, vector))
+    if about is None:
+        made = {name: vector.provenance.get(name) for name in ("method", "settings", "data", "seed")}
+        what = f"a task vector that changes {len(vector)} parameters (norm {vector.norm:.4g})"
+        about = card(model, what, {**made, "scale": vector.scale})
+    return write_checkpoint(checkpoint.directory, vector, out, card=about)
 
 
 def evaluate(
@@ -220,17 +253,19 @@ def handle(model: str, dtype: str | None) -> LanguageModel:
     return LanguageModel.model_validate({"id": model, "dtype": dtype or "auto"})
 
 
-def card(model: str, vector: TaskVector) -> str:
-    """Returns the model card of an exported checkpoint: what it is, from what, and how it was made."""
-    made = {
-        name: vector.provenance[name] for name in ("method", "settings", "data", "seed") if name in vector.provenance
-    }
+def card(model: str, what: str, made: Mapping[str, Any]) -> str:
+    """Returns the model card of a checkpoint that no run stands behind: what it is, from what, and how it was made."""
+    known = {name: value for name, value in made.items() if value is not None}
     return (
-        f"---\nbase_model: {json.dumps(model)}\ntags: [unlearning, spunge]\n---\n\n"
+        f"---\nbase_model: {json.dumps(model)}\nlibrary_name: transformers\ntags: [unlearning, spunge]\n---\n\n"
         f"# {Path(model).name}, unlearned\n\n"
-        f"[{model}] plus a task vector that changes {len(vector)} parameters (norm {vector.norm:.4g}).\n\n"
-        f"```json\n{json.dumps({**made, 'scale': vector.scale}, indent=1, sort_keys=True, default=str)}\n```\n\n"
-        "Unlearning hides more than it erases: fine-tuning, quantisation or other prompts may bring back part of it.\n"
+        f"`{model}` plus {what}.\n\n"
+        f"```json\n{json.dumps(known, indent=1, sort_keys=True, default=str)}\n```\n\n"
+        "## Limits\n\n"
+        "- Nothing was measured on this checkpoint when it was written: what it forgot, and what else it lost, is not "
+        "known here.\n"
+        "- Unlearning hides more than it erases: fine-tuning, quantisation or other prompts may bring part of it "
+        "back.\n"
     )
 
 

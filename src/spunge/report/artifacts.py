@@ -146,7 +146,8 @@ def read(path: Path) -> Run:
     manifest = _manifest(path)
     missing = []
     if manifest.status != "done":
-        missing.append(f"The run is not complete: its status is “{manifest.status}”.")
+        why = f" ({manifest.warnings[-1]})" if manifest.status == "failed" and manifest.warnings else ""
+        missing.append(f"The run is not complete: its status is “{manifest.status}”{why}.")
     recipe_file, items_file = path / "recipe.yaml", path / "items.parquet"
     recipe = recipe_file.read_text(encoding="utf-8", errors="replace") if recipe_file.is_file() else ""
     if not recipe:

@@ -209,12 +209,7 @@ def trade_off(findings: Findings) -> Figure | None:
         axes = canvas.add_subplot()
         chances = [chance for column in forget if (chance := findings.chance(column)) is not None]
         if chances and len(chances) == len(forget):
-            level = 100 * sum(chances) / len(chances)
-            axes.axvline(level, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
-            axes.annotate(
-                "chance", (level, 0.015), xycoords=("data", "axes fraction"), xytext=(4, 0),
-                textcoords="offset points", color=MUTED, fontsize=8,
-            )  # fmt: skip
+            _chance(axes, 100 * sum(chances) / len(chances))
         if len(front) > 1:
             xs, ys = zip(*front, strict=True)
             axes.plot(xs, ys, color=MUTED, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
@@ -242,6 +237,51 @@ def trade_off(findings: Findings) -> Figure | None:
         (5.0, 4.3),
         paint,
     )
+
+
+def sweep(findings: Findings) -> Figure | None:
+    """Every setting that a sweep tried, on the validation part: what is left of what must go, and what is kept."""
+    section = findings.results["sweep"]
+    if not section:
+        return None
+    names = list(dict.fromkeys(point["variant"] for point in section["points"]))
+    names.sort(key=lambda name: name != "spunge")
+    chances = [
+        chance / base["value"]
+        for column in findings.leading("forget")
+        if (chance := findings.chance(column)) is not None and (base := findings.score("base", column))
+    ]
+
+    def paint(canvas: Canvas) -> None:
+        axes = canvas.add_subplot()
+        if chances and len(chances) == len(findings.leading("forget")):
+            _chance(axes, 100 * sum(chances) / len(chances))
+        for name in names:
+            colour, marker = _colour(findings, name), _marker(findings, name)
+            mine = [point for point in section["points"] if point["variant"] == name]
+            first = min(point["seed"] for point in mine)
+            for point in mine:
+                axes.plot(100 * point["forget"], 100 * point["retain"], marker, color=colour, zorder=3,
+                          markersize=9.5 if point["picked"] else 5, alpha=1 if point["picked"] else 0.6,
+                          markeredgecolor=INK if point["picked"] else PAPER, markeredgewidth=1.2)  # fmt: skip
+            front = sorted((100 * each["forget"], 100 * each["retain"])
+                           for each in mine if each["front"] and each["seed"] == first)  # fmt: skip
+            axes.plot(*zip(*front, strict=True), color=colour, linewidth=1, linestyle=(0, (5, 3)), zorder=2)
+        axes.margins(0.1)
+        axes.tick_params(length=0)
+        axes.set_xlabel("left of what must go (%) ← better")
+        axes.set_ylabel("kept of what must stay (%) → better")
+        _handles(canvas, findings, names)
+
+    return draw(
+        "sweep",
+        "Every setting that was tried",
+        f"Shares of the base model's score on the validation part ({100 * section['validation_share']:.0f} % of the "
+        "items, not in the tables). A large mark with a dark rim is the setting that was picked for its model; a "
+        "dashed line is a model's Pareto front.",
+        (5.4, 4.3),
+        paint,
+    )  # fmt: skip
 
 
 def contest(findings: Findings) -> Figure | None:
@@ -615,6 +655,14 @@ def _matrix(
 
     size = (1.8 + (0.62 if len(columns) > 4 else 0.9) * len(columns), 1.1 + 0.32 * len(rows))
     return draw(key, title, caption, (max(size[0], 3.6), max(size[1], 2.0)), paint, wide=size[0] > 5.4)
+
+
+def _chance(axes: Axes, level: float) -> None:
+    axes.axvline(level, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
+    axes.annotate(
+        "chance", (level, 0.015), xycoords=("data", "axes fraction"), xytext=(4, 0),
+        textcoords="offset points", color=MUTED, fontsize=8,
+    )  # fmt: skip
 
 
 def _dot(axes: Axes, findings: Findings, score: Row | None, column: Column, place: float, name: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import posixpath
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -122,7 +121,11 @@ def _sections(run: Run, findings: Findings, tables: Sequence[Table]) -> list[Sec
                 )
             forgot += table(by_key(column, attribute))
     forgot += [*table("tasks-forget"), *table("letters")]
-    kept = [*pictures(draw.trade_off(findings)), *table("tasks-retain")]
+    kept = [
+        *pictures(draw.trade_off(findings), draw.sweep(findings)),
+        *table("sweep", open=False),
+        *table("tasks-retain"),
+    ]
     better = [*pictures(draw.contest(findings)), *table("differences")]
     merged = [
         *table("subsets"),
@@ -200,13 +203,14 @@ tokenizer = AutoTokenizer.from_pretrained("unlearned")"""
 
 
 def _usage(run: Run) -> list[Block]:
-    vectors = {variant.name: variant.task_vector for variant in run.manifest.variants if variant.task_vector}
-    if "spunge" not in vectors:
+    if not any(variant.name == "spunge" and variant.task_vector for variant in run.manifest.variants):
         return []
-    vector = posixpath.normpath(f"{run.path.as_posix()}/{vectors['spunge']}")
-    export = ["spunge", "export", "--model", run.manifest.model.id, "--task-vector", vector, "--out", "unlearned"]
+    export = ["spunge", "export", run.path.as_posix(), "--out", "unlearned"]
     blocks = [
-        Block(text="The result is a task vector: what to add to the base model's weights. Write it as a checkpoint:"),
+        Block(
+            text="This writes the merged model as a checkpoint, with a model card that holds the verdict, the tables "
+            "and the recipe:"
+        ),
         Block(code=shlex.join(export)),
         Block(text="and load that like any other model:"),
         Block(code=_LOADING),

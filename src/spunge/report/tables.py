@@ -105,7 +105,7 @@ def all_tables(findings: Findings) -> list[Table]:
         for attribute in findings.attributes(column):
             tables.append(per_attribute(findings, column, attribute))
     tables += [tasks(findings, goal) for goal in ("forget", "retain")]
-    tables += [letters(findings), subsets(findings), *recovery(findings), stages(findings)]
+    tables += [letters(findings), sweep(findings), subsets(findings), *recovery(findings), stages(findings)]
     return [table for table in tables if table.cells]
 
 
@@ -268,6 +268,29 @@ def letters(findings: Findings) -> Table:
         "having lost what it knows.",
         ["Suite and variant", *(chr(ord("A") + place) if place < 26 else str(place + 1) for place in range(width))],
         [[*row, *[Cell("—")] * (width + 1 - len(row))] for row in cells],
+    )
+
+
+def sweep(findings: Findings) -> Table:
+    """Every setting that a sweep tried, as it did on the validation part, and which was picked."""
+    section = findings.results["sweep"] or {"axes": {}, "rule": "", "points": []}
+    several = len({point["seed"] for point in section["points"]}) > 1
+    cells = [
+        [
+            Cell(named(point["variant"]) + (f", seed {point['seed']}" if several else "")),
+            *(Cell(str(point["settings"].get(axis, "—"))) for axis in section["axes"]),
+            percent(point["forget"]),
+            percent(point["retain"]),
+            Cell("picked" if point["picked"] else "on the front" if point["front"] else ""),
+        ]
+        for point in section["points"]
+    ]
+    return Table(
+        "sweep",
+        "Every setting that was tried",
+        f"Shares of the base model's score on the validation part. Picked: {section['rule']}.",
+        ["Model", *section["axes"], "Left of what must go", "Kept of what must stay", ""],
+        cells,
     )
 
 
