@@ -249,3 +249,23 @@ def test_a_merger_that_fits_needs_a_retain_set(world: dict[str, Any]) -> None:
     world["unlearn"] = {"method": "gradient_ascent"}
     with pytest.raises(RecipeError, match="say where `retain` is"):
         experiment.parse(json.dumps(world))
+
+
+def test_the_sequential_control_unlearns_each_subset_from_what_the_one_before_left(
+    world: dict[str, Any], tmp_path: Path
+) -> None:
+    world["controls"] = ["sequential"]
+    run = pipeline.run(Experiment.model_validate(world), out=tmp_path / "runs")
+    variants = {variant["name"]: variant for variant in manifest_of(run)["variants"]}
+    assert variants["sequential"]["kind"] == "control"
+    total, first, second = (
+        TaskVector.load(run / variants[name]["task_vector"]) for name in ("sequential", "subset:a", "subset:b")
+    )
+    assert total.provenance["of"] == ["subset:a", "subset:b"]
+    assert total.provenance["steps"] == first.provenance["steps"] + second.provenance["steps"]
+    # What the second subset added to the first's model is not what it would have added to the base.
+    apart = [total.delta(name) - first.delta(name) for name in first]
+    assert all(delta.abs().max() > 0 for delta in apart)
+    assert any(not torch.equal(delta, second.delta(name)) for name, delta in zip(first, apart, strict=True))
+    assert "one after the other" in (run / "report" / "results.md").read_text()
+    assert not [*(tmp_path / "runs" / "store" / ".scratch").rglob("*.safetensors")]

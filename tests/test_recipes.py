@@ -10,8 +10,10 @@ import polars as pl
 import pytest
 from paper_world import write_folder
 
-from spunge import cli, experiment, offline, pipeline, requirements
+from spunge import cli, data, experiment, offline, pipeline, requirements
+from spunge.data import Source
 from spunge.errors import DataError, ModelError
+from spunge.language_model import LanguageModel
 
 WITHOUT_LM_EVAL = importlib.util.find_spec("lm_eval") is None
 TEN_IN = "llama2-toxicity-type-tvn"
@@ -165,3 +167,35 @@ def test_what_is_here_already_is_not_fetched(folder: Path) -> None:
     needed = requirements.of(offline.from_folder(experiment.read("llama2-toxigen-tvn"), folder))
     assert needed.fetched == 0
     assert needed.memory > 0
+
+
+class GatedRepoError(Exception):
+    """As the hub client names it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            GatedRepoError("401 Client Error. hf_secret"),
+            r"gated: accept its terms at https://huggingface\.co/{page}, then",
+        ),
+        (ConnectionError("no route to host\nmore"), r"no route to host; give a local path, or check the name"),
+    ],
+)
+def test_what_the_hub_does_not_hand_out_is_one_clear_line(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+    import huggingface_hub
+
+    def refuse(*args: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(ModelError, match=message.format(page="some/model")) as of_model:
+        LanguageModel(id="some/model").directory()
+    with pytest.raises(DataError, match=message.format(page="datasets/some/rows")) as of_data:
+        data.load([Source(path="some/rows")])
+    assert not any("hf_secret" in str(raised.value) for raised in (of_model, of_data))

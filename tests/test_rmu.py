@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import safetensors.torch
 import torch
@@ -324,6 +325,9 @@ def test_bad_data_is_named(tmp_path: Path, base: LanguageModel) -> None:
         RMU(**TINY).unlearn(base, forget, make_corpus(3, 1), work)
     with pytest.raises(DataError, match="forget set is empty"):
         RMU(**TINY).unlearn(base, forget.select([]), make_corpus(8, 1), work)
+    long = Corpus(pl.DataFrame({"text": [" ".join(make_corpus(200, 0).texts)] * 8}))
+    with pytest.raises(DataError, match=r"max_length: a row has \d+ tokens and .* reads \d+: set max_length"):
+        RMU(**{**TINY, "max_length": 10_000}).unlearn(base, long, make_corpus(8, 1), work)
     with pytest.raises(ModelError, match="6 layers"):
         RMU(layer=6).unlearn(base, forget, make_corpus(8, 1), work)
     with pytest.raises(ModelError, match=r"it has self_attn\.q_proj"):

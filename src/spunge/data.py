@@ -326,11 +326,22 @@ def _read_hub(source: Source) -> pl.DataFrame:
     try:
         loaded = datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
     except Exception as error:  # the hub client raises many kinds, none of which a user can tell apart
-        raise DataError(
-            f"{source.path}: neither a local file nor to be had from the hub ({_first_line(error)}); "
-            "give a local path, or check the name and the network"
-        ) from error
+        refused = hub_refusal(error, f"datasets/{source.path}")
+        raise DataError(f"{source.path}: neither a local file nor to be had from the hub: {refused}") from error
     return pl.from_arrow(loaded.data.table)  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
+
+
+def hub_refusal(error: BaseException, page: str) -> str:
+    """Returns why the hub does not hand something out, and what to do about it; never more than that of the request.
+
+    Args:
+        error: What the hub client raised; it raises many kinds.
+        page: The path of the repository's page.
+    """
+    kind, said = type(error).__name__, str(error)
+    if "gated" in f"{kind} {said}".lower():
+        return f"it is gated: accept its terms at https://huggingface.co/{page}, then log in with `hf auth login`"
+    return f"{(said.splitlines() or [kind])[0][:200]}; give a local path, or check the name and the network"
 
 
 def _have(rows: pl.DataFrame) -> str:

@@ -135,7 +135,7 @@ class Experiment(Settings):
     items, and the best goes into the tables, which are of the other items; λ is also tried on the joint baselines."""
     evaluate: list[AnyEvaluate] = Field(min_length=1)
     """What every variant is asked."""
-    controls: list[Literal["joint", "joint_equal_steps", "random_split"]] = [
+    controls: list[Literal["joint", "joint_equal_steps", "sequential", "random_split"]] = [
         "joint",
         "joint_equal_steps",
         "random_split",

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from spunge.data import locate
+from spunge.data import hub_refusal, locate
 from spunge.errors import ModelError
 from spunge.settings import Settings
 
@@ -87,11 +87,8 @@ class LanguageModel(Settings):
         try:
             return Path(huggingface_hub.snapshot_download(self.id, revision=self.revision, allow_patterns=list(files)))
         except Exception as error:  # the hub client raises many kinds, none of which a user can tell apart
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise ModelError(
-                f"{self.id}: neither a local directory nor to be had from the hub ({reason}); "
-                "give a local path, or check the name and the network"
-            ) from error
+            refused = hub_refusal(error, self.id)
+            raise ModelError(f"{self.id}: neither a local directory nor to be had from the hub: {refused}") from error
 
     def digest(self) -> str:
         """The sha256 over the weights, the configuration and the tokenizer, by file name; fetches no weights."""

@@ -26,7 +26,7 @@ from spunge.interfaces import RETAIN, Evaluator, Forecast, Progress, Splitter, W
 from spunge.language_model import Resident
 from spunge.report.artifacts import FORMAT
 from spunge.split import AtRandom
-from spunge.stages import Base, Evaluate, Merge, Split, Unlearn, Variant, digest
+from spunge.stages import Base, Evaluate, Merge, Split, Unlearn, UnlearnInTurn, Variant, digest
 from spunge.store import Artifact, Store, derived_seed, key, replace_text, replaced
 from spunge.sweep import Point
 
@@ -106,6 +106,9 @@ def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
             ]
         second = unlearn(executor, others)
         baselines += [variant for variant in second if variant.kind == "joint"]
+        in_turn = []
+        if "sequential" in controls:
+            in_turn = [Variant("sequential", "control", seed, executor.run([UnlearnInTurn(tuple(parts), seed)])[0])]
         at_random_unlearned = [variant for variant in second if variant.kind == "control"]
 
         # merge; of a sweep's settings each variant takes the one that does best on the validation part of the items
@@ -119,7 +122,7 @@ def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
         baselines, merged = chosen[: len(rivals)], chosen[len(rivals) :]
 
         # evaluate every variant on what must go and what must stay
-        mine = [Variant("base", "base", seed), *baselines, *unlearned, *merged]
+        mine = [Variant("base", "base", seed), *baselines, *in_turn, *unlearned, *merged]
         tasks = [(variant, Evaluate(variant, evaluator, base)) for variant in mine for evaluator in evaluators]
         artifacts = executor.run([task for _, task in tasks])
         outcome.evaluations += [(variant, artifact) for (variant, _), artifact in zip(tasks, artifacts, strict=True)]

@@ -6,6 +6,8 @@ import hashlib
 import inspect
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +17,8 @@ from spunge import data
 from spunge import items as items_of
 from spunge.data import Corpus, Source
 from spunge.experiment import overridden
-from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Merger, Splitter, Unlearner, Work
-from spunge.language_model import LanguageModel
+from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Merger, Splitter, Unlearner, Work, scale_of
+from spunge.language_model import LanguageModel, Resident
 from spunge.settings import Settings
 from spunge.split import ByFunction
 from spunge.store import Artifact, derived_seed, key
@@ -200,6 +202,59 @@ class Unlearn:
         joint, *subsets = (json.loads((path / "manifest.json").read_text())["steps"] for path in self.steps_of)
         epochs = getattr(self.unlearner, "epochs", 1) * math.ceil(sum(subsets) / max(joint, 1))
         return overridden(self.unlearner, {"max_steps": sum(subsets), "epochs": max(epochs, 1)})
+
+
+@dataclass(frozen=True, eq=False)
+class UnlearnInTurn(_Alone):
+    """The control that unlearns one subset after the other, each from what the one before left, and merges nothing."""
+
+    parts: tuple[Unlearn, ...]
+    """The subsets' own tasks, in order."""
+    seed: int
+    name = "sequential"
+    stage = "unlearn"
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """What the parts depend on, in order."""
+        return {"in_turn": [part.inputs for part in self.parts]}
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        """Unlearns in turn, each time from base + all before as a checkpoint, and saves the sum of the task vectors."""
+        from spunge import merging
+        from spunge.checkpoint import export
+        from spunge.merge import TaskArithmetic
+
+        base = self.parts[0].base.model
+        here = base
+        learnt: dict[str, TaskVector] = {}
+        with tempfile.TemporaryDirectory(dir=work.scratch) as folder:
+            for number, part in enumerate(self.parts):
+                place = Path(folder) / f"part_{number}"
+                place.mkdir()
+                # A resident of its own: what is cached of one model is of no use to the next.
+                own = replace(work, resident=Resident(work.device), output=place, scratch=place)
+                vector = part.unlearner.unlearn(here, part.forget, part.retain, part._seeded(own))
+                own.resident.close()
+                learnt[f"{number:04}"] = vector.scaled(scale_of(part.unlearner))
+                total = merging.merge(TaskArithmetic(), learnt, device=work.device).task_vector
+                shutil.rmtree(Path(folder) / "base", ignore_errors=True)
+                export(base.directory(), total, Path(folder) / "base")
+                here = base.model_copy(update={"id": str(Path(folder) / "base"), "revision": None})
+            checkpoint = base.checkpoint()
+            provenance = {
+                "method": self.name,
+                "of": [part.name for part in self.parts],
+                "base": {
+                    "id": base.id,
+                    "revision": base.revision,
+                    "tensors": {name: checkpoint.digest(name) for name in total},
+                },
+                "steps": sum(int(vector.provenance.get("steps", 0)) for vector in learnt.values()),
+                "seed": self.seed,
+            }
+            replace(total, provenance=provenance).save(work.output)
+        return {"norm": total.norm}
 
 
 @dataclass(frozen=True, eq=False)

@@ -217,9 +217,9 @@ MANY_TASKS = 6
 MOST_SHOWN = 6
 """More lines than this in one figure cannot be told apart."""
 
-CONTROLS = ("joint_equal_steps", "random_split")
+CONTROLS = ("joint_equal_steps", "sequential", "random_split")
 
-_ORDER = ("base", "joint", "joint_equal_steps", "random_split", "spunge")
+_ORDER = ("base", "joint", "joint_equal_steps", "sequential", "random_split", "spunge")
 
 
 def _rank(name: str) -> tuple[int, str]:

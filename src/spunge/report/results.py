@@ -18,7 +18,7 @@ from spunge.report.recovery import recovered
 from spunge.statistics import benjamini_hochberg
 
 BASE, JOINT, SPUNGE = "base", "joint", "spunge"
-RIVALS = (JOINT, "joint_equal_steps", "random_split")
+RIVALS = (JOINT, "joint_equal_steps", "sequential", "random_split")
 MACRO = "macro"
 
 

@@ -16,6 +16,7 @@ NAMES = {
     "base": "base model",
     "joint": "joint",
     "joint_equal_steps": "joint, equal steps",
+    "sequential": "one after the other",
     "random_split": "random split",
     "spunge": "SPUNGE",
 }

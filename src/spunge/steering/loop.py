@@ -28,7 +28,7 @@ from spunge.steering.batches import Batch, Cut, orders, pad, tokenise
 from spunge.steering.cache import StateCache
 from spunge.steering.estimate import check_memory, estimate
 from spunge.steering.optimisers import AdamWEpsilonOutside
-from spunge.steering.truncated import Call, TruncatedModel, choose_parameters, load_truncated
+from spunge.steering.truncated import Call, TruncatedModel, choose_parameters, load_truncated, positions
 from spunge.task_vector import TaskVector
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def prepare(
     """Finds out what a run will do, and whether it can.
 
     Raises:
-        DataError: The retain set is missing, empty or smaller than a batch.
+        DataError: The retain set is missing, empty or smaller than a batch, or rows are longer than the model reads.
         ModelError: The architecture, the layer or the parameters are not to be had.
         RecipeError: A setting has values for some topics, but not for all.
     """
@@ -247,6 +247,12 @@ def prepare(
     count = batches_per_epoch(settings, topics, retain)
     parameters = choose_parameters(base, settings.updated, settings.layer + 1, settings.parameters)
     batches = Batches(settings, base.load_tokenizer(), topics, retain, count, seed)
+    room = positions(base)
+    if room is not None and batches.longest > room:
+        raise DataError(
+            f"max_length: a row has {batches.longest} tokens and {base.id} reads {room}: set max_length, "
+            "retain_max_length or the source's own to that or less"
+        )
     return Prepared(retain, parameters, batches, planned_steps(settings, count, len(topics)))
 
 

@@ -290,6 +290,11 @@ def _config(base: LanguageModel) -> PreTrainedConfig:
         raise ModelError(f"{base.id}: no configuration that can be loaded: {reason}") from error
 
 
+def positions(base: LanguageModel) -> int | None:
+    """Returns how many tokens the model reads at once; None where it does not say."""
+    return getattr(_config(base), "max_position_embeddings", None)
+
+
 def skeleton_of(base: LanguageModel, layers: int) -> PreTrainedModel:
     """Builds the truncated decoder without weights.
 
