@@ -217,3 +217,13 @@ def test_read_suite(write_recipe: Callable[[dict[str, Any]], Path], world: dict[
     (file.parent / "suite.yaml").write_text("- {suite: s, method: multiple_choice, goal: forget, sorces: []}\n")
     with pytest.raises(RecipeError, match=r"suite\.yaml:1:53: evaluate\.0\.sorces: .*did you mean 'sources'"):
         experiment.read_suite(str(file.parent / "suite.yaml"))
+
+
+def test_an_override_resets_what_it_nulls_and_keeps_the_methods_own_nulls() -> None:
+    from spunge.unlearn.gradient_difference import GradientDifference
+
+    whole = GradientDifference(lora=None, epochs=3)
+    assert experiment.overridden(whole, {}).lora is None
+    changed = experiment.overridden(whole, {"epochs": None, "batch_size": 2})
+    assert (changed.lora, changed.epochs, changed.batch_size) == (None, 1, 2)
+    assert experiment.overridden(whole, {"lora": None}).lora is not None

@@ -62,6 +62,43 @@ def test_completions_equal_those_written_alone_token_by_token(name):
         assert list(completion) == expected
 
 
+class Killed(Exception):
+    """What stands for a kill."""
+
+
+@pytest.mark.parametrize("ask", ["loglikelihoods", "token_scores", "complete"])
+@pytest.mark.parametrize("name", ["llama", "mistral, window 400"])
+def test_a_killed_attempt_is_continued_to_the_same_numbers(name, ask, tmp_path, monkeypatch):
+    model, asked = MODELS[name], []
+    monkeypatch.setattr(model, "forward", lambda *a, forward=model.forward, **k: (asked.append(1), forward(*a, **k))[1])
+    requests = [Request((0, *range(5, 6 + n % 7)), tuple(range(9, 10 + n))) for n in range(12)]
+    what = [request.context for request in requests] if ask == "complete" else requests
+    options = {"batch_size": 2, **({"max_new_tokens": 3, "stop": {7}} if ask == "complete" else {})}
+    expected = getattr(inference, ask)(model, what, **options)
+    whole = len(asked)
+
+    def killed_after(batches):
+        def progress(what, done, total, /, **figures):
+            if done >= 2 * batches:
+                raise Killed
+
+        return progress
+
+    for batches in (1, 3):
+        with pytest.raises(Killed):
+            getattr(inference, ask)(model, what, **options, scratch=tmp_path, progress=killed_after(batches))
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes() + b'[[0.5, "torn')
+    asked.clear()
+    assert getattr(inference, ask)(model, what, **options, scratch=tmp_path) == expected
+    assert 0 < len(asked) <= whole // 2 + 1
+    asked.clear()
+    assert getattr(inference, ask)(model, what, **options, scratch=tmp_path) == expected
+    assert len(asked) <= 1  # the shared beginning
+    assert getattr(inference, ask)(model, what[1:], **options, scratch=tmp_path) != expected
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @settings(deadline=None)
 @given(context=ids, continuation=ids, length=st.integers(2, 10))
 def test_what_is_too_long_is_cut_from_the_left(context, continuation, length):

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-import tempfile
+import uuid
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -226,11 +226,13 @@ def new_directory(out: str | Path) -> Iterator[Path]:
     building = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        building = out.parent / f".{out.name}.{uuid.uuid4().hex}"
+        building.mkdir()  # unlike a temporary directory, as open to others as the user's umask says
         yield building
         for file in [*building.iterdir(), building]:
+            if file.is_file():  # some libraries write for the owner alone
+                file.chmod(building.stat().st_mode & 0o666)
             _sync(file)
-        building.chmod(0o755)
         building.rename(out)
         _sync(out.parent)
     except ArtifactError:

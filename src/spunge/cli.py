@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from spunge.errors import RecipeError, SpungeError
+from spunge.errors import RecipeError, SpungeError, redacted
 from spunge.tracking import tracked
 
 if TYPE_CHECKING:
@@ -90,12 +90,12 @@ def main() -> None:
 
 
 def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
-    aside.print(f"spunge: warning: {message}", soft_wrap=True)
+    aside.print(redacted(f"spunge: warning: {message}"), soft_wrap=True)
 
 
 def _refuse(message: str) -> int:
     shown = message if message.startswith("Usage:") else f"spunge: {message}"
-    aside.print(shown, soft_wrap=True)
+    aside.print(redacted(shown), soft_wrap=True)
     return 2
 
 
@@ -126,6 +126,8 @@ def run(
         list[str] | None,
         typer.Option("--sweep", help="key=v1,v2,…: merge.* is picked on a part of the items; else a run a value."),
     ] = None,
+    executor: Annotated[str, typer.Option("--executor", help="local, or ray: the hosts of a cluster.")] = "local",
+    address: Annotated[str, typer.Option("--address", help="The Ray cluster's host:port.")] = "auto",
     device: Device = "auto",
     dtype: Dtype = None,
     offline_root: OfflineRoot = None,
@@ -137,15 +139,11 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Splits, unlearns, merges, evaluates and reports; what is there already is not computed again."""
+    if executor not in ("local", "ray"):
+        raise RecipeError(f"--executor {executor}: use local or ray")
+    options: dict[str, Any] = {"device": device, "jobs": jobs, "executor": executor, "address": address}
     if sweep:
-        options = {
-            "jobs": jobs,
-            "seeds": seeds,
-            "device": device,
-            "dtype": dtype,
-            "offline_root": offline_root,
-            "track": track,
-        }
+        options |= {"seeds": seeds, "dtype": dtype, "offline_root": offline_root, "track": track}
         _sweep(recipe, words, sweep, out=out, check=check, quiet=quiet, as_json=as_json, **options)
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -160,11 +158,10 @@ def run(
         directory = pipeline.run(
             experiment,
             out=out,
-            device=device,
             dtype=_dtype(dtype),
-            jobs=jobs,
             progress=progress,
             told=display.event,
+            **options,
             command=f"spunge {' '.join(sys.argv[1:])}",
         )
         display.event("done", {"run": str(directory), "report": str(directory / "report" / "index.html")})
@@ -179,24 +176,35 @@ def plan(
     out: Out = Path("runs"),
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Plan seeds 0 … N−1.")] = None,
     offline_root: OfflineRoot = None,
+    device: Device = "auto",
+    memory: Annotated[
+        float | None, typer.Option("--memory", min=0, help="Plan for a device with so many GB, not for this one.")
+    ] = None,
 ) -> None:
-    """Says what a run would compute, what it would reuse and why (the fields that changed), and what it takes."""
+    """Says what a run would compute or reuse and why, what each task takes, and what would not fit."""
     experiment = _read(recipe, words, seeds, offline_root)
     from spunge import pipeline
     from spunge.interfaces import spelled
 
-    steps = pipeline.plan(experiment, out=out)
-    known = [figure for figure in ("memory", "disk") if any(step[figure] is not None for step in steps)]
-    table = Table("stage", "name", "seed", "status", *known, "why")
+    room = None if memory is None else int(memory * 1e9)
+    steps = pipeline.forecast(experiment, out=out, device=device, memory=room)
+    table = Table("stage", "name", "seed", "status", "memory", "disk", "time", "why")
     for step in steps:
         why = "; ".join(step["why"][:4]) + (" …" if len(step["why"]) > 4 else "")
-        figures = ("" if step[figure] is None else spelled(step[figure]) for figure in known)
-        table.add_row(step["stage"], step["name"], str(step["seed"]), step["status"], *figures, why)
+        figures = ("" if step[figure] is None else spelled(step[figure]) for figure in ("memory", "disk"))
+        time = "" if step["seconds"] is None else _duration(step["seconds"])
+        table.add_row(step["stage"], step["name"], str(step["seed"]), step["status"], *figures, time, why)
     screen.print(table)
     for subject, note in {subject: note for step in steps for subject, note in step["notes"].items()}.items():
         screen.print(f"{subject}: {note}", soft_wrap=True)
-    computed = sum(step["status"] == "computed" for step in steps)
-    screen.print(f"{computed} of {len(steps)} stages would be computed, {len(steps) - computed} reused")
+    for step in steps:
+        if step["advice"]:
+            screen.print(f"{step['stage']} {step['name']}: {step['advice']}", soft_wrap=True)
+    computed = [step for step in steps if step["status"] == "computed"]
+    screen.print(f"{len(computed)} of {len(steps)} stages would be computed, {len(steps) - len(computed)} reused")
+    if computed:
+        disk, seconds = (sum(step[figure] or 0 for step in computed) for figure in ("disk", "seconds"))
+        screen.print(f"estimated in all: {spelled(disk)} on the disk, {_duration(seconds)} one after the other")
 
 
 @app.command()
@@ -266,7 +274,7 @@ def merge(
     if not quiet:
         screen.print(f"{out}: {' and '.join(diagnostics['variants'])} merged by {method}")
         for warning in diagnostics["warnings"]:
-            aside.print(f"spunge: warning: {warning}", markup=False, soft_wrap=True)
+            aside.print(f"spunge: warning: {warning}", soft_wrap=True)
 
 
 @app.command()
@@ -602,7 +610,7 @@ def _check(experiment: Experiment) -> None:
         table.add_row(*row)
     screen.print(table)
     for line in needed.lines:
-        screen.print(line, markup=False, soft_wrap=True)
+        screen.print(line, soft_wrap=True)
 
 
 def _sorted(words: Sequence[str] | None) -> tuple[dict[str, Any], list[str]]:
@@ -664,6 +672,13 @@ def _bytes(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.2g} {unit}" if seconds < 100 * length else f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.2g} s"
 
 
 def _dtype(dtype: str | None) -> str | None:

@@ -7,11 +7,26 @@ SpungeError
 ├── IncompatibleTaskVectors (ValueError)    task vectors that cannot be merged with each other or the base
 ├── ArtifactError (OSError)                 a file or directory is missing, damaged or cannot be written
 ├── TrainingDiverged (ArithmeticError)      a loss became NaN or infinite
+├── WorkerDied (RuntimeError)               a process that a task ran in was killed
 └── MissingExtra (ImportError)              an optional dependency is not installed
 
 Each message names the thing and the fix in its first line. The command line prints it and exits with code 2;
 any other exception is a bug in Spunge.
 """
+
+import os
+import re
+
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^\s/@\"']+(?=@)")
+_SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)$")
+
+
+def redacted(text: str) -> str:
+    """Returns a text without access tokens: the hub's, those in URLs, and the values of such environment variables."""
+    for name, value in os.environ.items():
+        if _SECRET.search(name) and len(value) >= 8:
+            text = text.replace(value, "…")
+    return _TOKEN.sub("…", text)
 
 
 class SpungeError(Exception):
@@ -40,6 +55,10 @@ class ArtifactError(SpungeError, OSError):
 
 class TrainingDiverged(SpungeError, ArithmeticError):
     """A loss became NaN or infinite."""
+
+
+class WorkerDied(SpungeError, RuntimeError):
+    """A process that a task ran in was killed."""
 
 
 class MissingExtra(SpungeError, ImportError):

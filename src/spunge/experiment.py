@@ -228,8 +228,10 @@ class _Suite(Settings):
 
 def overridden(method: Settings, fields: Mapping[str, Any]) -> Any:
     """Returns a method with some fields replaced, validated as a whole; null resets a field to its default."""
-    merged = {**method.model_dump(by_alias=True, exclude_unset=True), **fields}
-    return type(method).model_validate({name: value for name, value in merged.items() if value is not None})
+    kept = method.model_dump(by_alias=True, exclude_unset=True)  # a null of its own (`lora: null`) stays
+    reset = {name for name, value in fields.items() if value is None}
+    merged = {**kept, **fields}
+    return type(method).model_validate({name: value for name, value in merged.items() if name not in reset})
 
 
 def _overridden(method: M, fields: Mapping[str, Any], where: str) -> M:

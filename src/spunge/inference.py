@@ -6,9 +6,15 @@ question), have the shared part computed once, in the key-value cache. The resul
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,6 +122,7 @@ def loglikelihoods(
     batch_size: int,
     progress: Progress = silent,
     what: str = "scoring",
+    scratch: Path | None = None,
 ) -> list[float]:
     """Returns the natural-log likelihood of every continuation, in the order of the requests.
 
@@ -125,6 +132,7 @@ def loglikelihoods(
         batch_size: How many rows go through the model at once.
         progress: Told after every batch.
         what: The name of the work, for `progress`.
+        scratch: Where finished batches of this model are kept, so that a killed attempt goes on where it was.
     """
     scores = [0.0] * len(requests)
     if not any(request.continuation for request in requests):
@@ -137,6 +145,7 @@ def loglikelihoods(
     longest = max(len(request.context) + len(request.continuation) for request in requests)
     total = sum(len(indices) for indices in by_context.values())
     done = 0
+    kept = Kept(scratch, what, batch_size, requests)
 
     def note(indices: Iterable[int], values: Iterable[float]) -> None:
         nonlocal done
@@ -148,22 +157,19 @@ def loglikelihoods(
     if not _can_share(model, longest):
         order = sorted((i for indices in by_context.values() for i in indices), key=lambda i: -_length(requests[i]))
         for batch in _chunks(order, batch_size):
-            note(batch, _score_plainly(model, [requests[index] for index in batch], device))
+            note(batch, kept.or_else(partial(_score_plainly, model, [requests[index] for index in batch], device)))
         return scores
 
     shared = _shared_beginning(list(by_context))
     prefix = _Cache.of(model, shared, device) if shared else None
-    alone = [indices[0] for indices in by_context.values() if len(indices) == 1]
-    alone.sort(key=lambda index: -_length(requests[index]))
-    for batch in _chunks(alone, batch_size):
+
+    def ask_alone(batch: Sequence[int]) -> list[float]:
         rows = [(*requests[index].context[len(shared) :], *requests[index].continuation[:-1]) for index in batch]
         targets = [requests[index].continuation for index in batch]
         logits, _ = _forward(model, rows, prefix, device, keep=max(map(len, targets)))
-        note(batch, _sums(logits[:, -max(map(len, targets)) :], targets).tolist())
+        return _sums(logits[:, -max(map(len, targets)) :], targets).tolist()
 
-    groups = [indices for indices in by_context.values() if len(indices) > 1]
-    groups.sort(key=lambda indices: -len(requests[indices[0]].context))
-    for batch in _chunks(groups, batch_size):
+    def ask_groups(batch: Sequence[list[int]]) -> list[float]:
         rows = [requests[indices[0]].context[len(shared) :] for indices in batch]
         logits, cache = _forward(model, rows, prefix, device, keep=1)
         first = logits[:, -1].float().log_softmax(-1).double()
@@ -181,7 +187,16 @@ def loglikelihoods(
             logits, _ = _forward(model, [tail[:-1] for tail in tails], cache.select([row for row, _ in part]), device)
             for (_, index), rest in zip(part, _sums(logits, [tail[1:] for tail in tails]), strict=True):
                 values[index] = values[index] + rest
-        note(values, torch.stack(list(values.values())).tolist())
+        return torch.stack(list(values.values())).tolist()
+
+    alone = [indices[0] for indices in by_context.values() if len(indices) == 1]
+    alone.sort(key=lambda index: -_length(requests[index]))
+    for batch in _chunks(alone, batch_size):
+        note(batch, kept.or_else(partial(ask_alone, batch)))
+    groups = [indices for indices in by_context.values() if len(indices) > 1]
+    groups.sort(key=lambda indices: -len(requests[indices[0]].context))
+    for batch in _chunks(groups, batch_size):
+        note([index for indices in batch for index in indices], kept.or_else(partial(ask_groups, batch)))
     return scores
 
 
@@ -207,14 +222,18 @@ def token_scores(
     batch_size: int,
     progress: Progress = silent,
     what: str = "scoring",
+    scratch: Path | None = None,
 ) -> list[TokenScores]:
     """Returns the scores of every token of every continuation; see `loglikelihoods` for the arguments."""
     device = next(model.parameters()).device
     scores = [TokenScores([], [], [], [])] * len(requests)
     order = sorted(range(len(requests)), key=lambda index: -_length(requests[index]))
     done = 0
-    for batch in _chunks([index for index in order if requests[index].continuation], batch_size):
+    kept = Kept(scratch, what, batch_size, requests)
+
+    def ask(batch: Sequence[int]) -> list[dict[str, Any]]:
         logits = _read_plainly(model, [requests[index] for index in batch], device)
+        answers = []
         for row, index in enumerate(batch):
             context, continuation = requests[index].context, requests[index].continuation
             logs = logits[row, len(context) - 1 : len(context) - 1 + len(continuation)].float().log_softmax(-1)
@@ -222,12 +241,15 @@ def token_scores(
             means = (shares * logs).sum(-1)
             spread = ((shares * logs.square()).sum(-1) - means.square()).clamp(min=0).sqrt()
             wanted = torch.tensor(continuation, device=device)
-            scores[index] = TokenScores(
-                logs.gather(-1, wanted.unsqueeze(-1)).squeeze(-1).tolist(),
-                means.tolist(),
-                spread.tolist(),
-                (logs.argmax(-1) == wanted).tolist(),
-            )
+            chosen = logs.gather(-1, wanted.unsqueeze(-1)).squeeze(-1)
+            greedy = logs.argmax(-1) == wanted
+            found = {"loglikelihoods": chosen, "means": means, "deviations": spread, "greedy": greedy}
+            answers.append({name: values.tolist() for name, values in found.items()})
+        return answers
+
+    for batch in _chunks([index for index in order if requests[index].continuation], batch_size):
+        for index, found in zip(batch, kept.or_else(partial(ask, batch)), strict=True):
+            scores[index] = TokenScores(**found)
         done += len(batch)
         progress(what, done, len(requests))
     return scores
@@ -243,6 +265,7 @@ def complete(
     batch_size: int,
     progress: Progress = silent,
     what: str = "generating",
+    scratch: Path | None = None,
 ) -> list[Ids]:
     """Returns the greedy completion of every prompt, in the order of the prompts.
 
@@ -256,21 +279,57 @@ def complete(
         batch_size: How many prompts go through the model at once.
         progress: Told after every batch.
         what: The name of the work, for `progress`.
+        scratch: Where finished batches of this model are kept, so that a killed attempt goes on where it was.
     """
     device = next(model.parameters()).device
     completions: list[Ids] = [()] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     shared = _can_share(model, max(map(len, prompts), default=0) + max_new_tokens)
+    ask = _complete if shared else _complete_plainly
     done = 0
+    kept = Kept(scratch, what, batch_size, [max_new_tokens, sorted(stop), *prompts])
     for batch in _chunks(order, batch_size):
         rows = [prompts[index] for index in batch]
         for index, ids in zip(
-            batch, (_complete if shared else _complete_plainly)(model, rows, max_new_tokens, stop, device), strict=True
+            batch, kept.or_else(partial(ask, model, rows, max_new_tokens, stop, device)), strict=True
         ):
-            completions[index] = ids
+            completions[index] = tuple(ids)
         done += len(batch)
         progress(what, done, len(prompts))
     return completions
+
+
+class Kept:
+    """The answers of finished batches, as JSON lines in a scratch directory, for whoever is asked the same again.
+
+    The next batch gets the next line, so batches must come in the same order; their size and everything asked are in
+    the file's name. Without a scratch directory nothing is kept.
+    """
+
+    def __init__(self, scratch: Path | None, what: str, batch_size: int, asked: Sequence[Any]) -> None:
+        self._answers: deque[Any] = deque()
+        self._file: Path | None = None
+        if scratch is None:
+            return
+        name = hashlib.sha256(f"{what}:{batch_size}".encode())
+        for one in asked:
+            name.update(repr(one).encode())
+        scratch.mkdir(parents=True, exist_ok=True)
+        self._file = scratch / f"{name.hexdigest()[:16]}.jsonl"
+        if self._file.exists():
+            whole = self._file.read_bytes().rpartition(b"\n")[0].splitlines()  # a kill may have torn the last line
+            self._answers.extend(json.loads(line) for line in whole)
+            os.truncate(self._file, sum(len(line) + 1 for line in whole))
+
+    def or_else(self, ask: Callable[[], list[Any]]) -> list[Any]:
+        """Returns the kept answers of the next batch, or else asks, and keeps what comes."""
+        if self._answers:
+            return self._answers.popleft()
+        answers = ask()
+        if self._file is not None:
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(answers) + "\n")
+        return answers
 
 
 def _complete(

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from pydantic import model_validator
+
 from spunge.data import hub_refusal, locate
 from spunge.errors import ModelError
 from spunge.settings import Settings
@@ -36,6 +38,12 @@ class LanguageModel(Settings):
     """What the weights are computed in; `auto` is the checkpoint's own."""
     trust_remote_code: bool = False
     """Run the model repository's own Python code: only for one you have read, with a revision."""
+
+    @model_validator(mode="after")
+    def _code_is_pinned(self) -> LanguageModel:
+        if self.trust_remote_code and self.revision is None and not locate(self.id).is_dir():
+            raise ValueError("trust_remote_code: say which revision of the code you have read, as `revision`")
+        return self
 
     def directory(self, *, weights: bool = True) -> Path:
         """Returns the local directory, fetched from the hub when the id is no directory.
@@ -71,6 +79,11 @@ class LanguageModel(Settings):
         """Returns `fingerprint` with that of the weights; nothing for a model on the hub, which may be here in part."""
         return {} if self._local() is None else {"fingerprint": self.checkpoint().fingerprint()}
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer lies beside the configuration."""
+        return any(any(self.directory(weights=False).glob(name)) for name in ("tokenizer*", "vocab*", "*.tiktoken"))
+
     def _local(self) -> Path | None:
         """Returns the directory that the id names, or None for a hub id."""
         path = locate(self.id)
@@ -90,13 +103,20 @@ class LanguageModel(Settings):
             refused = hub_refusal(error, self.id)
             raise ModelError(f"{self.id}: neither a local directory nor to be had from the hub: {refused}") from error
 
-    def digest(self) -> str:
-        """The sha256 over the weights, the configuration and the tokenizer, by file name; fetches no weights."""
+    def digest(self, *, weights: bool = True) -> str:
+        """The sha256 over the weights, the configuration and the tokenizer, by file name; fetches no weights.
+
+        Args:
+            weights: Whether those of a local model must be there; a plan can do without.
+
+        Raises:
+            ModelError: They are not.
+        """
         directory = self.directory(weights=False)
-        weights = self._hub_digests() if self._local() is None else None
-        if weights is None:
+        known = self._hub_digests() if self._local() is None else None
+        if known is None and weights:
             self.checkpoint()  # all shards must be there
-        hashes = weights or {}
+        hashes = known or {}
         for file in directory.iterdir():
             if file.name not in hashes and any(file.match(pattern) for pattern in _WEIGHTS) and file.is_file():
                 with file.open("rb") as stream:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 from filelock import FileLock, Timeout
@@ -18,9 +19,10 @@ from filelock import FileLock, Timeout
 from spunge import data, items, report, sweep
 from spunge import experiment as recipe
 from spunge.data import Corpus, concatenate
-from spunge.errors import ArtifactError, DataError, RecipeError, SpungeError
+from spunge.errors import ArtifactError, DataError, RecipeError, SpungeError, redacted
 from spunge.executors import Executor, Task
-from spunge.executors.local import Local
+from spunge.executors.cluster import Cluster
+from spunge.executors.local import Local, slots
 from spunge.experiment import Experiment, ForgetSet
 from spunge.interfaces import RETAIN, Evaluator, Forecast, Progress, Splitter, Work, scale_of, silent
 from spunge.language_model import Resident
@@ -59,8 +61,7 @@ def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
     Returns:
         The variants, and what they were evaluated to.
     """
-    base = Base(experiment.model)
-    forget, retain = rows.forget, rows.retain
+    base, forget, retain = Base(experiment.model, rows.weights), rows.forget, rows.retain
     controls = set(experiment.controls)
     evaluators = sweep.on_test(experiment.evaluate) if experiment.sweep else experiment.evaluate
     outcome = Outcome()
@@ -137,6 +138,8 @@ def run(
     device: str = "auto",
     dtype: str | None = None,
     jobs: int = 1,
+    executor: Literal["local", "ray"] = "local",
+    address: str = "auto",
     progress: Progress = silent,
     told: Told = unheard,
     command: str = "",
@@ -148,7 +151,9 @@ def run(
         out: The runs root; the run's own directory in it is named after the experiment.
         device: A torch device, or `auto`.
         dtype: What to compute in; None is the model's own.
-        jobs: Processes to run independent tasks in.
+        jobs: Processes to run independent tasks in; with `cuda` each has a GPU of its own, as far as there are.
+        executor: `local`, or `ray` for the hosts of a cluster.
+        address: The Ray cluster's `host:port`.
         progress: Told of every step.
         told: Told of the run's events: `planned`, with its `steps`, and `finished`, with the task that has ended.
         command: What the user typed, noted in the report.
@@ -159,7 +164,7 @@ def run(
     Raises:
         SpungeError: Something is missing or wrong; the message says what.
     """
-    device = choose_device(device)
+    device = choose_device(device) if executor == "local" or device != "cuda" else device
     if dtype is not None:  # it can move a result, so it is part of what is run
         experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update={"dtype": dtype})})
     rows = load(experiment)
@@ -167,15 +172,15 @@ def run(
     flow(experiment, rows, planned)  # what is wrong is found before anything is written
     directory = Path(out) / experiment.name
     with _locked(directory):
-        replace_text(directory / "recipe.yaml", recipe.dump(experiment))
+        replace_text(directory / "recipe.yaml", redacted(recipe.dump(experiment)))
         journal = Journal(directory, experiment, device, command, told)
         store = Store(Path(out) / "store")
-        executor = Local(store, device, jobs, progress, journal.note)
+        where = _executor(executor, store, device, jobs, address, progress, journal.note)
         try:
             journal.write("running")
             told("planned", {"steps": planned.steps})
-            with executor:
-                outcome = flow(experiment, rows, executor)
+            with where:
+                outcome = flow(experiment, rows, where)
             write_items(directory, outcome.evaluations)
         except BaseException as error:
             with suppress(ArtifactError):  # on a full disk the first error is the one to tell
@@ -184,6 +189,20 @@ def run(
         journal.write("done", outcome)
         report.write(directory)
     return directory
+
+
+def _executor(
+    kind: Literal["local", "ray"],
+    store: Store,
+    device: str,
+    jobs: int,
+    address: str,
+    progress: Progress,
+    finished: Callable[[Task, Artifact], None],
+) -> Local | Cluster:
+    if kind == "local":
+        return Local(store, slots(device, jobs), progress, finished)
+    return Cluster(Store(store.root.absolute()), device, address, progress, finished)
 
 
 @contextmanager
@@ -209,17 +228,22 @@ class Rows:
 
     forget: Corpus
     retain: Corpus | None
+    weights: bool = True
+    """Whether the model's weights must be there."""
 
 
-def load(experiment: Experiment) -> Rows:
+def load(experiment: Experiment, *, weights: bool = True) -> Rows:
     """Reads an experiment's rows, once for its plan and its run; refuses evaluations whose items cannot be had.
+
+    Args:
+        experiment: The recipe.
+        weights: Whether the model's weights must be there: not for a plan.
 
     Raises:
         DataError: A source, a column or a row is missing.
     """
-    rows = Rows(
-        data.load(experiment.forget.sources), data.load(experiment.retain.sources) if experiment.retain else None
-    )
+    retain = data.load(experiment.retain.sources) if experiment.retain else None
+    rows = Rows(data.load(experiment.forget.sources), retain, weights)
     known = experiment.evaluate
     for evaluator in [*sweep.on_test(known), *sweep.on_validation(known)] if experiment.sweep else known:
         check_items(evaluator)
@@ -231,8 +255,12 @@ class Planned:
     """An executor that runs nothing but splits, and says for every other task whether and why it would run."""
 
     store: Store
+    sized: bool = False
+    """Whether to estimate what every task takes."""
     steps: list[dict[str, Any]] = field(default_factory=list)
     work: Work = field(default_factory=lambda: Work(Resident(), Path(), Path()))
+    tasks: list[Task] = field(default_factory=list)
+    _changed: dict[str, int] = field(default_factory=dict)
 
     def run(self, tasks: Sequence[Task]) -> list[Artifact]:
         """Returns what is in the store, and promises for the rest."""
@@ -248,22 +276,71 @@ class Planned:
                 reused=False,
             )
         reused = found is not None and found.reused
-        forecast = task.forecast(self.work) if isinstance(task, Unlearn) and not reused else Forecast()
+        forecast, flops = self._forecast(task, reused)
         self.steps.append({
             "stage": task.stage, "name": task.name, "seed": task.seed, "key": key(task.stage, inputs),
             "status": "reused" if reused else "computed",
             "why": [] if reused else self.store.why(task.stage, inputs),
-            "memory": forecast.memory, "disk": forecast.disk, "notes": forecast.notes,
+            "memory": forecast.memory, "disk": forecast.disk, "notes": forecast.notes, "flops": flops,
         })  # fmt: skip
+        self.tasks.append(task)
         return found or Artifact(
             self.store.root / task.stage / key(task.stage, inputs), {"key": key(task.stage, inputs)}
         )
+
+    def _forecast(self, task: Task, reused: bool) -> tuple[Forecast, float | None]:
+        """What a task takes, as far as the method, or the model's configuration and the rows, say."""
+        own, size = Forecast(), None
+        if isinstance(task, Unlearn) and not reused and (not self.sized or task.base.model.has_tokenizer):
+            own = task.forecast(self.work)
+        if self.sized and (not reused or isinstance(task, Unlearn)):
+            from spunge import sizes
+
+            size = sizes.size_of(task, self._changed)
+            self._changed[key(task.stage, task.inputs)] = size.changed if size else 0
+        if size is None or reused:
+            return own, None
+        memory = own.memory if own.memory is not None else size.memory
+        return replace(own, memory=memory, disk=own.disk if own.disk is not None else size.disk), size.flops
 
 
 def plan(experiment: Experiment, *, out: str | Path = "runs") -> list[dict[str, Any]]:
     """Says for every task whether it would be reused or computed, why (the fields that differ), and what it takes."""
     planned = Planned(Store(Path(out) / "store"))
     flow(experiment, load(experiment), planned)
+    return planned.steps
+
+
+def forecast(
+    experiment: Experiment, *, out: str | Path = "runs", device: str = "auto", memory: int | None = None
+) -> list[dict[str, Any]]:
+    """Returns the plan with what every task that would run takes, from the model's configuration and the rows alone.
+
+    Each step gains `seconds` (None where it cannot be told) and `advice`: what to change where a task does not fit into
+    the memory of the device, or what all of them leave not onto the disk.
+
+    Args:
+        experiment: The recipe; of its model only the configuration is read.
+        out: The runs root.
+        device: The torch device that is planned for.
+        memory: Bytes to plan for instead of what is free on the device.
+    """
+    from spunge import sizes
+    from spunge.steering.estimate import free_memory
+
+    planned = Planned(Store(Path(out) / "store"), sized=True)
+    flow(experiment, load(experiment, weights=False), planned)
+    device = choose_device(device)
+    room = memory if memory is not None else free_memory(device)
+    existing = next(path for path in (Path(out).absolute(), *Path(out).absolute().parents) if path.exists())
+    disk = shutil.disk_usage(existing).free
+    for step, task in zip(planned.steps, planned.tasks, strict=True):
+        flops = step.pop("flops")
+        step["seconds"] = None if flops is None else flops / sizes.rate(device, experiment.model.dtype)
+        step["advice"] = sizes.advice(task, step["memory"], room)
+        disk -= step["disk"] or 0
+        if disk < 0:
+            step["advice"] = "the disk is full by then: give an --out with more room, or see `spunge store gc`"
     return planned.steps
 
 
@@ -505,7 +582,7 @@ class Journal:
             "environment": environment(self.device),
             "warnings": [*self._cautions(), *warnings], "not_run": [],
         }  # fmt: skip
-        replace_text(self.directory / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+        replace_text(self.directory / "manifest.json", redacted(json.dumps(manifest, indent=1, ensure_ascii=False)))
 
     def _cautions(self) -> list[str]:
         """What a reader of the comparisons must know of the recipe."""

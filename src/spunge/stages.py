@@ -55,11 +55,13 @@ class Base:
     """The base model with its digest, read once."""
 
     model: LanguageModel
+    weights: bool = True
+    """Whether they must be there: False for a plan, which reads the configuration alone."""
 
     @property
     def digest(self) -> str:
         """Of weights, configuration and tokenizer."""
-        return digest(self.model)
+        return digest(self.model, weights=self.weights)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -404,9 +406,9 @@ def _class(kind: type) -> str | list[str]:
     return [f"{kind.__module__}:{kind.__qualname__}", hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()]
 
 
-def digest(model: LanguageModel) -> str:
-    """Returns the digest of a model's files, read once in a process."""
-    return _remembered(model.model_dump_json(), model.digest)
+def digest(model: LanguageModel, *, weights: bool = True) -> str:
+    """Returns the digest of a model's files, read once in a process; see `LanguageModel.digest`."""
+    return _remembered(f"{model.model_dump_json()} {weights}", lambda: model.digest(weights=weights))
 
 
 def _fingerprint(source: Source) -> str:

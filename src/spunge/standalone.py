@@ -60,12 +60,13 @@ def unlearn(
     rows = _topics(forget)
     name = f"subset:{next(iter(forget))}" if len(forget) == 1 and "" not in forget else "forget"
     task = Unlearn("subset", name, base, unlearner, rows, data.load(retain) if retain else None, seed)
+    asked = key(task.stage, task.inputs)
     with _together(unlearner, device) as (device, first), ExitStack() as stack:
         if not first:
             elsewhere = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            task.make(Work(Resident(device), elsewhere, _scratch_of(out, task), seed))
+            task.make(Work(Resident(device), elsewhere, _scratch_of(out, asked), seed))
             return TaskVector({})
-        directory, scratch = stack.enter_context(new_directory(out)), stack.enter_context(_scratch(out, task))
+        directory, scratch = stack.enter_context(new_directory(out)), stack.enter_context(_scratch(out, asked))
         noted = task.make(Work(Resident(device, shared=False), directory, scratch, seed, progress))
         trained = TaskVector.load(directory)
         scaled = replace(trained.scaled(scale_of(unlearner)), provenance={**trained.provenance, **noted})
@@ -167,14 +168,18 @@ def evaluate(
     if task_vector is not None:
         checkpoint = base.model.checkpoint()
         merging.check_base({str(task_vector): merging.open_variant(task_vector, checkpoint)}, checkpoint)
-        name, artifact = "unlearned", Artifact(task_vector, {"key": str(task_vector.resolve())})
+        content = LanguageModel(id=str(task_vector)).digest(weights=False)
+        name, artifact = "unlearned", Artifact(task_vector, {"key": content})
     variant = Variant(name, "base" if artifact is None else "subset", 0, artifact)
     resident = Resident(choose_device(device))
-    with new_directory(out) as directory:
+    tasks = [Evaluate(variant, evaluator, base) for evaluator in evaluators]
+    asked = key("evaluate", {"tasks": [task.inputs for task in tasks]})
+    with new_directory(out) as directory, _scratch(out, asked) as scratch:
         tables = []
-        for evaluator in evaluators:
-            task = Evaluate(variant, evaluator, base)
-            task.make(Work(resident, directory, directory, 0, progress))
+        for task in tasks:
+            answers = scratch / key(task.stage, task.inputs)
+            answers.mkdir(exist_ok=True)
+            task.make(Work(resident, directory, answers, 0, progress))
             tables.append(pl.read_parquet(directory / "items.parquet"))
         items = pl.concat(tables).select(pl.lit(name).alias("variant"), pl.lit(0).alias("seed"), pl.all())
         items.write_parquet(directory / "items.parquet")
@@ -282,9 +287,9 @@ def _together(settings: Settings, device: str) -> Iterator[tuple[str, bool]]:
 
 
 @contextmanager
-def _scratch(out: Path, task: Unlearn) -> Iterator[Path]:
+def _scratch(out: Path, name: str) -> Iterator[Path]:
     """Where a killed attempt leaves its checkpoints; gone after success, and after a mistake."""
-    scratch = _scratch_of(out, task)
+    scratch = _scratch_of(out, name)
     scratch.mkdir(parents=True, exist_ok=True)
     try:
         yield scratch
@@ -300,5 +305,5 @@ def _scratch(out: Path, task: Unlearn) -> Iterator[Path]:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _scratch_of(out: Path, task: Unlearn) -> Path:
-    return out.parent / f".{out.name}.{key(task.stage, task.inputs)}"
+def _scratch_of(out: Path, name: str) -> Path:
+    return out.parent / f".{out.name}.{name}"

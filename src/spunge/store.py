@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spunge.errors import ArtifactError
+from spunge.errors import ArtifactError, redacted
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -93,6 +93,7 @@ class Store:
                 "seconds": round(time.perf_counter() - started, 3),
                 "files": {str(file.relative_to(building)): _digest(file) for file in _files(building) if file != own},
             }
+            manifest = json.loads(redacted(json.dumps(manifest, ensure_ascii=False)))
             manifest["checksum"] = _checksum(manifest)
             own.write_text(json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
             _sync(building)
@@ -108,27 +109,38 @@ class Store:
             shutil.rmtree(building, ignore_errors=True)
         return Artifact(final, manifest, reused=False)
 
-    @contextlib.contextmanager
-    def scratch(self, name: str) -> Iterator[Path]:
-        """A directory for what outlives a killed attempt at an artifact: checkpoints, answers so far.
+    def scratch(self, name: str) -> Path:
+        """Returns a new directory for what outlives a killed attempt at an artifact: checkpoints, answers so far.
 
         Each attempt has its own, so that two at once do not write into each other's files. A new one takes over what a
-        dead one on this machine left, and copies what one elsewhere, dead or cut off, has so far. All go with success.
+        dead one on this machine left, and copies what one elsewhere, dead or cut off, has so far.
         """
         attempts = self.root / ".scratch" / name
         own = attempts / _unique()
-        try:
-            attempts.mkdir(parents=True, exist_ok=True)
-            _inherit(attempts, own)
-        except OSError as error:
-            raise ArtifactError(f"{self.root}: the store cannot be written: {error.strerror or error}") from error
-        try:
-            yield own
-        except BaseException:
-            _remove_empty(own, attempts, attempts.parent)
-            raise
-        shutil.rmtree(attempts, ignore_errors=True)
-        _remove_empty(attempts.parent)
+        for left in _newest_first(attempts):
+            if _dead(left.name):
+                with contextlib.suppress(FileNotFoundError):  # another attempt was quicker
+                    left.rename(own)
+                    return own
+        while True:
+            with contextlib.suppress(FileNotFoundError):  # another attempt tidied up between parent and child
+                own.mkdir(parents=True)
+                break
+        for left in [left for left in _newest_first(attempts) if left != own][:1]:
+            for file in _files(left):
+                with contextlib.suppress(FileNotFoundError):  # replaced or removed meanwhile
+                    (own / file.relative_to(left)).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, own / file.relative_to(left))
+        return own
+
+    def tidy(self, name: str, *, done: bool) -> None:
+        """Removes the scratch directories of an artifact that is published; of another, those that are empty."""
+        attempts = self.root / ".scratch" / name
+        if done:  # an attempt that is still at work will not need its own: it takes the artifact that is there
+            shutil.rmtree(attempts, ignore_errors=True)
+        for path in (*_listed(attempts), attempts, attempts.parent):
+            with contextlib.suppress(OSError):  # not empty: something to continue from, or another's place
+                path.rmdir()
 
     def contents(self) -> Iterator[Artifact]:
         """Yields every artifact by stage and key; one whose manifest cannot be read has an empty one."""
@@ -156,7 +168,7 @@ class Store:
 
     def manifests(self, stage: str) -> Iterator[Mapping[str, Any]]:
         """Yields the manifest of every finished artifact of a stage, the newest first."""
-        for path in sorted(_listed(self.root / stage), key=lambda path: path.stat().st_mtime, reverse=True):
+        for path in _newest_first(self.root / stage):
             manifest = _read(path / MANIFEST)
             if manifest is not None and isinstance(manifest.get("inputs"), dict):
                 yield manifest
@@ -248,10 +260,10 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _listed(directory: Path) -> list[Path]:
-    """The directories in a directory, without hidden ones."""
-    if not directory.is_dir():
-        return []
-    return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """The directories in a directory, without hidden ones; none if there is no such directory (any more)."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return []
 
 
 def _digest(file: Path) -> dict[str, Any]:
@@ -261,7 +273,7 @@ def _digest(file: Path) -> dict[str, Any]:
 
 def _checksum(manifest: Mapping[str, Any]) -> str:
     """The sha256 of a manifest as it is read back, its own checksum apart."""
-    plain = json.loads(json.dumps({name: part for name, part in manifest.items() if name != "checksum"}))
+    plain = {name: part for name, part in manifest.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
@@ -274,24 +286,13 @@ def _sweep(final: Path) -> None:
             left.unlink(missing_ok=True)
 
 
-def _inherit(attempts: Path, own: Path) -> None:
-    others = sorted(_listed(attempts), key=lambda path: path.stat().st_mtime, reverse=True)
-    for left in (other for other in others if _dead(other.name)):
-        with contextlib.suppress(FileNotFoundError):  # another attempt was quicker
-            left.rename(own)
-            return
-    own.mkdir()
-    for file in _files(others[0]) if others else []:
-        copy = own / file.relative_to(others[0])
-        with contextlib.suppress(FileNotFoundError):  # replaced or removed meanwhile
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
+def _newest_first(directory: Path) -> list[Path]:
+    def changed(path: Path) -> float:
+        with contextlib.suppress(OSError):
+            return path.stat().st_mtime
+        return 0.0
 
-
-def _remove_empty(*directories: Path) -> None:
-    for path in directories:
-        with contextlib.suppress(OSError):  # not empty: something to continue from, or another's place
-            path.rmdir()
+    return sorted(_listed(directory), key=changed, reverse=True)
 
 
 def _unwritable(error: Exception, root: Path) -> str | None:
@@ -342,8 +343,7 @@ def _damage(manifest: Mapping[str, Any], path: Path, name: str, content: Callabl
 
 def _set_aside(final: Path) -> None:
     """Moves a damaged artifact out of the way, with a warning; it is kept, to be looked into, until gc."""
-    damage = _damage_of(final)
-    if damage is None or not final.exists():
+    if not final.exists() or (damage := _damage_of(final)) is None:
         return
     aside = final.with_name(f"{_DAMAGED}{final.name}.{_unique()}")
     with contextlib.suppress(FileNotFoundError):  # another run was quicker
@@ -359,7 +359,9 @@ def _set_aside(final: Path) -> None:
 
 
 def _sync(directory: Path) -> None:
+    """Brings files to the disk, each as open to others as its directory: some libraries write for the owner alone."""
     for file in _files(directory):
+        file.chmod(directory.stat().st_mode & 0o666)
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
 

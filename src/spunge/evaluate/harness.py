@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import polars as pl
 from pydantic import Field
 
 from spunge import data, items
@@ -26,6 +27,7 @@ from spunge.data import Source
 from spunge.errors import DataError, MissingExtra, RecipeError
 from spunge.interfaces import Evaluator, ItemTable, LoadedVariant, Work
 from spunge.items import Item, Measured
+from spunge.store import replaced
 
 SUITES: Mapping[str, tuple[tuple[str, int], ...]] = {
     "paper-ten": (
@@ -90,13 +92,17 @@ class Harness(Evaluator):
         evaluator, manager = _lm_eval(), _manager(self.planned())
         from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
-        measured: list[Measured] = []
+        tables: list[ItemTable] = []
         planned = self.planned()
         with prompt_cache(), data_sets(self.offline_root), _log_to(work.scratch / "lm_eval.log"):
             # A model in memory keeps its own batch size: the one given to `simple_evaluate` is ignored for it.
             model = HFLM(pretrained=variant.model, tokenizer=variant.tokenizer, batch_size=self.batch_size)
             for number, (task, shots) in enumerate(planned):
                 work.progress(f"{self.suite}: {task}", number, len(planned))
+                done = work.scratch / f"task_{number}.parquet"
+                if done.exists():  # by an attempt that was killed later
+                    tables.append(pl.read_parquet(done))
+                    continue
                 results = evaluator.simple_evaluate(
                     model,
                     tasks=[task],
@@ -106,10 +112,16 @@ class Harness(Evaluator):
                     task_manager=manager,
                     fewshot_random_seed=self.fewshot_seed,
                 )
-                for name, samples in sorted(results["samples"].items()):
-                    measured += read_samples(name, samples, self.attributes)
+                measured = [
+                    one
+                    for name, samples in sorted(results["samples"].items())
+                    for one in read_samples(name, samples, self.attributes)
+                ]
+                tables.append(items.table(self.suite, measured))
+                with replaced(done) as temporary:
+                    tables[-1].write_parquet(temporary)
         work.progress(self.suite, len(planned), len(planned))
-        return items.table(self.suite, measured)
+        return pl.concat(tables)
 
     def planned(self) -> list[tuple[str, int | None]]:
         """Returns the lm-eval tasks to run, each with its number of solved examples."""

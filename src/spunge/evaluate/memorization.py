@@ -78,7 +78,12 @@ class Memorization(Evaluator):
         if not all(text.strip() for _, text in pairs):
             raise DataError(f"{self.sources[0].path}: a row has an empty response or text; remove it")
         scores = inference.token_scores(
-            variant.model, requests, batch_size=self.batch_size, progress=work.progress, what=self.suite
+            variant.model,
+            requests,
+            batch_size=self.batch_size,
+            progress=work.progress,
+            what=self.suite,
+            scratch=work.scratch,
         )
         written = [""] * len(loaded)
         if self.generate:
@@ -89,6 +94,7 @@ class Memorization(Evaluator):
                 stop=inference.end_tokens(variant.model, variant.tokenizer),
                 batch_size=self.batch_size,
                 progress=work.progress,
+                scratch=work.scratch,
             )
             written = [
                 str(variant.tokenizer.decode(list(ids[: len(request.continuation)]), skip_special_tokens=True))

@@ -302,7 +302,9 @@ def _score(
     fitted = [inference.fit(request, longest) for request in inference.encode_pairs(variant.tokenizer, pairs)]
     requests, cut = [request for request, _ in fitted], iter([was_cut for _, was_cut in fitted])
     scores = iter(
-        inference.loglikelihoods(variant.model, requests, batch_size=batch_size, progress=work.progress, what=what)
+        inference.loglikelihoods(
+            variant.model, requests, batch_size=batch_size, progress=work.progress, what=what, scratch=work.scratch
+        )
     )
     measured = []
     for question in questions:

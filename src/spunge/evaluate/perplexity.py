@@ -75,7 +75,12 @@ class Perplexity(Evaluator):
             requests += [inference.Request(context, continuation) for context, continuation in parts]
             owners += [number] * len(parts)
         scores = inference.loglikelihoods(
-            variant.model, requests, batch_size=self.batch_size, progress=work.progress, what=self.suite
+            variant.model,
+            requests,
+            batch_size=self.batch_size,
+            progress=work.progress,
+            what=self.suite,
+            scratch=work.scratch,
         )
         nll, tokens = [0.0] * len(loaded), [0] * len(loaded)
         for owner, request, score in zip(owners, requests, scores, strict=True):

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -105,6 +106,7 @@ class Toxicity(Evaluator):
             stop_at_newline=self.stop_at_newline,
             batch_size=self.batch_size,
             progress=work.progress,
+            scratch=work.scratch,
         )
         whole = self.classified == "prompt_and_completion"
         texts = [one.prompt + one.text if whole else one.text for one in completions]
@@ -114,7 +116,8 @@ class Toxicity(Evaluator):
             model, tokenizer = work.resident.cached(
                 ("judge", handle.model_dump_json()), lambda: (handle.load(device=work.device), handle.load_tokenizer())
             )
-            fluency = [*judge(model, tokenizer, completions, batch_size=self.batch_size, progress=work.progress)]
+            options: Any = {"batch_size": self.batch_size, "progress": work.progress, "scratch": work.scratch}
+            fluency = [*judge(model, tokenizer, completions, **options)]
         measured = []
         for item, one, score, judged in zip(loaded, completions, scores, fluency, strict=True):
             values = measure(one, score, judged, self.threshold)
@@ -183,6 +186,7 @@ def generate(
     stop_at_newline: bool = False,
     batch_size: int,
     progress: Progress = silent,
+    scratch: Path | None = None,
 ) -> list[Completion]:
     """Completes every prompt greedily; the prompt is cut from the answer by its tokens, never by its text.
 
@@ -199,7 +203,13 @@ def generate(
     stops = inference.end_tokens(model, tokenizer)
     lines = newline_tokens(tokenizer) if stop_at_newline else frozenset()
     written = inference.complete(
-        model, read, max_new_tokens=max_new_tokens, stop=stops | lines, batch_size=batch_size, progress=progress
+        model,
+        read,
+        max_new_tokens=max_new_tokens,
+        stop=stops | lines,
+        batch_size=batch_size,
+        progress=progress,
+        scratch=scratch,
     )
     completions = []
     for prompt, ids, kept, new in zip(prompts, whole, read, written, strict=True):
@@ -211,7 +221,11 @@ def generate(
 
 
 def classify(
-    classifier: LoadedClassifier, texts: Sequence[str], *, batch_size: int, progress: Progress = silent
+    classifier: LoadedClassifier,
+    texts: Sequence[str],
+    *,
+    batch_size: int,
+    progress: Progress = silent,
 ) -> list[float]:
     """Returns the probability that each text is toxic; an empty text is not."""
     from spunge.classifying import probabilities
@@ -234,6 +248,7 @@ def judge(
     *,
     batch_size: int,
     progress: Progress = silent,
+    scratch: Path | None = None,
 ) -> list[tuple[float, int]]:
     """Returns (summed negative log-likelihood, tokens) of every completion given its prompt, by the judge's tokens."""
     from spunge import inference
@@ -241,7 +256,9 @@ def judge(
     longest = inference.window(model, tokenizer)
     pairs = inference.encode_pairs(tokenizer, [(one.prompt, one.text) for one in completions])
     requests = [inference.fit(pair, longest)[0] for pair in pairs]
-    scores = inference.loglikelihoods(model, requests, batch_size=batch_size, progress=progress, what="judging")
+    scores = inference.loglikelihoods(
+        model, requests, batch_size=batch_size, progress=progress, what="judging", scratch=scratch
+    )
     return [(-score, len(request.continuation)) for score, request in zip(scores, requests, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Runs tasks on this machine: one after the other around one resident model, or in several processes."""
+"""Runs tasks on this machine: one after the other around one resident model, or in a process for each slot."""
 
 from __future__ import annotations
 
@@ -10,32 +10,63 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
-from typing import Any
+from typing import Any, NamedTuple
 
+from spunge.errors import WorkerDied
 from spunge.executors import Task
 from spunge.interfaces import Progress, Work, silent
 from spunge.language_model import Resident
 from spunge.store import Artifact, Store, key
 
 
+class Slot(NamedTuple):
+    """A place for one process, which runs one task at a time."""
+
+    device: str = "cpu"
+    """The torch device that its tasks compute on."""
+    visible: str | None = None
+    """What CUDA_VISIBLE_DEVICES is in its process; None leaves it as it is."""
+
+
+def slots(device: str, jobs: int) -> list[Slot]:
+    """Returns as many slots as jobs; `cuda` without a number deals out the GPUs that this process sees, in turn."""
+    if device == "cpu":
+        return [Slot(device, "")] * jobs
+    if device != "cuda" or jobs == 1:
+        return [Slot(device)] * jobs
+    import torch
+
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = said.split(",") if said else [str(number) for number in range(torch.cuda.device_count())]
+    return [Slot(device, gpus[job % len(gpus)]) for job in range(jobs)]
+
+
 @dataclass
 class Local:
-    """One process, or `jobs` of them; tasks in one process share its resident model and caches. A context manager."""
+    """One process, or one for each slot; tasks in one process share its resident model and caches. A context manager.
+
+    A process that waits takes the next task, whatever it is: all of an experiment are of one base model.
+    """
 
     store: Store
-    device: str = "cpu"
-    jobs: int = 1
+    slots: Sequence[Slot] = (Slot(),)
     progress: Progress = silent
     finished: Callable[[Task, Artifact], None] = lambda task, artifact: None
     """Called for every task as it ends, in the order of the tasks."""
     _resident: Resident | None = field(default=None, init=False)
     _pool: ProcessPoolExecutor | None = field(default=None, init=False)
+    _told: Any = field(default=None, init=False)
 
     def run(self, tasks: Sequence[Task]) -> list[Artifact]:
-        """Runs the tasks that the store does not hold yet."""
+        """Runs the tasks that the store does not hold yet.
+
+        Raises:
+            WorkerDied: A process ended without a word; what others finished is kept.
+        """
         artifacts = []
         for task, artifact in zip(tasks, self._artifacts(tasks), strict=True):
             self.finished(task, artifact)
@@ -45,8 +76,8 @@ class Local:
     def _artifacts(self, tasks: Sequence[Task]) -> Iterator[Artifact]:
         missing = [place for place, task in enumerate(tasks) if self.store.find(task.stage, task.inputs) is None]
         bundles = _bundles(tasks, missing)
-        if self.jobs == 1 or not missing:
-            self._resident = self._resident or Resident(self.device)
+        if len(self.slots) == 1 or not missing:
+            self._resident = self._resident or Resident(self.slots[0].device)
             made: dict[int, Artifact] = {}
             for place in range(len(tasks)):
                 if place not in made:
@@ -62,20 +93,28 @@ class Local:
                 bundle: self._pool.submit(_build_in_worker, self.store, [tasks[place] for place in bundle])
                 for bundle in dict.fromkeys(bundles.values())
             }
-        for place in range(len(tasks)):
-            yield futures[bundles[place]].result()[bundles[place].index(place)]
+        for place, task in enumerate(tasks):
+            try:
+                yield futures[bundles[place]].result()[bundles[place].index(place)]
+            except BrokenProcessPool as error:
+                raise WorkerDied(
+                    f"{task.stage} {task.name}: a worker process was killed, most likely for want of memory: lower "
+                    "--jobs or the batch size; finished stages are kept, and the same command continues"
+                ) from error
 
     def _start_pool(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
-        told = context.SimpleQueue()
-        threads = max(1, (os.cpu_count() or 1) // self.jobs)
-        Thread(target=self._listen, args=(told,), daemon=True).start()
-        start = (self.device, threads, told)
-        return ProcessPoolExecutor(self.jobs, context, initializer=_start_worker, initargs=start)
+        self._told = context.SimpleQueue()
+        free = context.SimpleQueue()
+        for slot in self.slots:
+            free.put(slot)
+        Thread(target=self._listen, args=(self._told,), daemon=True).start()
+        start = (free, max(1, (os.cpu_count() or 1) // len(self.slots)), self._told)
+        return ProcessPoolExecutor(len(self.slots), context, initializer=_start_worker, initargs=start)
 
     def _listen(self, told: Any) -> None:
-        while True:
-            what, done, total, figures = told.get()
+        while (message := told.get()) is not None:
+            what, done, total, figures = message
             self.progress(what, done, total, **figures)
 
     def __enter__(self) -> Local:
@@ -87,6 +126,7 @@ class Local:
                 for worker in multiprocessing.active_children():
                     worker.terminate()
             self._pool.shutdown(cancel_futures=True)
+            self._told.put(None)
         self._pool = self._resident = None
 
 
@@ -144,37 +184,55 @@ def _build(
     store: Store, task: Task, resident: Resident, progress: Progress, made: Callable[[Work], Mapping[str, Any]]
 ) -> Artifact:
     inputs = task.inputs
+    name = key(task.stage, inputs)
     label = f"{task.stage} {task.name}"
 
     def told(what: str, done: int, total: int, /, **figures: float) -> None:
         progress(label, done, total, **figures)
 
     def make(directory: Path) -> dict[str, Any]:
-        with store.scratch(key(task.stage, inputs)) as scratch:
-            noted = made(Work(resident, directory, scratch, task.seed, told))
+        noted = made(Work(resident, directory, store.scratch(name), task.seed, told))
         return {
             **noted,
             "device": resident.device,
             "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
 
-    return store.build(task.stage, inputs, make)
+    done = False
+    try:
+        artifact = store.build(task.stage, inputs, make)
+        done = True
+    finally:
+        store.tidy(name, done=done)
+    return artifact
 
 
 _worker: tuple[Resident, Progress] | None = None
 
 
-def _start_worker(device: str, threads: int, told: Any) -> None:
+def _start_worker(free: Any, threads: int, told: Any) -> None:
     global _worker
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leave by the way that cleans up
+    Thread(target=_follow_parent, daemon=True).start()
+    slot: Slot = free.get()
+    if slot.visible is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible  # before torch looks for a GPU
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
 
     def tell(what: str, done: int, total: int, /, **figures: float) -> None:
         told.put((what, done, total, figures))
 
-    _worker = Resident(device), tell
+    _worker = Resident(slot.device), tell
+
+
+def _follow_parent() -> None:
+    """Ends this process when its parent is gone, killed as it may be: nobody would take what it makes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _build_in_worker(store: Store, tasks: Sequence[Task]) -> list[Artifact]:

@@ -27,8 +27,9 @@ REFUSED = {
 
 
 def _refuse(settings: Any) -> Any:
-    if isinstance(settings, dict) and settings.get("method") in REFUSED:
-        raise ValueError(REFUSED[settings["method"]])
+    named = settings.get("method") if isinstance(settings, dict) else None
+    if isinstance(named, str) and named in REFUSED:
+        raise ValueError(REFUSED[named])
     return settings
 
 

@@ -6,7 +6,9 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import time
+import warnings
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,7 +61,11 @@ class Run:
         """Takes up the saved state of the same training, if there is one."""
         if not self.path.exists():
             return
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            warnings.warn(f"{self.path}: damaged, so the run begins anew: {error}", RuntimeWarning, stacklevel=3)
+            return
         if state["fingerprint"] != self.fingerprint:
             return
         self._set(state["parameters"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import polars as pl
@@ -18,7 +19,7 @@ from spunge.interfaces import Evaluator
 if TYPE_CHECKING:
     from torch import nn
 
-    from spunge.interfaces import ItemTable
+    from spunge.interfaces import ItemTable, Work
 
 Asked = Annotated[MultipleChoice | Toxicity | Perplexity | Memorization, Field(discriminator="method")]
 """A suite that an attacked variant is asked."""
@@ -54,6 +55,11 @@ def restored(module: nn.Module) -> Iterator[None]:
                 parameter.copy_(value)
                 parameter.requires_grad_(wanted)
                 parameter.grad = None
+
+
+def apart(work: Work, attack: str) -> Work:
+    """Returns the work with a scratch directory of its own: an attacked model's answers are another model's."""
+    return replace(work, scratch=work.scratch / attack)
 
 
 def under(table: ItemTable, suite: str, attack: str) -> ItemTable:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import polars as pl
 from pydantic import Field
 
-from spunge.evaluate.robustness.attacked import Attack, restored, under
+from spunge.evaluate.robustness.attacked import Attack, apart, restored, under
 from spunge.interfaces import ItemTable, LoadedVariant, Work
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Quantization(Attack):
                     if isinstance(module, nn.Linear) and module is not variant.model.get_output_embeddings():
                         module.weight.copy_(quantized(module.weight, code, self.block))
                         work.progress(f"{self.suite}: {code} {name}", 0, 1)
-                tables.append(under(self.of.evaluate(variant, work), self.suite, code))
+                tables.append(under(self.of.evaluate(variant, apart(work, code)), self.suite, code))
         return pl.concat(tables)
 
 

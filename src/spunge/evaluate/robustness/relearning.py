@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from spunge import data
 from spunge.data import Source, item_id
 from spunge.errors import DataError, TrainingDiverged
-from spunge.evaluate.robustness.attacked import Attack, restored, under
+from spunge.evaluate.robustness.attacked import Attack, apart, restored, under
 from spunge.interfaces import ItemTable, LoadedVariant, Work
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ class Relearning(Attack):
                     optimizer.zero_grad()
                     done += 1
                     work.progress(f"{self.suite}: relearning", done, self.steps[-1], loss=loss.item())
-                tables.append(under(self.of.evaluate(variant, work), self.suite, f"{stop} steps"))
+                attacked = f"{stop} steps"
+                tables.append(under(self.of.evaluate(variant, apart(work, attacked)), self.suite, attacked))
         return pl.concat(tables)
 
 

@@ -1,0 +1,268 @@
+"""What a task will take, from the model's configuration and the rows alone, before any weight is read.
+
+Estimates, for deciding whether to begin: a token is taken for four characters, and time is arithmetic alone, at half
+the rate at which this machine multiplies matrices.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from spunge import items
+from spunge.data import Corpus
+from spunge.errors import DataError, ModelError
+from spunge.executors import Task
+from spunge.experiment import overridden
+from spunge.interfaces import Evaluator
+from spunge.language_model import LanguageModel
+from spunge.stages import Evaluate, Merge, Unlearn
+from spunge.steering import SteeredUnlearner
+from spunge.steering.estimate import estimate, number_size
+from spunge.steering.loop import batches_per_epoch, planned_steps
+from spunge.steering.truncated import choose_parameters, find_layers, skeleton_of
+from spunge.tuning import Tuning
+
+_CHARACTERS = 4
+_ITEM = 500
+"""Bytes of an item's metrics and texts in a table."""
+_MERGING = 2**29
+"""Bytes of a merge: its blocks, and the libraries."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a task takes."""
+
+    memory: int
+    """Bytes on the device at once."""
+    disk: int
+    """Bytes of the artifact."""
+    flops: float
+    """Floating-point operations."""
+    changed: int = 0
+    """Numbers that differ from the base, as dense matrices: what a merger is given."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What counts of a model's configuration."""
+
+    parameters: int
+    """Numbers in all weights, tied ones once."""
+    linear: int
+    """Numbers in the weights of the layers' linear maps: those that LoRA can adapt."""
+    inner: int
+    """Numbers that every token is multiplied with."""
+    layers: int
+    width: int
+    vocabulary: int
+    cached: int
+    """Numbers that a token leaves in the key-value cache."""
+    activations: int
+    """Numbers that a token's way through one layer leaves for the backward pass."""
+    sides: int
+    """Input plus output features of all those linear maps: LoRA's numbers a rank."""
+    bytes: int
+    """Of one number of the weights."""
+
+
+@lru_cache(maxsize=8)
+def shape(model: LanguageModel) -> Shape:
+    """Reads the configuration, and builds the model without memory for its weights.
+
+    Raises:
+        ModelError: There is no such model, or its configuration cannot be read.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(model.directory(), local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            built = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        layers = find_layers(built.base_model)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise ModelError(f"{model.id}: its configuration does not say what it will take: {reason}") from error
+    text = config.get_text_config()
+    matrices = [m for m in layers.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
+    linear = sum(matrix.weight.numel() for matrix in matrices)
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    outputs = sum(p.shape[0] for p in layers[-1].parameters() if p.ndim > 1)
+    return Shape(
+        parameters=sum(parameter.numel() for parameter in built.parameters()),
+        linear=linear,
+        inner=linear + text.hidden_size * text.vocab_size,
+        layers=len(layers),
+        width=text.hidden_size,
+        vocabulary=text.vocab_size,
+        cached=2 * len(layers) * heads * head,
+        # Every matrix product's output is kept, and about as much again of norms and products between them.
+        activations=2 * outputs,
+        sides=sum(sum(matrix.weight.shape) for matrix in matrices),
+        bytes=number_size(config, model.dtype),
+    )
+
+
+def size_of(task: Task, changed: Mapping[str, int] | None = None) -> Size | None:
+    """Returns what a task takes; None where its method is not known here.
+
+    Args:
+        task: Any task of an experiment.
+        changed: Artifact key → `Size.changed` of the task that makes it; for merges.
+
+    Raises:
+        SpungeError: The configuration or the rows do not say.
+    """
+    if isinstance(task, Unlearn):
+        return _unlearning(task) if isinstance(task.unlearner, Tuning | SteeredUnlearner) else None
+    if isinstance(task, Evaluate):
+        return _evaluating(task)
+    if isinstance(task, Merge):
+        return _merging(task, changed or {})
+    return Size(0, 0, 0.0)
+
+
+def _unlearning(task: Unlearn) -> Size:
+    tuning, model = task.unlearner, task.base.model
+    if isinstance(tuning, SteeredUnlearner):
+        return _steering(tuning, model, task.forget, task.retain)
+    assert isinstance(tuning, Tuning)
+    known = shape(model)
+    length = min(tuning.max_length, _longest(task.forget.texts))
+    steps = tuning.epochs * -(-len(task.forget) // (tuning.batch_size * tuning.accumulation))
+    steps = min(steps, tuning.max_steps or steps)
+    rank = tuning.lora.rank if tuning.lora else 0
+    trained = rank * known.sides if tuning.lora else known.parameters
+    kept = known.width if tuning.gradient_checkpointing else known.activations
+    tokens = tuning.batch_size * length
+    activations = tokens * known.layers * kept * known.bytes + 3 * tokens * known.vocabulary * 4
+    sets = 2 if task.retain is not None and getattr(tuning, "alpha", 0) else 1
+    # Forward 2, gradients of the activations 2, those of the weights 2 where there is no adapter; recomputed 2.
+    passes = 4 + (0 if tuning.lora else 2) + (2 if tuning.gradient_checkpointing else 0)
+    return Size(
+        memory=known.parameters * known.bytes + trained * 16 + activations,
+        disk=trained * 4,
+        flops=float(passes * known.inner * tokens * steps * tuning.accumulation * sets),
+        changed=known.linear if tuning.lora else known.parameters,
+    )
+
+
+def _steering(settings: SteeredUnlearner, model: LanguageModel, forget: Corpus, retain: Corpus | None) -> Size:
+    if retain is None:
+        raise DataError("this method needs a retain set")
+    parameters = choose_parameters(model, settings.updated, settings.layer + 1, settings.parameters)
+    lengths = (settings.max_length, settings.retain_max_length)
+    limits = [min(most, _longest(rows.texts)) for most, rows in zip(lengths, (forget, retain), strict=True)]
+    taken = estimate(settings, model, parameters, tokens=max(limits))
+    layers = find_layers(skeleton_of(model, settings.layer + 1))
+    changed = sum(layers[number].get_parameter(name).numel() for number, names in parameters.items() for name in names)
+    each = sum(p.numel() for p in layers[-1].parameters())
+    topics = forget.topics()
+    steps = planned_steps(settings, batches_per_epoch(settings, topics, retain), len(topics))
+    tail = len(layers) - settings.updated[0]
+    # A forward pass of both batches, one more of the frozen tail for the retain batch, and a backward pass of the tail.
+    passes = 2 * len(layers) * sum(limits) + 2 * tail * limits[1] + 4 * tail * sum(limits)
+    flops = float(steps * settings.batch_size * each * passes)
+    return Size(memory=taken.needed, disk=changed * 4, flops=flops, changed=changed)
+
+
+def _merging(task: Merge, changed: Mapping[str, int]) -> Size:
+    numbers = max(changed.get(variant.artifact.key, 0) for variant in task.variants if variant.artifact is not None)
+    # Thresholds are found and blocks combined piece by piece: what lies in memory does not grow with the model.
+    return Size(memory=_MERGING, disk=4 * numbers, flops=20.0 * numbers * len(task.variants), changed=numbers)
+
+
+def _evaluating(task: Evaluate) -> Size:
+    known, evaluator = shape(task.base.model), task.evaluator
+    of: Any = getattr(evaluator, "of", evaluator)
+    lengths = _item_lengths(of)
+    new = getattr(of, "max_new_tokens", 0)
+    batch = getattr(of, "batch_size", 16)
+    longest = max(lengths, default=512) + new
+    tokens = batch * longest
+    rounds = len(getattr(evaluator, "steps", ())) or len(getattr(evaluator, "codes", ())) or 1
+    trained = 12 * known.parameters if getattr(evaluator, "method", "") == "relearning" else 0
+    return Size(
+        memory=known.parameters * known.bytes + trained + tokens * (known.cached * known.bytes + 8 * known.width)
+        + batch * max(new, 32) * known.vocabulary * 4,
+        disk=_ITEM * len(lengths) * rounds,
+        flops=float(2 * known.inner * (sum(lengths) + new * len(lengths)) * rounds),
+    )  # fmt: skip
+
+
+_lengths: dict[str, list[int]] = {}
+"""Evaluator → the tokens of its items, as every variant is asked the same."""
+
+
+def _item_lengths(evaluator: Evaluator) -> list[int]:
+    known = type(evaluator).model_fields
+    if "sources" not in known:
+        return []
+    name = evaluator.model_dump_json()
+    if name not in _lengths:
+        asked = {name: getattr(evaluator, name) for name in ("where", "limit", "part") if name in known}
+        rows = items.load(getattr(evaluator, "sources"), **asked)  # noqa: B009
+        _lengths[name] = [max(1, sum(len(str(cell)) for cell in item.row.values()) // _CHARACTERS) for item in rows]
+    return _lengths[name]
+
+
+def _longest(texts: Sequence[str]) -> int:
+    return max(1, max(map(len, texts), default=1) // _CHARACTERS)
+
+
+def changes(task: Task) -> Iterator[tuple[str, Task]]:
+    """Yields what can be changed so that a task takes less memory, one after the other: the setting, and the task."""
+    model: LanguageModel | None = getattr(getattr(task, "base", None), "model", None)
+    if model is not None and model.dtype == "auto" and shape(model).bytes > 2:
+        task = _with(task, base=replace(task.base, model=model.model_copy(update={"dtype": "bfloat16"})))  # pyright: ignore[reportAttributeAccessIssue]
+        yield "model.dtype=bfloat16", task
+    wanted: list[tuple[str, Any]] = [("batch_size", 1), ("gradient_checkpointing", True), ("max_length", 128)]
+    if isinstance(task, Unlearn):
+        fields = type(task.unlearner).model_fields
+        if "lora" in fields and getattr(task.unlearner, "lora") is None:  # noqa: B009
+            task = _with(task, unlearner=overridden(task.unlearner, {"lora": {"rank": 16}}))
+            yield "unlearn.lora={rank: 16}", task
+        for name, value in wanted:
+            if name in fields and getattr(task.unlearner, name) not in (value, None):
+                task = _with(task, unlearner=task.unlearner.model_copy(update={name: value}))
+                yield f"unlearn.{name}={str(value).lower()}", task
+    elif isinstance(task, Evaluate) and getattr(task.evaluator, "batch_size", 1) > 1:
+        task = _with(task, evaluator=task.evaluator.model_copy(update={"batch_size": 1}))
+        yield f"batch_size=1 in the suite {task.evaluator.suite}", task
+
+
+def advice(task: Task, needed: int | None, memory: int) -> str | None:
+    """Says what to change so that a task that needs more fits into so many bytes; None if it does already."""
+    if needed is None or needed <= memory:
+        return None
+    chosen = []
+    for change, smaller in changes(task):
+        chosen.append(change)
+        size = size_of(smaller)
+        if size is not None and size.memory <= memory:
+            return f"does not fit; {', '.join(chosen)} would make it fit"
+    return "does not fit, whatever its settings; choose a larger device"
+
+
+def _with(task: Any, **fields: Any) -> Any:
+    return replace(task, **fields)
+
+
+@lru_cache(maxsize=4)
+def rate(device: str, dtype: str) -> float:
+    """Returns half the floating-point operations a second that a device shows in a matrix product."""
+    kind = torch.float32 if dtype == "float32" or device == "cpu" else torch.bfloat16
+    width = 8192 if device.startswith("cuda") else 1024
+    a, b = (torch.ones(width, width, device=device, dtype=kind) for _ in range(2))
+    a @ b
+    begun = time.perf_counter()
+    (a @ b)[0, 0].item()
+    return width**3 / (time.perf_counter() - begun)  # 2 · width³ operations, and half the rate

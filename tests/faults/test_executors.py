@@ -1,0 +1,104 @@
+"""Slots: which process sees which device, what tasks on one device share, and what becomes of a worker that dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spunge.errors import WorkerDied
+from spunge.executors.local import Local, Slot, slots
+from spunge.interfaces import Work
+from spunge.store import Artifact, Store
+
+
+@dataclass(frozen=True)
+class Look:
+    """A task that notes where it runs, and how many tasks were there before it."""
+
+    number: int
+    name: str = "look"
+    seed: int = 0
+    stage: str = "look"
+    group: None = None
+    dies: bool = False
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        return {"number": self.number}
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        if self.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        shared = work.resident.cached("shared", list)
+        shared.append(self.number)
+        time.sleep(0.1)
+        (work.output / "seen").write_text(json.dumps(shared))
+        return {"visible": os.environ.get("CUDA_VISIBLE_DEVICES"), "process": os.getpid(), "device": work.device}
+
+    def make_together(self, tasks: Sequence[Any], works: Sequence[Work]) -> list[Mapping[str, Any]]:
+        raise AssertionError("of no group")
+
+
+def test_each_slot_is_a_process_with_its_own_devices(tmp_path: Path) -> None:
+    told: list[int] = []
+    with Local(
+        Store(tmp_path), (Slot("cpu", "GPU-a"), Slot("cpu", "GPU-b")), finished=lambda task, _: told.append(task.seed)
+    ) as executor:
+        tasks = [Look(number, seed=number) for number in range(8)]
+        artifacts = executor.run(tasks)
+    assert told == list(range(8))
+    seen: dict[str, set[int]] = {}
+    for artifact in artifacts:
+        seen.setdefault(artifact.manifest["visible"], set()).add(artifact.manifest["process"])
+    assert seen.keys() == {"GPU-a", "GPU-b"}
+    assert all(len(processes) == 1 for processes in seen.values())
+    assert os.getpid() not in set.union(*seen.values())
+    # What tasks keep on a device is there for the next: eight tasks met two residents.
+    lengths = sorted(len(json.loads((artifact.path / "seen").read_text())) for artifact in artifacts)
+    assert lengths.count(1) == 2
+    assert max(lengths) >= 4
+
+
+def test_one_slot_needs_no_process(tmp_path: Path) -> None:
+    with Local(Store(tmp_path)) as executor:
+        (artifact,) = executor.run([Look(0)])
+    assert artifact.manifest["process"] == os.getpid()
+
+
+def test_a_worker_that_dies_is_told_and_what_was_done_is_kept(tmp_path: Path) -> None:
+    store, done = Store(tmp_path), []
+
+    def note(task: Any, artifact: Artifact) -> None:
+        done.append(task.number)
+
+    with Local(store, (Slot(), Slot()), finished=note) as executor:
+        executor.run([Look(0), Look(1)])
+        with pytest.raises(WorkerDied, match=r"^look last: a worker process was killed"):
+            executor.run([Look(2, name="last", dies=True)])
+    assert done == [0, 1]
+    with Local(store) as executor:
+        assert [artifact.reused for artifact in executor.run([Look(0), Look(1), Look(2)])] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("device", "jobs", "seen", "expected"),
+    [
+        ("cpu", 2, "0,1", [Slot("cpu", "")] * 2),
+        ("cuda", 1, "3,5", [Slot("cuda")]),
+        ("cuda", 3, "3,GPU-x", [Slot("cuda", "3"), Slot("cuda", "GPU-x"), Slot("cuda", "3")]),
+        ("cuda:1", 2, "0,1", [Slot("cuda:1")] * 2),
+    ],
+)
+def test_gpus_are_dealt_out_in_turn(
+    monkeypatch: pytest.MonkeyPatch, device: str, jobs: int, seen: str, expected: list[Slot]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    assert slots(device, jobs) == expected

@@ -1,0 +1,45 @@
+"""Several runs on one store at once: each ends well, and the store holds what one run alone would have made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attempts import leftovers, made, start, wait
+
+
+def race(recipe: Path, tmp_path: Path, number: int) -> None:
+    """Starts four runs at once on one store, and asserts that the store is that of one run."""
+    out = f"runs{number}"
+    racing = [start(("run", recipe, "--quiet", f"name=run{each}", "--out", out), tmp_path) for each in range(4)]
+    for ended in map(wait, racing):
+        assert ended.code == 0, ended.errors
+        assert not ended.errors
+    assert not leftovers(tmp_path / out)
+    found = made(tmp_path / out)
+    alone = made(tmp_path / "alone")
+    store = {name: content for name, content in found.items() if name.startswith("store/")}
+    assert store == {name: content for name, content in alone.items() if name.startswith("store/")}
+    assert len({found[f"run{each}/items.parquet"] for each in range(4)} | {alone["run0/items.parquet"]}) == 1
+
+
+@pytest.fixture
+def recipe(world: dict[str, Any], write_recipe: Callable[[dict[str, Any]], Path], tmp_path: Path) -> Path:
+    """A tiny recipe, of which an undisturbed run has been made."""
+    file = write_recipe({**world, "controls": ["joint"]})
+    ended = wait(start(("run", file, "--quiet", "name=run0", "--out", "alone"), tmp_path))
+    assert ended.code == 0, ended.errors
+    return file
+
+
+def test_four_runs_write_one_store(recipe: Path, tmp_path: Path) -> None:
+    for number in range(5):
+        race(recipe, tmp_path, number)
+
+
+@pytest.mark.long
+def test_four_runs_write_one_store_many_times(recipe: Path, tmp_path: Path) -> None:
+    for number in range(50):
+        race(recipe, tmp_path, number)
