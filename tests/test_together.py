@@ -7,7 +7,7 @@ import pytest
 import torch
 from training_models import save_model, texts, work_in
 
-from spunge.executors.local import Local
+from spunge.executors.local import Local, Slot
 from spunge.interfaces import Work
 from spunge.language_model import Resident
 from spunge.stages import Base, Unlearn
@@ -92,7 +92,7 @@ def test_missing_subsets_are_unlearned_in_one_go_and_kept_one_by_one(base, tmp_p
         for number, corpus in enumerate(CORPORA)
     ]
     assert len({task.group for task in tasks}) == 1
-    with Local(Store(tmp_path), jobs=jobs) as executor:
+    with Local(Store(tmp_path), [Slot()] * jobs) as executor:
         first = executor.run(tasks[:2])
         everything = executor.run(tasks)
     assert [artifact.reused for artifact in everything] == [True, True, False]

@@ -22,7 +22,7 @@ from spunge.executors import Task
 from spunge.experiment import overridden
 from spunge.interfaces import Evaluator
 from spunge.language_model import LanguageModel
-from spunge.stages import Evaluate, Merge, Unlearn
+from spunge.stages import Base, Evaluate, Merge, Unlearn
 from spunge.steering import SteeredUnlearner
 from spunge.steering.estimate import estimate, number_size
 from spunge.steering.loop import batches_per_epoch, planned_steps
@@ -73,26 +73,36 @@ class Shape:
     """Of one number of the weights."""
 
 
-@lru_cache(maxsize=8)
+_shapes: dict[str, Shape] = {}
+
+
 def shape(model: LanguageModel) -> Shape:
-    """Reads the configuration, and builds the model without memory for its weights.
+    """Reads the configuration, once in a process, and builds the model without memory for its weights.
 
     Raises:
         ModelError: There is no such model, or its configuration cannot be read.
     """
+    name = model.model_dump_json()
+    if name not in _shapes:
+        _shapes[name] = _shape(model)
+    return _shapes[name]
+
+
+def _shape(model: LanguageModel) -> Shape:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(model.directory(), local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            built = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            built: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         layers = find_layers(built.base_model)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(f"{model.id}: its configuration does not say what it will take: {reason}") from error
     text = config.get_text_config()
-    matrices = [m for m in layers.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
-    linear = sum(matrix.weight.numel() for matrix in matrices)
+    modules: list[Any] = [m for m in layers.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
+    matrices = [module.weight for module in modules]
+    linear = sum(matrix.numel() for matrix in matrices)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     outputs = sum(p.shape[0] for p in layers[-1].parameters() if p.ndim > 1)
@@ -106,13 +116,13 @@ def shape(model: LanguageModel) -> Shape:
         cached=2 * len(layers) * heads * head,
         # Every matrix product's output is kept, and about as much again of norms and products between them.
         activations=2 * outputs,
-        sides=sum(sum(matrix.weight.shape) for matrix in matrices),
+        sides=sum(sum(matrix.shape) for matrix in matrices),
         bytes=number_size(config, model.dtype),
     )
 
 
 def size_of(task: Task, changed: Mapping[str, int] | None = None) -> Size | None:
-    """Returns what a task takes; None where its method is not known here.
+    """Returns what a task takes; None for a split, and where a method is not known here.
 
     Args:
         task: Any task of an experiment.
@@ -127,7 +137,7 @@ def size_of(task: Task, changed: Mapping[str, int] | None = None) -> Size | None
         return _evaluating(task)
     if isinstance(task, Merge):
         return _merging(task, changed or {})
-    return Size(0, 0, 0.0)
+    return None
 
 
 def _unlearning(task: Unlearn) -> Size:
@@ -218,31 +228,36 @@ def _longest(texts: Sequence[str]) -> int:
     return max(1, max(map(len, texts), default=1) // _CHARACTERS)
 
 
-def changes(task: Task) -> Iterator[tuple[str, Task]]:
+def changes(task: Any) -> Iterator[tuple[str, Task]]:
     """Yields what can be changed so that a task takes less memory, one after the other: the setting, and the task."""
-    model: LanguageModel | None = getattr(getattr(task, "base", None), "model", None)
-    if model is not None and model.dtype == "auto" and shape(model).bytes > 2:
-        task = _with(task, base=replace(task.base, model=model.model_copy(update={"dtype": "bfloat16"})))  # pyright: ignore[reportAttributeAccessIssue]
+    base: Base | None = getattr(task, "base", None)
+    if base is not None and base.model.dtype == "auto" and shape(base.model).bytes > 2:
+        task = replace(task, base=replace(base, model=base.model.model_copy(update={"dtype": "bfloat16"})))
         yield "model.dtype=bfloat16", task
-    wanted: list[tuple[str, Any]] = [("batch_size", 1), ("gradient_checkpointing", True), ("max_length", 128)]
     if isinstance(task, Unlearn):
-        fields = type(task.unlearner).model_fields
-        if "lora" in fields and getattr(task.unlearner, "lora") is None:  # noqa: B009
-            task = _with(task, unlearner=overridden(task.unlearner, {"lora": {"rank": 16}}))
-            yield "unlearn.lora={rank: 16}", task
-        for name, value in wanted:
-            if name in fields and getattr(task.unlearner, name) not in (value, None):
-                task = _with(task, unlearner=task.unlearner.model_copy(update={name: value}))
-                yield f"unlearn.{name}={str(value).lower()}", task
+        method: Any = task.unlearner
+        if isinstance(method, Tuning) and method.lora is None:
+            method = overridden(method, {"lora": {"rank": 16}})
+            yield "unlearn.lora={rank: 16}", replace(task, unlearner=method)
+        if method.batch_size > 1:
+            method = method.model_copy(update={"batch_size": 1})
+            yield "unlearn.batch_size=1", replace(task, unlearner=method)
+        if isinstance(method, Tuning) and not method.gradient_checkpointing:
+            method = method.model_copy(update={"gradient_checkpointing": True})
+            yield "unlearn.gradient_checkpointing=true", replace(task, unlearner=method)
+        if method.max_length > 128:
+            yield "unlearn.max_length=128", replace(task, unlearner=method.model_copy(update={"max_length": 128}))
     elif isinstance(task, Evaluate) and getattr(task.evaluator, "batch_size", 1) > 1:
-        task = _with(task, evaluator=task.evaluator.model_copy(update={"batch_size": 1}))
-        yield f"batch_size=1 in the suite {task.evaluator.suite}", task
+        smaller = task.evaluator.model_copy(update={"batch_size": 1})
+        yield f"batch_size=1 in the suite {smaller.suite}", replace(task, evaluator=smaller)
 
 
 def advice(task: Task, needed: int | None, memory: int) -> str | None:
     """Says what to change so that a task that needs more fits into so many bytes; None if it does already."""
     if needed is None or needed <= memory:
         return None
+    if isinstance(task, Unlearn) and not isinstance(task.unlearner, Tuning | SteeredUnlearner):
+        return "does not fit; what its method can do about it is not known here"
     chosen = []
     for change, smaller in changes(task):
         chosen.append(change)
@@ -252,17 +267,13 @@ def advice(task: Task, needed: int | None, memory: int) -> str | None:
     return "does not fit, whatever its settings; choose a larger device"
 
 
-def _with(task: Any, **fields: Any) -> Any:
-    return replace(task, **fields)
-
-
 @lru_cache(maxsize=4)
 def rate(device: str, dtype: str) -> float:
     """Returns half the floating-point operations a second that a device shows in a matrix product."""
     kind = torch.float32 if dtype == "float32" or device == "cpu" else torch.bfloat16
     width = 8192 if device.startswith("cuda") else 1024
     a, b = (torch.ones(width, width, device=device, dtype=kind) for _ in range(2))
-    a @ b
+    torch.mm(a, b)
     begun = time.perf_counter()
     (a @ b)[0, 0].item()
     return width**3 / (time.perf_counter() - begun)  # 2 · width³ operations, and half the rate

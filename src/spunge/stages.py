@@ -226,10 +226,12 @@ class UnlearnInTurn(_Alone):
         from spunge import merging
         from spunge.checkpoint import export
         from spunge.merge import TaskArithmetic
+        from spunge.task_vector import TaskVector
 
         base = self.parts[0].base.model
         here = base
         learnt: dict[str, TaskVector] = {}
+        total = TaskVector({})
         with tempfile.TemporaryDirectory(dir=work.scratch) as folder:
             for number, part in enumerate(self.parts):
                 place = Path(folder) / f"part_{number}"

@@ -71,7 +71,8 @@ def damaged(draw: st.DrawFn, document: Any) -> Any:
     """A JSON document with one to three of its parts replaced, removed, added or moved."""
     document = copy.deepcopy(document)
     for _ in range(draw(st.integers(1, 3))):
-        place, key = None, None
+        place: Any = None
+        key: Any = None
         inner = document
         while isinstance(inner, dict | list) and inner and (place is None or draw(st.integers(0, 3))):
             place = inner

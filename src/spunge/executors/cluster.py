@@ -68,20 +68,20 @@ class Cluster:
         return artifacts
 
     def _submit(self, task: Task) -> Any:
-        import ray  # pyright: ignore[reportMissingImports]
-
-        remote = ray.remote(_build_on_host).options(
-            num_cpus=1,
-            num_gpus=1 if self.device == "cuda" else 0,
-            max_retries=ATTEMPTS - 1,
-            name=f"{task.stage} {task.name}",
+        remote = (
+            _ray()
+            .remote(_build_on_host)
+            .options(
+                num_cpus=1,
+                num_gpus=1 if self.device == "cuda" else 0,
+                max_retries=ATTEMPTS - 1,
+                name=f"{task.stage} {task.name}",
+            )
         )
         return remote.remote(self.store, task, self.device, self._probe, Path.cwd())
 
     def _fetch(self, task: Task, reference: Any) -> Artifact:
-        import ray  # pyright: ignore[reportMissingImports]
-
-        label = f"{task.stage} {task.name}"
+        ray, label = _ray(), f"{task.stage} {task.name}"
         self.progress(label, 0, 1)
         try:
             host, keepalive = ray.get(reference)
@@ -114,10 +114,7 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         os.environ.update({name: value for name, value in KEEPALIVE.items() if name not in os.environ})
-        try:
-            import ray  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise MissingExtra("ray is not installed: pip install 'spunge[ray]'") from error
+        ray = _ray()
         try:
             if self.address != "auto":  # Ray would try for minutes, and then abort
                 host, _, port = self.address.rpartition(":")
@@ -138,8 +135,7 @@ class Cluster:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        import ray  # pyright: ignore[reportMissingImports]
-
+        ray = _ray()
         for reference in self._pending:
             if reference is not None and kind is not None:
                 # By force: a task that computes would not look up. What it runs in is killed, and nothing else is left.
@@ -148,6 +144,15 @@ class Cluster:
         if self._probe is not None:
             self._probe.unlink(missing_ok=True)
         ray.shutdown()
+
+
+def _ray() -> Any:
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.exceptions  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise MissingExtra("ray is not installed: pip install 'spunge[ray]'") from error
+    return ray
 
 
 _resident: Resident | None = None
