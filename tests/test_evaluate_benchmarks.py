@@ -61,19 +61,22 @@ def test_a_benchmark_is_asked_as_it_is_written_here(name: str, tmp_path: Path) -
     assert question.right == (right,)
 
 
-def test_truthfulqa_counts_the_probability_of_all_that_is_true(tmp_path: Path) -> None:
-    file = write(tmp_path / "rows.jsonl", [benchmark_row("truthfulqa", 1)])
+@pytest.mark.parametrize("true", [1, 2])
+def test_truthfulqa_counts_the_probability_of_all_that_is_true(true: int, tmp_path: Path) -> None:
+    row = benchmark_row("truthfulqa", 1)
+    row["mc2_targets"]["labels"] = [1] * true + [0] * (5 - true)
+    file = write(tmp_path / "rows.jsonl", [row])
     asked = MultipleChoice.model_validate(
         {"suite": "s", "goal": "retain", "sources": [{"path": str(file)}], "benchmark": "truthfulqa_mc2"}
     )
     (question,) = asked.questions(work(tmp_path))["s"]
-    assert question.right == (0, 1)
+    assert question.right == tuple(range(true))
     assert question.pairs[0][0].startswith("Q: What is human life expectancy")
     table = asked.evaluate(variant(llama(max_position_embeddings=1024), byte_tokenizer()), work(tmp_path))
     values = dict(table.select("metric", "value").iter_rows())
     logs = [values[f"choice_loglikelihood:{index}"] for index in range(5)]
     shares = [math.exp(log) for log in logs]
-    assert values["acc"] == pytest.approx((shares[0] + shares[1]) / sum(shares))
+    assert values["acc"] == pytest.approx(sum(shares[:true]) / sum(shares))
 
 
 def test_rows_of_another_shape_and_contradictions_are_one_clear_error(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_equal_rows_are_different_items_and_filters_share_one():
         for name, value in (("strict-match", 0.0), ("flexible-extract", 1.0))
     ]
     (one,) = read_samples("gsm8k", answers, [])
-    assert one.values == {"exact_match:strict-match": 0.0, "exact_match:flexible-extract": 1.0, "nan": 0.0}
+    assert one.values == {"exact_match,strict-match": 0.0, "exact_match,flexible-extract": 1.0, "nan": 0.0}
 
 
 def test_truthfulqa_does_not_underflow():

@@ -48,6 +48,27 @@ def test_the_papers_figures_stand_beside_its_own_models_only(tmp_path):
         assert one.variant != "base" or cell.value == pytest.approx(one.here - one.paper)
 
 
+def test_the_average_of_the_ten_needs_all_ten(tmp_path):
+    run = write_run(tmp_path, kind="toxicity", groups=3, items=60, name="zephyr-toxigen-rmu")
+    items = pl.read_parquet(run / "items.parquet")
+    suites = {"arc_challenge": "acc_norm", "hellaswag": "acc_norm", "gsm8k": "exact_match,strict-match"}
+    suites |= dict.fromkeys(("arc_easy", "mmlu", "truthfulqa_mc2", "winogrande", "mathqa", "piqa", "pubmedqa"), "acc")
+    toxic = items.filter((pl.col("suite") == "toxigen") & (pl.col("metric") == "toxic"))
+    asked = [
+        toxic.with_columns(suite=pl.lit(suite), task=pl.lit(suite), metric=pl.lit(m)) for suite, m in suites.items()
+    ]
+    manifest = json.loads((run / "manifest.json").read_text())
+    plain = {**manifest["suites"][0], "method": "multiple_choice", "goal": "retain", "attacks": None}
+    manifest["suites"] += [{**plain, "suite": suite, "headline": [metric]} for suite, metric in suites.items()]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    for several, wanted in ((asked, True), (asked[1:], False)):
+        pl.concat([items, *several]).write_parquet(run / "items.parquet")
+        found = {one.name: one for one in paper.beside(Findings(report.build(run))) if one.variant == "joint"}
+        assert ("Average acc." in found) == wanted
+        assert found["GSM8K"].paper == 34.64
+    assert found["PIQA"].here == pytest.approx(found["ToxiGen toxicity"].here)
+
+
 def test_every_cell_of_the_papers_tables_is_there():
     tables = paper.cells()
     assert {name: (len(rows), {len(row) for row in rows.values()}) for name, rows in tables.items()} == {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from spunge.errors import DataError
@@ -29,6 +29,8 @@ class Asked:
     """The indices of the right ones, the first of which solves the question where it stands as an example."""
     description: str = ""
     """What stands before everything."""
+    by_share: bool = False
+    """Whether it is scored by the share of probability on the right answers, not by which answer is chosen."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def _truthfulqa_mc2(row: Row) -> Asked:
     before = "".join(f"Q: {question}\nA: {answer}\n\n" for question, answer in _TRUTHFULQA)
     targets = row["mc2_targets"]
     right = [index for index, label in enumerate(targets["labels"]) if int(label) == 1]
-    return _shared(f"{before}Q: {row['question']}\nA:", targets["choices"], *right)
+    asked = _shared(f"{before}Q: {row['question']}\nA:", targets["choices"], *right)
+    return replace(asked, by_share=True)
 
 
 def _winogrande(row: Row) -> Asked:

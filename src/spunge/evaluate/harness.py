@@ -61,7 +61,7 @@ _SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
 class Harness(Evaluator):
     """Runs lm-eval tasks."""
 
-    headline: ClassVar[tuple[str, ...]] = ("acc", "acc_norm", "exact_match:strict-match")
+    headline: ClassVar[tuple[str, ...]] = ("acc", "acc_norm", "exact_match,strict-match")
     outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
     method: Literal["harness"] = "harness"
@@ -140,7 +140,7 @@ def read_samples(task: str, samples: Sequence[Mapping[str, Any]], attributes: Se
         number = sample["doc_id"]
         documents[number] = sample
         found = values.setdefault(number, {})
-        suffix = "" if sample["filter"] == "none" else f":{sample['filter']}"
+        suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"  # as lm-eval spells it
         for metric in sample["metrics"]:
             found |= _numbers(metric + suffix, sample[metric])
         found |= _choices(task, sample)

@@ -126,7 +126,9 @@ class MultipleChoice(Evaluator):
                 count = len(known.pool)
                 raise DataError(f"{self.suite}: {count} solved questions for task {task!r}, shots: {self.shots}")
             before = asked.description + "".join(known.before(item.row))
-            tasks[task].append(Question(item, before, asked.contexts, self.delimiter, asked.answers, asked.right))
+            tasks[task].append(
+                Question(item, before, asked.contexts, self.delimiter, asked.answers, asked.right, asked.by_share)
+            )
         return dict(tasks)
 
     def _solved(self) -> Mapping[str, _Solved]:
@@ -212,6 +214,8 @@ class Question:
     """What is scored, one text a choice."""
     right: tuple[int, ...]
     """The indices of the right ones."""
+    by_share: bool = False
+    """Whether it is scored by the share of probability on them."""
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -248,15 +252,17 @@ def detect_form(answers: Sequence[tuple[Any, Sequence[str]]], path: str) -> str:
     return next(iter(fitting))
 
 
-def measure(loglikelihoods: Sequence[float], texts: Sequence[str], right: Sequence[int]) -> dict[str, float | None]:
+def measure(
+    loglikelihoods: Sequence[float], texts: Sequence[str], right: Sequence[int], *, by_share: bool = False
+) -> dict[str, float | None]:
     """Turns the log-likelihoods of one question's choices into its metrics.
 
     Args:
         loglikelihoods: One natural-log likelihood a choice.
         texts: The choices, without the blank before them; `acc_norm` divides by their length in characters, as
             lm-eval's does, and `acc_bytes` by that in UTF-8 bytes.
-        right: The indices of the right choices. Where there are several, `acc` is the share of probability on them,
-            as TruthfulQA's MC2 has it, and `p_correct` the same.
+        right: The indices of the right choices.
+        by_share: Whether `acc` is the share of probability on the right choices, as TruthfulQA's MC2 has it.
     """
     scores = np.asarray(loglikelihoods, dtype=np.float64)
     answer = float(right[0])
@@ -280,7 +286,7 @@ def measure(loglikelihoods: Sequence[float], texts: Sequence[str], right: Sequen
     else:
         p_correct = margin = None
     return {
-        "acc": float(chosen in right) if len(right) == 1 else p_correct or 0.0,
+        "acc": (p_correct or 0.0) if by_share else float(chosen in right),
         "acc_norm": float((scores / characters).argmax() in right),
         "acc_bytes": float((scores / in_bytes).argmax() in right),
         "p_correct": p_correct,
@@ -308,7 +314,8 @@ def _score(
     )
     measured = []
     for question in questions:
-        values = measure([next(scores) for _ in question.targets], question.targets, question.right)
+        lls = [next(scores) for _ in question.targets]
+        values = measure(lls, question.targets, question.right, by_share=question.by_share)
         truncated = [next(cut) for _ in question.targets]
         measured.append({**values, "truncated": float(any(truncated))})
     return measured

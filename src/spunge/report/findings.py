@@ -8,7 +8,19 @@ from typing import Any
 
 Row = dict[str, Any]
 
-SHARES = {"acc", "acc_norm", "exact_match", "p_correct", "toxic", "toxicity_score", "empty", "degenerate", "nan"}
+SHARES = {
+    "acc",
+    "acc_norm",
+    "exact_match",
+    "exact_match,strict-match",
+    "exact_match,flexible-extract",
+    "p_correct",
+    "toxic",
+    "toxicity_score",
+    "empty",
+    "degenerate",
+    "nan",
+}
 """Metrics between 0 and 1, shown as percentages."""
 
 METRIC_NAMES = {
@@ -26,6 +38,7 @@ SHORT_NAMES = {
     "p_correct": "p(right)",
     "degenerate": "degenerate",
     "acc": "acc.",
+    "exact_match,strict-match": "exact match",
     "acc_norm": "acc. norm.",
     "toxic": "toxicity",
     "perplexity": "PPL",
