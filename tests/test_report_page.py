@@ -22,7 +22,7 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    run = write_run(tmp_path_factory.mktemp("hostile"), kind="toxicity", groups=8, items=160, hostile=True)
+    run = write_run(tmp_path_factory.mktemp("hostile"), kind="toxicity", groups=8, items=160, hostile=True, attacked=True)
     return report.write(run)
 
 
@@ -112,7 +112,7 @@ def test_the_page_asks_for_nothing_from_outside(plain_page):
 
 def test_every_figure_is_well_formed_and_titled(hostile):
     figures = sorted((hostile.parent / "figures").glob("*.svg"))
-    assert {"radar", "dots", "trade", "contest", "erased", "cosines", "training", "costs"} <= {
+    assert {"radar", "dots", "trade", "contest", "erased", "attacked", "cosines", "training", "costs"} <= {
         figure.name.split("-")[0].removesuffix(".svg") for figure in figures
     }
     for figure in figures:

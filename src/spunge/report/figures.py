@@ -127,7 +127,7 @@ def radar(findings: Findings, column: Column, attribute: str) -> Figure | None:
 
     def paint(canvas: Canvas) -> None:
         # A fixed circle: fitted around long names it would shrink to nothing.
-        axes = canvas.add_axes((0.2, 0.165, 0.6, 0.69), projection="polar")
+        axes = canvas.add_axes((0.235, 0.18, 0.53, 0.61), projection="polar")
         axes.set_theta_offset(np.pi / 2)  # pyright: ignore[reportAttributeAccessIssue]
         axes.set_theta_direction(-1)  # pyright: ignore[reportAttributeAccessIssue]
         for name in variants:
