@@ -22,7 +22,9 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    run = write_run(tmp_path_factory.mktemp("hostile"), kind="toxicity", groups=8, items=160, hostile=True, attacked=True)
+    run = write_run(
+        tmp_path_factory.mktemp("hostile"), kind="toxicity", groups=8, items=160, hostile=True, attacked=True
+    )
     return report.write(run)
 
 

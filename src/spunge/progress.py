@@ -176,8 +176,10 @@ class LiveTable(Display):
         if not self._steps:
             return None
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for column in ("stage", "", "done", "reused", "time", "left"):
-            table.add_column(column, justify="left" if column in ("stage", "") else "right", no_wrap=True)
+        table.add_column("stage", no_wrap=True)
+        table.add_column("", max_width=24)  # the bar gives way first on a narrow screen
+        for column in ("done", "reused", "time", "left"):
+            table.add_column(column, justify="right", no_wrap=True)
         lefts = []
         for stage in dict.fromkeys([*STAGES, *(step["stage"] for step in self._steps)]):
             planned = sum(step["stage"] == stage for step in self._steps)
@@ -191,7 +193,7 @@ class LiveTable(Display):
             lefts.append(left)
             part = (len(ended) + self._part(stage)) / planned
             table.add_row(
-                stage, ProgressBar(1.0, min(1.0, part), width=24), f"{len(ended)} / {planned}",
+                stage, ProgressBar(1.0, min(1.0, part)), f"{len(ended)} / {planned}",
                 str(len(ended) - len(computed)), clock(sum(computed)), clock(left) if waiting else "",
             )  # fmt: skip
         whole = clock(None if None in lefts else sum(left or 0.0 for left in lefts))
@@ -211,7 +213,7 @@ class LiveTable(Display):
     def _now(self) -> RenderableType | None:
         if not self._running:
             return None
-        table = Table(box=None, padding=(0, 2, 0, 0), title="now", title_justify="left", title_style="dim",
+        table = Table(box=None, padding=(0, 2, 0, 0), title="\nnow", title_justify="left", title_style="dim",
                       show_header=False)  # fmt: skip
         table.add_column(no_wrap=True, overflow="ellipsis")
         table.add_column(justify="right", no_wrap=True)
@@ -230,7 +232,7 @@ class LiveTable(Display):
         if not found:
             return None
         heads = list(dict.fromkeys(head for row in found.values() for head in row))
-        table = Table(box=None, padding=(0, 2, 0, 0), title="so far", title_justify="left", title_style="dim")
+        table = Table(box=None, padding=(0, 2, 0, 0), title="\nso far", title_justify="left", title_style="dim")
         table.add_column("", no_wrap=True, overflow="ellipsis")
         for head in heads:
             table.add_column(Text(head), justify="right", header_style="dim")
