@@ -206,10 +206,13 @@ def test_a_checkpoint_of_another_task_or_a_damaged_one_is_not_resumed(
     assert (work.scratch / loop.CHECKPOINT).exists()
     again = unlearn(RMU(**TINY), base, forget, retain, work)
     assert all(torch.equal(again.delta(name), expected.delta(name)) for name in NAMES)
-    (work.scratch / loop.CHECKPOINT).write_bytes(b"PK not a checkpoint")
-    with pytest.warns(RuntimeWarning, match="begins anew"):
-        again = unlearn(RMU(**TINY), base, forget, retain, work)
-    assert all(torch.equal(again.delta(name), expected.delta(name)) for name in NAMES)
+    saved = (work.scratch / loop.CHECKPOINT).read_bytes()
+    damages = b"PK not a checkpoint", saved.replace(b"masters", b"\xffasters"), saved.replace(b"key", b"kex", 1)
+    for damaged in damages:
+        (work.scratch / loop.CHECKPOINT).write_bytes(damaged)
+        with pytest.warns(RuntimeWarning, match="begins anew"):
+            again = unlearn(RMU(**TINY), base, forget, retain, work)
+        assert all(torch.equal(again.delta(name), expected.delta(name)) for name in NAMES)
 
 
 def test_the_early_stop_waits_for_the_window(tmp_path: Path, base: LanguageModel) -> None:
@@ -429,6 +432,32 @@ def test_a_search_finds_what_a_grid_finds(tmp_path: Path, base: LanguageModel) -
     for place in (str(work.output), str(tmp_path / "nowhere")):
         with pytest.raises(ValidationError, match="not what `spunge search` left"):
             RMU.model_validate({"search": place})
+    diverged = json.dumps({"layer": 1, "alpha": 1.0, "ratio": 1.0, "steering_coefficient": None})
+    (work.output / TABLE).write_text(diverged)
+    with pytest.raises(ValidationError, match="every trial diverged; search again with a lower learning_rate"):
+        RMU.model_validate({"search": str(work.output)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "layers", "said"),
+    [({"max_steps": 0}, (1, 2), "max_steps=0: a trial without a step"),
+     ({"layer": 3, "update_layers": (3,)}, (1, 3), r"update_layers \[3\] lie above layer 1"),
+     ({}, (1, 2, 9), "no layer 9: the model has 6 layers")],
+)  # fmt: skip
+def test_a_search_that_cannot_be_is_refused_before_the_first_trial(
+    tmp_path: Path, base: LanguageModel, changes: dict[str, Any], layers: tuple[int, ...], said: str
+) -> None:
+    begun: list[int] = []
+    work = make_work(tmp_path, progress=lambda _what, done, _total, /, **_: begun.append(done))
+    with pytest.raises((RecipeError, ModelError), match=said):
+        search(RMU(**changes), base, make_corpus(8, 0), make_corpus(8, 1), work, layers=layers)
+    assert not begun
+
+
+def test_a_batch_without_a_token_that_counts_is_refused(tmp_path: Path, base: LanguageModel) -> None:
+    settings = RMU(**TINY, loss_mask="non_pad_non_bos", max_length=1)
+    with pytest.raises(DataError, match="loss_mask non_pad_non_bos: a batch has nothing but first tokens"):
+        unlearn(settings, base, make_corpus(8, 0), make_corpus(8, 1), make_work(tmp_path))
 
 
 @pytest.mark.parametrize(

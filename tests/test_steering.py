@@ -255,6 +255,17 @@ def test_a_state_is_the_same_from_memory_and_from_the_map(
     assert not list(scratch.iterdir())
 
 
+def test_mapped_states_keep_no_file_open(tmp_path: Path) -> None:
+    cache, open_files = StateCache(0), Path("/proc/self/fd")
+    if not open_files.is_dir():
+        pytest.skip("only Linux tells which files are open")
+    before = len(list(open_files.iterdir()))
+    for key in range(50):
+        cache.get(key, lambda: torch.ones(3), tmp_path)
+    assert cache.on_disk == 50 * 3 * 4
+    assert len(list(open_files.iterdir())) < before + 50
+
+
 def test_without_room_for_them_states_are_computed_anew(tmp_path: Path) -> None:
     cache, built = StateCache(0), []
     with pytest.warns(RuntimeWarning, match="computed anew"):

@@ -169,4 +169,6 @@ def read_trials(directory: str) -> list[dict[str, Any]]:
             raise ValueError("no trials")
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{file}: not what `spunge search` left: {error}") from error
+    if trials[0]["steering_coefficient"] is None:
+        raise ValueError(f"{file}: every trial diverged; search again with a lower learning_rate")
     return trials

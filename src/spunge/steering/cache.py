@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import tempfile
 import warnings
 from collections.abc import Callable, Hashable
@@ -19,7 +18,7 @@ RAM_SHARE = 0.25
 class StateCache:
     """Tensors by key: in memory up to a budget, beyond it in a memory map.
 
-    The file of the memory map has no name from the moment it is made: nothing can damage it, and it goes with the
+    The file of a memory map loses its name as soon as it is mapped: nothing can damage it, and it goes with the
     process. Where it cannot be made, states are computed anew.
     """
 
@@ -44,7 +43,7 @@ class StateCache:
             try:
                 self._states[key] = _mapped(state, scratch)
                 self.on_disk += size
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # torch raises the latter where it cannot map
                 self._spilling = False
                 warnings.warn(
                     f"{scratch}: hidden states cannot be kept here ({error}); they are computed anew",
@@ -56,8 +55,9 @@ class StateCache:
 
 def _mapped(state: Tensor, scratch: Path) -> Tensor:
     data = memoryview(state.cpu().contiguous().view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
-    with tempfile.TemporaryFile(dir=scratch) as file:
+    with tempfile.NamedTemporaryFile(dir=scratch) as file:
         file.write(data)  # written, not mapped for writing: a full disk is then an error, not a signal
         file.flush()
-        mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE)
-    return torch.frombuffer(mapped, dtype=torch.uint8).view(state.dtype).reshape(state.shape)
+        # Python's own maps keep the file open, and a process may have no more than about a thousand open.
+        storage = torch.UntypedStorage.from_file(file.name, shared=False, nbytes=data.nbytes)
+    return torch.empty(0, dtype=state.dtype).set_(storage).reshape(state.shape)

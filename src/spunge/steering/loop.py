@@ -379,7 +379,13 @@ class Batches:
     def _batch(self, rows: Sequence[list[int]], order: Sequence[int], index: int) -> Batch:
         size = self.settings.batch_size
         chosen = [rows[row] for row in order[index * size : (index + 1) * size]]
-        return pad(chosen, self._pad_id, self._bos_id, self.settings.loss_mask)
+        batch = pad(chosen, self._pad_id, self._bos_id, self.settings.loss_mask)
+        if not batch.counted.any():
+            raise DataError(
+                f"loss_mask {self.settings.loss_mask}: a batch has nothing but first tokens, so there is nothing to "
+                "average over: remove empty rows, raise max_length, or count first tokens too (non_pad)"
+            )
+        return batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -512,8 +518,15 @@ class Journal:
             return None
         try:
             state = torch.load(self._checkpoint, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            warnings.warn(f"{self._checkpoint}: damaged, so the run begins anew: {error}", RuntimeWarning, stacklevel=4)
+            damaged = None if isinstance(state, dict) and "key" in state else "it is not a checkpoint"
+        # torch raises whatever the damaged bytes lead its unpickler to.
+        except (OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError,
+                pickle.UnpicklingError) as error:  # fmt: skip
+            state, damaged = {}, error
+        if damaged is not None:
+            warnings.warn(
+                f"{self._checkpoint}: damaged, so the run begins anew: {damaged}", RuntimeWarning, stacklevel=4
+            )
             return None
         return state if state["key"] == self._key else None
 

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from spunge.data import Corpus
-from spunge.errors import TrainingDiverged
+from spunge.errors import RecipeError, TrainingDiverged
 from spunge.interfaces import Work, silent
 from spunge.language_model import LanguageModel
 from spunge.steering import TABLE, SteeredUnlearner
 from spunge.steering.loop import METRICS, steer
+from spunge.steering.truncated import skeleton_of
 
 RATIOS = (1.0, 2.0, 4.0, 8.0)
 ALPHAS = (1.0, 10.0, 100.0, 1000.0)
@@ -70,8 +71,17 @@ def search(
         alphas: The weights of the retain loss, in order.
 
     Raises:
+        RecipeError: A trial would have no step, or `update_layers` lie above a layer to try.
         SpungeError: As the run itself would.
     """
+    if settings.max_steps == 0:
+        raise RecipeError("max_steps=0: a trial without a step says nothing; set at least 1")
+    if settings.update_layers is not None and max(settings.update_layers) > min(layers):
+        raise RecipeError(
+            f"update_layers {list(settings.update_layers)} lie above layer {min(layers)}, which is to be tried: "
+            "leave them open, or try deeper layers only"
+        )
+    skeleton_of(base, max(layers) + 1)  # a layer beyond the model is refused now, not after half of the trials
     trials: dict[tuple[int, float, float], Trial] = {}
     ranges: tuple[Sequence[float], ...] = (layers, ratios, alphas)
     place = [len(values) // 2 for values in ranges]
