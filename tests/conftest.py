@@ -85,6 +85,11 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def world(tmp_path: Path, tiny_model: Path) -> dict[str, Any]:
     """The plain settings of a small experiment with two subsets, to be changed by a test."""
+    return tiny_world(tmp_path, tiny_model)
+
+
+def tiny_world(directory: Path, model: Path) -> dict[str, Any]:
+    """Writes the data of a small experiment, and returns its plain settings."""
     forget = [
         {"text": text, "domain": "ab"[index % 2], "level": index % 5} for index, text in enumerate(sentences(16, 1))
     ]
@@ -95,16 +100,16 @@ def world(tmp_path: Path, tiny_model: Path) -> dict[str, Any]:
     ]
     return {
         "name": "tiny",
-        "model": {"id": str(tiny_model)},
-        "forget": {"sources": [{"path": str(write_jsonl(tmp_path / "forget.jsonl", forget))}]},
-        "retain": {"sources": [{"path": str(write_jsonl(tmp_path / "retain.jsonl", retain))}]},
+        "model": {"id": str(model)},
+        "forget": {"sources": [{"path": str(write_jsonl(directory / "forget.jsonl", forget))}]},
+        "retain": {"sources": [{"path": str(write_jsonl(directory / "retain.jsonl", retain))}]},
         "split": {"by": "column", "column": "domain"},
         "unlearn": {"method": "rmu", "layer": 2, "steering_coefficient": 5, "alpha": 10, "learning_rate": 1e-2},
         "merge": {"method": "ties"},
         "evaluate": [
             {
                 "suite": "hazards", "method": "multiple_choice", "goal": "forget", "style": "continuation",
-                "sources": [{"path": str(write_jsonl(tmp_path / "items.jsonl", items))}], "attributes": ["domain"],
+                "sources": [{"path": str(write_jsonl(directory / "items.jsonl", items))}], "attributes": ["domain"],
             }
         ],
     }  # fmt: skip
