@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +22,9 @@ from spunge.executors import Task
 from spunge.interfaces import Progress, Work, silent
 from spunge.language_model import Resident
 from spunge.store import Artifact, Store, key
+
+_GRACE = 10.0
+"""Seconds that a worker has to tidy up before it is killed."""
 
 
 class Slot(NamedTuple):
@@ -123,8 +127,13 @@ class Local:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if self._pool is not None:
             if kind is not None:  # do not wait for what nobody wants any more
-                for worker in multiprocessing.active_children():
+                workers = multiprocessing.active_children()
+                for worker in workers:
                     worker.terminate()
+                deadline = time.monotonic() + _GRACE
+                for worker in workers:
+                    worker.join(max(0.0, deadline - time.monotonic()))
+                    worker.kill()
             self._pool.shutdown(cancel_futures=True)
             self._told.put(None)
         self._pool = self._resident = None
@@ -237,4 +246,7 @@ def _follow_parent() -> None:
 
 def _build_in_worker(store: Store, tasks: Sequence[Task]) -> list[Artifact]:
     assert _worker is not None
-    return build(store, tasks, *_worker)
+    try:
+        return build(store, tasks, *_worker)
+    except SystemExit:  # the pool would take it for an answer, and give this process the next task
+        os._exit(1)
