@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from ruamel.yaml import YAML, YAMLError
 
 from spunge.errors import ArtifactError
@@ -88,6 +88,51 @@ class Model(_Record):
     digest: str | None = None
 
 
+Figure = Annotated[float, Field(ge=-1e30, le=1e30)]
+"""A number that can be drawn."""
+
+
+class Summary(_Record):
+    """What a merge did to its variants, overall or in one layer."""
+
+    norms: Mapping[str, Figure | None] = {}
+    kept: Mapping[str, Figure | None] = {}
+    coverage: Mapping[str, Figure | None] = {}
+    cosines: Mapping[str, Mapping[str, Figure | None]] = {}
+    sign_conflict: Figure | None = None
+    norm_ratio: Figure | None = None
+
+
+class Diagnostics(_Record):
+    """What the report reads of a merge's diagnostics."""
+
+    overall: Summary | None = None
+    layers: Mapping[str, Summary] | None = None
+    warnings: tuple[str, ...] = ()
+    rounding: Figure | None = None
+
+
+class Point(_Record):
+    """One setting of a sweep."""
+
+    variant: str
+    seed: int
+    settings: Mapping[str, Any]
+    forget: Figure
+    retain: Figure
+    picked: bool
+    front: bool
+
+
+class Sweep(_Record):
+    """What the report reads of a sweep."""
+
+    axes: Mapping[str, Any]
+    rule: str
+    validation_share: Figure
+    points: tuple[Point, ...] = Field(min_length=1)
+
+
 class Manifest(_Record):
     """What the pipeline noted about a run."""
 
@@ -113,6 +158,29 @@ class Manifest(_Record):
     @classmethod
     def _nothing_yet(cls, value: Any) -> Any:
         return {} if value is None else value
+
+    @field_validator("merge")
+    @classmethod
+    def _merge_can_be_shown(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        for diagnostics in value.values():
+            _shown(Diagnostics, {} if diagnostics is None else diagnostics)
+        return value
+
+    @field_validator("sweep")
+    @classmethod
+    def _sweep_can_be_shown(cls, value: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        if value:
+            _shown(Sweep, value)
+        return value
+
+
+def _shown(kind: type[_Record], value: Any) -> None:
+    """Checks a part of the manifest that is handed on as it is, for the tables and figures to read."""
+    try:
+        kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 @dataclass(frozen=True)
@@ -196,7 +264,7 @@ def _manifest(path: Path) -> Manifest:
                 "run the experiment again: what the store holds is used again"
             )
         return Manifest.model_validate(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"{file}: damaged ({error}); run the experiment again") from error
     except ValidationError as error:
         first = error.errors()[0]
