@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from spunge import report
 from spunge.errors import ArtifactError
 from spunge.report import paper
+from spunge.report.figures import costs
 from spunge.report.findings import Findings
 from spunge.report.tables import Cell, Table, all_tables, signed, slug
 from spunge.report.verdict import BAD, GOOD, UNSURE, verdict
@@ -104,9 +105,25 @@ def test_a_loss_is_called_one(tmp_path):
 def test_how_much_was_forgotten_is_said(tmp_path, gain, amount):
     found = judged(write_run(tmp_path, items=2000, gain=gain))
     assert found.headline.startswith(f"SPUNGE forgot {amount} of what it should")
-    share = re.search(r"(\d+).% of what the base model had is left", found.points[0].text)
+    share = re.search(r"(\d+).% of what the base model had beyond guessing is left", found.points[0].text)
     assert share
     assert abs(int(share[1]) / 100 - (0.4 - gain)) < 0.1
+
+
+def test_a_loss_beyond_chance_is_named_even_where_its_size_is_not_settled(tmp_path):
+    run = write_run(tmp_path, items=400)
+    items = pl.read_parquet(run / "items.parquet")
+    own = (pl.col("suite") == "general") & (pl.col("metric") == "acc") & pl.col("variant").is_in(["base", "spunge"])
+    # 14 of 200 answers lost: 7 points, with an interval that reaches below and beyond the margin of 5 %.
+    number = pl.col("item").rank("dense").over("variant", "seed", "suite", "metric")
+    right = (pl.col("variant") == "base") | (number > 14)
+    items = items.with_columns(value=pl.when(own).then(right.cast(pl.Float64)).otherwise(pl.col("value")))
+    items.write_parquet(run / "items.parquet")
+    found = judged(run)
+    point = next(point for point in found.points if "general" in point.text)
+    assert point.status == UNSURE
+    assert "got worse" in point.text
+    assert "whether enough of the rest stayed is not settled" in found.headline
 
 
 def test_a_rival_that_forgot_more_is_named_even_where_joint_did_not(tmp_path):
@@ -317,3 +334,19 @@ def test_a_sweep_shows_every_setting_and_the_picked_one(tmp_path):
     found = next(table for table in all_tables(Findings(report.build(run))) if table.key == "sweep")
     assert found.rows[0] == ["SPUNGE", "0.2", "20.0 %", "92.2 %", "picked"]
     assert [row[-1] for row in found.rows] == ["picked", "on the front", ""] * 2
+
+
+def test_the_merges_of_a_sweep_share_a_bar(tmp_path):
+    run = write_run(tmp_path, items=40)
+    manifest = json.loads((run / "manifest.json").read_text())
+    one = next(stage for stage in manifest["stages"] if stage["stage"] == "merge" and stage["name"] == "spunge")
+    manifest["stages"].remove(one)
+    manifest["stages"] += [{**one, "name": f"spunge (density=0.2, lambda={step})"} for step in range(50)]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    findings = Findings(report.build(run))
+    drawn = costs(findings)
+    assert drawn is not None
+    assert drawn.svg.count("merge: SPUNGE") == 1
+    assert "density" not in drawn.svg
+    stages = next(table for table in all_tables(findings) if table.key == "stages")
+    assert sum("density" in row[0] for row in stages.rows) == 50

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -162,7 +163,7 @@ def run(
             progress=progress,
             told=display.event,
             **options,
-            command=f"spunge {' '.join(sys.argv[1:])}",
+            command=shlex.join(["spunge", *sys.argv[1:]]),
         )
         display.event("done", {"run": str(directory), "report": str(directory / "report" / "index.html")})
     if not (quiet or as_json):

@@ -277,8 +277,8 @@ def sweep(findings: Findings) -> Figure | None:
         "sweep",
         "Every setting that was tried",
         f"Shares of the base model's score on the validation part ({100 * section['validation_share']:.0f} % of the "
-        "items, not in the tables). A large mark with a dark rim is the setting that was picked for its model; a "
-        "dashed line is a model's Pareto front.",
+        "items, not in the tables), guessing not taken off. A large rimmed mark is the setting that was picked for its "
+        "model; a dashed line is a model's Pareto front.",
         (5.4, 4.3),
         paint,
     )  # fmt: skip
@@ -545,7 +545,9 @@ def costs(findings: Findings) -> Figure | None:
     for stage in findings.results["provenance"]["stages"]:
         if stage["seconds"] is not None:
             kind, name = stage["stage"], stage["name"] or stage["stage"]
-            label = f"{kind}: {named(name)}" if kind in ("unlearn", "merge") else f"{kind}: all"
+            # The merges of a sweep, which differ in settings alone, make one bar a variant.
+            own = name.partition(" (")[0] if kind == "merge" else name
+            label = f"{kind}: {named(own)}" if kind in ("unlearn", "merge") else f"{kind}: all"
             entry = rows.setdefault((kind, label), [0.0, 0.0])
             entry[0] += stage["seconds"]
             entry[1] = max(entry[1], (stage["peak_memory"] or 0) / 2**20)
@@ -576,7 +578,7 @@ def costs(findings: Findings) -> Figure | None:
     return draw(
         "costs",
         "Time and memory",
-        "Seconds, summed over seeds, and the largest peak memory, by stage.",
+        "Seconds, summed over seeds and settings, and the largest peak memory, by stage.",
         (8.6, 0.9 + 0.27 * len(rows)),
         paint,
         wide=True,

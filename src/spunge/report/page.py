@@ -24,6 +24,10 @@ from spunge.report.verdict import BAD, GOOD, UNSURE, Verdict
 _HERE = Path(__file__).parent
 
 
+NOTICED = 1e-6
+"""Less than this share of the task vector's energy lost in rounding is not worth a sentence."""
+
+
 @dataclass(frozen=True)
 class Block:
     """A part of a section: figures side by side, a table, a command or a sentence."""
@@ -170,8 +174,8 @@ def _met(diagnostics: Mapping[str, Any]) -> str:
     if ratio is not None:
         told += f" The merged task vector is {ratio:.2f} times as long as theirs are on average."
     lost = diagnostics.get("rounding")
-    if lost:
-        told += f" Rounded to the base model's number format, {lost:.2g} of its energy is lost."
+    if lost and lost >= NOTICED:
+        told += f" Rounded to the base model's number format, it loses {100 * lost:.2g}\u00a0% of its energy."
     return told
 
 

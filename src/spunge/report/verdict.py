@@ -91,7 +91,8 @@ def forgetting(findings: Findings, column: Column) -> Point | None:
         told = "rose, as it should"
     share = left(findings, column)
     if status == GOOD and share is not None:
-        told += f"; {max(0.0, 100 * share):.0f} % of what the base model had is left"
+        beyond = " beyond guessing" if findings.chance(column) else ""
+        told += f"; {max(0.0, 100 * share):.0f} % of what the base model had{beyond} is left"
     figures = f"{_two(findings, column, 'base')}; {_difference(row, column)}"
     chance = findings.chance(column)
     figures += f"; guessing gives {100 * chance:.1f} %" if chance is not None else ""
@@ -134,6 +135,8 @@ def keeping(findings: Findings, column: Column, allowed: float) -> Point | None:
             status, told = GOOD, f"stayed within {100 * allowed:.0f} % of the base model's"
         elif best < -margin:
             status, told = BAD, f"is more than {100 * allowed:.0f} % worse than the base model's"
+        elif best < 0:
+            status, told = UNSURE, f"got worse; whether by more than {100 * allowed:.0f} % is not settled"
         else:
             status, told = UNSURE, f"may or may not be within {100 * allowed:.0f} % of the base model's"
     figures = f"{_two(findings, column, 'base')}; {_difference(row, column)}"
@@ -219,7 +222,7 @@ def _kept(points: Sequence[Point]) -> str:
     return {
         GOOD: ", and kept the rest",
         BAD: "; some of what must stay was lost",
-        UNSURE: "; whether it kept the rest is not settled",
+        UNSURE: "; whether enough of the rest stayed is not settled",
         None: "; nothing measures what must stay",
     }[_worst(points)]
 
