@@ -106,7 +106,13 @@ def test_single_steps_without_a_recipe(world: dict[str, Any], write_recipe: Writ
     done = spunge("merge", "tv1", "--base", model, "tv2", "density=0.5", "--out", "merged", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "merged").glob("*.safetensors")) == ["model.safetensors"]
+    assert re.search(r"tv1: \d+% of this removal is in the merged", done.stdout)
     AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    done = spunge(
+        "merge", "--base", model, "tv1", "tv2", "--as", "adapter", "--rank", "2", "--out", "lora", cwd=tmp_path
+    )
+    assert re.search(r"the adapter keeps \d+\.\d% of", done.stdout), done.stderr
+    assert json.loads((tmp_path / "lora/adapter_config.json").read_text())["base_model_name_or_path"] == model
     done = spunge(
         "merge", "--base", model, "tv1", "tv2", "density=0.5", "--as", "task-vector", "--out", "tv", cwd=tmp_path
     )

@@ -383,6 +383,20 @@ def test_huge_but_finite_deltas_are_merged():
     assert_same(merging.merge(Linear(), variants).task_vector, {"w": np.array([1.5e38, 1e-40], np.float32)})
 
 
+def test_what_overflows_is_refused():
+    variants = {"a": TaskVector({"w": torch.tensor([2.0])}), "b": TaskVector({"w": torch.tensor([3.0])})}
+    with pytest.raises(IncompatibleTaskVectors, match="w: the merged delta is infinite"):
+        merging.merge(TaskArithmetic(weights={"a": 3e38, "b": 3e38}), variants)
+
+
+def test_variants_that_add_nothing_are_warned_of():
+    delta = torch.tensor([1.0, -2.0, 0.5])
+    variants = {name: TaskVector({"w": delta.clone()}) for name in ("a", "b")}
+    variants["c"] = TaskVector({"w": torch.zeros(3)})
+    found = merging.merge(TaskArithmetic(), variants).diagnostics["warnings"]
+    assert found == ["c: changes nothing: is it the base model?", "a and b are the same task vector: it counts twice"]
+
+
 def test_weights_are_of_variants_that_exist():
     with pytest.raises(RecipeError, match="no variant is named 'boi'; there are subset 0"):
         merging.merge(Ties(weights={"boi": 2.0}), random_vectors(1))

@@ -380,7 +380,10 @@ def test_tied_weights_may_be_stored_once_or_twice(tmp_path, base, stored_in):
         (tmp_path / f"{name}-tied").mkdir()
         save_file(own, tmp_path / f"{name}-tied/model.safetensors")
     opened = merging.open_variant(tmp_path / "variant-tied", Checkpoint.open(tmp_path / "base-tied"))
-    assert set(opened) == {DOWN, "model.embed.weight"}
+    tied = {"lm_head.weight"} if stored_in == "base" else set()
+    assert set(opened) == {DOWN, "model.embed.weight", *tied}
+    for name in tied:
+        assert torch.equal(opened.delta(name), opened.delta("model.embed.weight"))
 
 
 @pytest.mark.parametrize(
@@ -450,6 +453,16 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, base, vectors, form, monkey
     with pytest.raises(ArtifactError, match="No space left on device"):
         merging.write(Ties(), vectors, tmp_path / "out", base=base, form=form)
     assert sorted(file.name for file in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_weights_that_overflow_leave_nothing_behind(tmp_path, dtype):
+    base = make_base(tmp_path / "base", dtype)
+    variants = {"a": made_from(base, {DOWN: torch.ones(SHAPES[DOWN])})}
+    for factor in (1e5, 1e39) if dtype == torch.float16 else (1e39,):
+        with pytest.raises(IncompatibleTaskVectors, match=rf"{DOWN}: .* infinite .* in {dtype}"):
+            merging.write(Ties(lambda_=factor), variants, tmp_path / "out", base=base)  # pyright: ignore[reportCallIssue]
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_nan_found_in_the_middle_leaves_nothing_behind(tmp_path, base):

@@ -55,6 +55,19 @@ def test_the_pick_and_the_front_are_the_rules(scores: list[tuple[float, float]])
     assert [point.picked for point in points] == [place == first for place in range(len(scores))]
 
 
+def test_a_model_that_answers_with_nan_is_not_picked() -> None:
+    base, good = answers(1, 1, 10), answers(0.5, 1, 12)
+    broken = {"hazards": table(acc=[0] * 4), "retained": table(acc=[0.25] * 2), "stories": table(tokens=[4, 6])}
+    broken["stories"] = pl.concat(
+        [broken["stories"], pl.DataFrame({"metric": ["nll"], "value": [None]}, schema=broken["stories"].schema)]
+    )
+    huge = {**good, "stories": table(nll=[1e5], tokens=[4])}
+    first, second, third = sweep.measure("spunge", 7, [({}, broken), ({}, good), ({}, huge)], base, EVALUATORS)
+    assert first.retain == pytest.approx(0.125)
+    assert third.retain == pytest.approx(0.5)
+    assert second.picked
+
+
 @pytest.fixture
 def two_goals(world: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """The small experiment with a suite of what must stay, and a sweep."""

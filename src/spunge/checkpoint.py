@@ -156,13 +156,20 @@ def export(base: str | Path, task_vector: TaskVector, out: str | Path, *, card: 
             for start in range(0, size, _BLOCK):
                 stop = min(start + _BLOCK, size)
                 changed = task_vector_at(checkpoint, task_vector, name, start, stop)
-                if not torch.isfinite(changed).all():
-                    raise IncompatibleTaskVectors(f"{name}: base plus delta is NaN or infinite somewhere")
+                refuse_overflow(name, changed)
                 written.write(name, start, changed)
         if card is not None:
             (building / "README.md").write_text(card, encoding="utf-8")
         written.verify()
     return Path(out)
+
+
+def refuse_overflow(name: str, changed: Tensor) -> None:
+    """Raises IncompatibleTaskVectors, naming the tensor, if a changed weight is NaN or infinite."""
+    if not torch.isfinite(changed).all():
+        raise IncompatibleTaskVectors(
+            f"{name}: base plus delta is NaN or infinite somewhere in {changed.dtype}; lower lambda or the weights"
+        )
 
 
 def rewrite(base: Checkpoint, directory: Path, changed: Collection[str]) -> dict[str, TensorPlace]:

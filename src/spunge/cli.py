@@ -253,6 +253,7 @@ def merge(
     form: Annotated[str, typer.Option("--as", help="checkpoint, task-vector or adapter.")] = "checkpoint",
     only: Annotated[list[str] | None, typer.Option("--only", help="Merge this variant; may be repeated.")] = None,
     without: Annotated[list[str] | None, typer.Option("--except", help="Leave this one out; may be repeated.")] = None,
+    rank: Annotated[int, typer.Option("--rank", min=1, help="Of an adapter that is not exact.")] = 64,
     seed: Seed = 0,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -270,10 +271,21 @@ def merge(
     with _watch(quiet) as display:
         diagnostics = standalone.merge(
             base=base, variants=variants, merger=merger, out=out, form=form, seed=seed, device=device,
-            progress=display.step, only=only or (), without=without or (),
+            progress=display.step, only=only or (), without=without or (), rank=rank,
         )  # fmt: skip
     if not quiet:
         screen.print(f"{out}: {' and '.join(diagnostics['variants'])} merged by {method}")
+        overall = diagnostics["overall"]
+        for name, share in overall["coverage"].items():
+            if share is not None:
+                screen.print(f"  {name}: {share:.0%} of this removal is in the merged task vector")
+        screen.print(f"  signs conflict in {overall['sign_conflict'] or 0:.1%} of the changed weights")
+        if diagnostics.get("rounding") is not None:
+            screen.print(
+                f"  {diagnostics['rounding']:.2g} of the delta's energy is lost to the base model's number format"
+            )
+        if diagnostics.get("energy") is not None:
+            screen.print(f"  the adapter keeps {diagnostics['energy']:.1%} of the merged delta's energy")
         for warning in diagnostics["warnings"]:
             aside.print(f"spunge: warning: {warning}", soft_wrap=True)
 

@@ -86,10 +86,11 @@ def merge(
     progress: Progress,
     only: Sequence[str] = (),
     without: Sequence[str] = (),
+    rank: int = 64,
 ) -> dict[str, Any]:
     """Merges variants on disk into a checkpoint, a task vector or an adapter; returns the diagnostics.
 
-    A variant's name, for `only`, `without` and weights, is that of its directory.
+    A variant's name, for `only`, `without` and weights, is that of its directory; `rank` is that of an adapter by SVD.
 
     Raises:
         SpungeError: Something is missing or wrong; `out` does not exist afterwards.
@@ -100,7 +101,7 @@ def merge(
     opened = merging.select(merging.open_variants(variants, checkpoint), only=only, without=without)
     options = {"seed": seed, "device": choose_device(device), "progress": progress}
     if form == "adapter":
-        return merging.write_adapter(merger, opened, out, base=checkpoint, **options)
+        return merging.write_adapter(merger, opened, out, base=checkpoint, rank=rank, model=base, **options)
     if form == "checkpoint":
         method = getattr(merger, "method", type(merger).__name__)
         what = f"the {method} merge of {len(opened)} task vectors: {', '.join(opened)}"

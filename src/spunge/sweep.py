@@ -70,7 +70,10 @@ def measure(
             # Left of what must go, kept of what must stay: less is worse for the latter, and is it for the former?
             rising = _higher_is_better(evaluator) == (evaluator.goal == "retain")
             one, other = (scores[evaluator.suite], before) if rising else (before, scores[evaluator.suite])
-            if other > 0 and math.isfinite(one):
+            if not math.isfinite(scores[evaluator.suite]):
+                # A model that answers with NaN has not been shown to forget, and has kept nothing.
+                shares[evaluator.goal].append(1.0 if evaluator.goal == "forget" else 0.0)
+            elif other > 0 and math.isfinite(one):
                 shares[evaluator.goal].append(one / other)
         # Nine digits, so that equals are equal however they were summed.
         forget, retain = (round(sum(each) / len(each), 9) if each else 1.0 for each in shares.values())
@@ -118,7 +121,9 @@ def _higher_is_better(evaluator: Evaluator) -> bool:
 def _score(items: ItemTable, metric: str) -> float:
     """A metric over all items; perplexity is that of the corpus."""
     if metric == "perplexity":
-        nll, tokens = (float(items.filter(pl.col("metric") == name)["value"].sum()) for name in ("nll", "tokens"))
-        return math.exp(nll / tokens) if tokens else math.inf
+        nll, tokens = (items.filter(pl.col("metric") == name)["value"] for name in ("nll", "tokens"))
+        if nll.null_count():  # NaN somewhere: left out, these tokens would count as if they were certain
+            return math.nan
+        return math.exp(min(float(nll.sum()) / float(tokens.sum()), 700.0)) if tokens.sum() else math.inf
     mean = items.filter(pl.col("metric") == metric)["value"].mean()
     return float(mean) if isinstance(mean, float) else math.nan

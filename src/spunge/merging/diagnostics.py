@@ -123,6 +123,14 @@ def summarise(job: Job, tensors: Mapping[str, Measures]) -> dict[str, Any]:
         for variant, share in summary["coverage"].items()
         if share is not None and share < COVERAGE_FLOOR
     ]
+    norms = summary["norms"]
+    warnings += [f"{variant}: changes nothing: is it the base model?" for variant, norm in norms.items() if not norm]
+    warnings += [
+        f"{one} and {two} are the same task vector: it counts twice"
+        for one, others in summary["cosines"].items()
+        for two, cosine in others.items()
+        if cosine == 1.0 and norms[one] == norms[two]
+    ]
     return {
         "variants": list(job.variants),
         "overall": summary,

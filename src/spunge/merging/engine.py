@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spunge import adapter
-from spunge.checkpoint import Checkpoint, Written, new_directory, rewrite
+from spunge.checkpoint import Checkpoint, Written, new_directory, refuse_overflow, rewrite
 from spunge.errors import IncompatibleTaskVectors
 from spunge.interfaces import RETAIN, Block, Merger, Progress, silent
 from spunge.merging.diagnostics import Measures, Rounding, summarise
@@ -121,6 +121,7 @@ def write(
             def change(name: str, start: int, values: Tensor) -> None:
                 weight = base.place(name).read(start, start + len(values)).to(values.device)
                 changed = add(weight, values, job.scale)
+                refuse_overflow(name, changed)
                 rounding.count(weight, values, changed)
                 written.write(name, start, changed)
 
@@ -139,6 +140,7 @@ def write_adapter(
     *,
     base: Checkpoint,
     rank: int = 64,
+    model: str | None = None,
     device: str = "cpu",
     seed: int = 0,
     grams: Grams | None = None,
@@ -153,6 +155,7 @@ def write_adapter(
         out: The new directory.
         base: The base model's files.
         rank: Of an adapter that is an approximation.
+        model: What the adapter calls its base model; None: the directory of `base`.
         device: Where to compute.
         seed: What the random draws of dare and della depend on.
         grams: For mergers that ask for them.
@@ -171,7 +174,7 @@ def write_adapter(
     factors = Factors(job, rank)
     with new_directory(out) as building:
         diagnostics = run(job, factors.keep, progress)
-        adapter.save(TaskVector(factors.finished()), building, base=str(base.directory))
+        adapter.save(TaskVector(factors.finished()), building, base=model or str(base.directory))
     return {**diagnostics, "exact": factors.exact, "energy": factors.energy}
 
 
@@ -213,9 +216,9 @@ def _run(job: Job, keep: Callable[[str, int, Tensor], None], progress: Progress)
             ).reshape(-1)
             stacked[-1] = merged
             measures.add(stacked, thresholds)
+            if not measures.gram.isfinite().all():
+                _refuse_infinite(job, name, stacked)
             keep(name, start, merged)
-        if not measures.gram.isfinite().all():
-            _refuse_infinite(job, name)
     progress("merge", len(job.shapes), len(job.shapes))
     return summarise(job, tensors)
 
@@ -245,8 +248,9 @@ def _grams_of(job: Job, name: str) -> tuple[Tensor, ...] | None:
     return tuple(job.grams[owner][name].to(job.device) for owner in owners)
 
 
-def _refuse_infinite(job: Job, name: str) -> None:
-    for start, stop in job.pieces(name, "element"):
-        for variant, delta in zip(job.variants, job.deltas(name, start, stop), strict=True):
-            if not delta.isfinite().all():
-                raise IncompatibleTaskVectors(f"{name}: {variant} holds NaN or infinity; its training diverged?")
+def _refuse_infinite(job: Job, name: str, stacked: Tensor) -> None:
+    for variant, delta in zip(job.variants, stacked, strict=False):
+        if not delta.isfinite().all():
+            raise IncompatibleTaskVectors(f"{name}: {variant} holds NaN or infinity; its training diverged?")
+    if not stacked[-1].isfinite().all():
+        raise IncompatibleTaskVectors(f"{name}: the merged delta is infinite somewhere; lower the weights")

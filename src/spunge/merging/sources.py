@@ -144,17 +144,22 @@ def _difference(variant: Checkpoint, base: Checkpoint) -> TaskVector:
         if not (place.dtype.is_floating_point and other.dtype.is_floating_point):
             raise IncompatibleTaskVectors(f"{name}: {variant.directory} differs in a tensor of {place.dtype}")
         entries[name] = Difference(other, place)
-    # Tied weights may be stored once or twice, so a tensor may be lacking if it is a copy of one that is there.
+    # Tied weights may be stored once or twice, so a tensor may be lacking if it is a copy of one that is there; it
+    # changes with that one, or the merged checkpoint would hold two different weights for what is tied.
     for name in missing:
-        if not _copied(name, base):
+        copies = [known for known in _copies(name, base) if known in variant.places]
+        changed = [known for known in copies if known in entries]
+        if not copies or len(changed) not in (0, len(copies)):
             raise IncompatibleTaskVectors(f"{variant.directory}: lacks {name!r}, which {base.directory} has")
+        if changed:
+            entries[name] = Difference(variant.places[changed[0]], base.places[name])
     for name in extra:
-        if not _copied(name, variant):
+        if not _copies(name, variant):
             raise IncompatibleTaskVectors(f"{variant.directory}: has {name!r}, which {base.directory} lacks")
     return TaskVector(entries, 1.0, {"settings": {"checkpoint": variant.directory.name}})
 
 
-def _copied(name: str, checkpoint: Checkpoint) -> bool:
+def _copies(name: str, checkpoint: Checkpoint) -> list[str]:
+    """Returns the names of the other tensors that hold the same values."""
     place = checkpoint.places[name]
-    others = (other for known, other in checkpoint.places.items() if known != name)
-    return any(other.equals(place) for other in others)
+    return [known for known, other in checkpoint.places.items() if known != name and other.equals(place)]
