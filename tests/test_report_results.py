@@ -187,6 +187,7 @@ def test_half_deleted_runs_show_what_there_is_and_say_what_is_missing(tmp_path, 
     page = report.write(run).read_text()
     assert f"{lost} is missing" in page
     assert "Where this comes from" in page
+    assert "The store is not" not in page
 
 
 def test_a_run_still_going_is_reported(tmp_path):
@@ -211,6 +212,7 @@ def test_a_run_that_failed_and_lost_its_store_shows_why_and_what_there_is(tmp_pa
     assert "the loss became NaN at step 3" in page
     assert 'http-equiv="refresh"' not in page
     assert "figure-training" not in page  # the curves lay in the store
+    assert "The store is not where this run left it" in page
     assert "figure-cosines" in page
     assert 'id="data"' in page
 

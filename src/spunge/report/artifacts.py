@@ -229,6 +229,9 @@ def read(path: Path) -> Run:
             items = items.select(pl.col(name).cast(kind) for name, kind in ITEM_COLUMNS.items())
         except (pl.exceptions.PolarsError, OSError) as error:
             missing.append(f"items.parquet cannot be read ({str(error).splitlines()[0][:200]}).")
+    trained = [stage.path for stage in manifest.stages if stage.stage == "unlearn" and stage.path is not None]
+    if trained and not any((path / each).is_dir() for each in trained):
+        missing.append("The store is not where this run left it: no training curves, and nothing to export.")
     return Run(path, manifest, recipe, items, tuple(missing))
 
 
