@@ -112,6 +112,7 @@ def test_a_scaled_merge_beside_an_unscaled_baseline_is_cautioned_against(world: 
     assert "λ = 1.5" in (run / "report" / "results.md").read_text()
     alone = pipeline.run(Experiment.model_validate({**world, "controls": []}), out=tmp_path / "runs")
     assert manifest_of(alone)["warnings"] == []  # no baseline that could be at another scale
+    assert "random split: not among the recipe's controls" in manifest_of(alone)["not_run"]
 
 
 def test_task_vectors_carry_their_provenance(world: dict[str, Any], tmp_path: Path) -> None:

@@ -85,8 +85,7 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         code = _refuse(f"{where}{error.strerror or error}")
     except (KeyboardInterrupt, typer.Abort):
-        _refuse("interrupted: finished stages are kept; the same command continues")
-        code = 130
+        code = _refuse("interrupted: finished stages are kept; the same command continues")
     sys.exit(code or 0)
 
 

@@ -27,6 +27,7 @@ from spunge.experiment import Experiment, ForgetSet
 from spunge.interfaces import RETAIN, Evaluator, Forecast, Progress, Splitter, Work, scale_of, silent
 from spunge.language_model import Resident
 from spunge.report.artifacts import FORMAT
+from spunge.report.results import RIVALS
 from spunge.split import AtRandom
 from spunge.stages import Base, Evaluate, Merge, Split, Unlearn, UnlearnInTurn, Variant, digest
 from spunge.store import Artifact, Store, derived_seed, key, replace_text, replaced
@@ -580,9 +581,20 @@ class Journal:
             "stages": self.stages, "merge": self.merges, "search": getattr(experiment.unlearn, "trials", []),
             "sweep": sweep.described(experiment.sweep, sweep.on_validation(experiment.evaluate), outcome.points),
             "environment": environment(self.device),
-            "warnings": [*self._cautions(), *warnings], "not_run": [],
+            "warnings": [*self._cautions(), *warnings], "not_run": self._not_run(),
         }  # fmt: skip
         replace_text(self.directory / "manifest.json", redacted(json.dumps(manifest, indent=1, ensure_ascii=False)))
+
+    def _not_run(self) -> list[str]:
+        """What an experiment can ask and this one did not, lest a reader take silence for a result."""
+        missing = [
+            f"{name.replace('_', ' ')}: not among the recipe's controls"
+            for name in RIVALS
+            if name not in self.experiment.controls
+        ]
+        if not any("attacks" in evaluator.described for evaluator in self.experiment.evaluate):
+            missing.append("attacks (quantisation, relearning): no suite of the recipe is one")
+        return missing
 
     def _cautions(self) -> list[str]:
         """What a reader of the comparisons must know of the recipe."""

@@ -388,6 +388,9 @@ def stages(findings: Findings) -> Table:
 
 def named(variant: str) -> str:
     """Returns a variant's name as a reader says it."""
+    part = re.fullmatch(r"random_(\d+)", variant)
+    if part:
+        return f"random split, part {part[1]}"
     return NAMES.get(variant, variant.replace("subset:", "only ", 1))
 
 
