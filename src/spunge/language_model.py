@@ -33,7 +33,7 @@ class LanguageModel(Settings):
     id: str
     """A Hugging Face model directory, a hub id, or `lab:…`."""
     revision: str | None = None
-    """The hub revision; pinned to a commit on first use."""
+    """The hub revision, best a commit: without one a run takes what the hub has, and refuses what changes meanwhile."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What the weights are computed in; `auto` is the checkpoint's own."""
     trust_remote_code: bool = False

@@ -59,5 +59,5 @@ def _mapped(state: Tensor, scratch: Path) -> Tensor:
         file.write(data)  # written, not mapped for writing: a full disk is then an error, not a signal
         file.flush()
         # Python's own maps keep the file open, and a process may have no more than about a thousand open.
-        storage = torch.UntypedStorage.from_file(file.name, shared=False, nbytes=data.nbytes)
-    return torch.empty(0, dtype=state.dtype).set_(storage).reshape(state.shape)
+        kept = torch.from_file(file.name, shared=False, size=data.nbytes, dtype=torch.uint8)
+    return kept.view(state.dtype).reshape(state.shape)
