@@ -58,7 +58,8 @@ class Column:
     @property
     def label(self) -> str:
         """The column's head, short."""
-        return f"{self.task or self.suite} {SHORT_NAMES.get(self.metric, self.metric)}"
+        asked, measured = self.task or self.suite, SHORT_NAMES.get(self.metric, self.metric)
+        return asked if asked == measured else f"{asked} {measured}"
 
     @property
     def higher_is_better(self) -> bool:
