@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,3 +127,8 @@ def write_recipe(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
         return tmp_path / name
 
     return write
+
+
+# A suite that a script starts in the background inherits that Ctrl-C is ignored, and so would the runs it interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
