@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from spunge.checkpoint import Checkpoint
+from spunge.store import Store
 from spunge.task_vector import TaskVector
 
 Write = Callable[[dict[str, Any]], Path]
@@ -242,7 +243,7 @@ def test_interrupted_then_continued(world: dict[str, Any], write_recipe: Write, 
     assert process.returncode == 2
     assert "interrupted" in errors
     assert "Traceback" not in errors
-    assert not [path for path in (tmp_path / "runs" / "store").rglob(".*") if path.name not in (".scratch",)]
+    assert not [path for path in (tmp_path / "runs" / "store").rglob(".*") if path.name not in (".scratch", ".lock")]
     assert spunge("run", "recipe.yaml", "unlearn.epochs=1", cwd=tmp_path).returncode == 0
 
 
@@ -262,6 +263,8 @@ def test_looking_after_the_store(world: dict[str, Any], write_recipe: Write, tmp
     dry = spunge("store", "gc", cwd=tmp_path)
     assert "2 to remove with --delete" in dry.stdout, dry.stderr  # the first density's merge, and its evaluation
     assert "10 artifacts" in spunge("store", "ls", cwd=tmp_path).stdout
+    with Store(tmp_path / "runs" / "store").held():
+        refused(spunge("store", "gc", "--delete", cwd=tmp_path), "a run is at work there")
     assert "2 removed" in spunge("store", "gc", "--delete", cwd=tmp_path).stdout
     assert "8 artifacts, all as they were published" in spunge("store", "verify", cwd=tmp_path).stdout
     again = spunge("run", "recipe.yaml", "merge.density=0.9", cwd=tmp_path)

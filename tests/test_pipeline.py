@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import torch
 
-from spunge import experiment, pipeline
+from spunge import experiment, pipeline, planning
 from spunge.errors import DataError, RecipeError
 from spunge.experiment import Experiment
 from spunge.task_vector import TaskVector
@@ -53,7 +53,7 @@ def test_the_whole_flow_then_nothing_then_only_what_changed(world: dict[str, Any
     assert all(status == {"reused"} for status in statuses(again).values())
 
     denser = experiment.parse(experiment.dump(recipe), overrides=["merge.density=0.7"])
-    planned = {(step["stage"], step["name"]): step for step in pipeline.plan(denser, out=tmp_path / "runs")}
+    planned = {(step["stage"], step["name"]): step for step in planning.plan(denser, out=tmp_path / "runs")}
     assert planned["merge", "spunge"]["why"] == ["merger.density: 0.2 → 0.7"]
     assert planned["unlearn", "subset:a"]["status"] == "reused"
     changed = statuses(pipeline.run(denser, out=tmp_path / "runs"))

@@ -118,7 +118,7 @@ def test_a_run_tells_json_what_it_does_and_how_it_failed(world: dict[str, Any], 
     out = io.StringIO()
     recipe = Experiment.model_validate({**world, "controls": []})
     with progress.watch(Console(), out, as_json=True) as display:
-        pipeline.run(recipe, out=tmp_path / "runs", progress=display.step, told=display.event)
+        pipeline.run(recipe, out=tmp_path / "runs", progress=display.step, listener=display.event)
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     planned = next(line for line in lines if line["event"] == "planned")
     finished = [line for line in lines if line["event"] == "finished"]
@@ -133,7 +133,7 @@ def test_a_run_tells_json_what_it_does_and_how_it_failed(world: dict[str, Any], 
     out.truncate(0)
     broken = Experiment.model_validate({**world, "controls": [], "split": {"by": "column", "column": "no such"}})
     with pytest.raises(SpungeError), progress.watch(Console(), out, as_json=True) as display:
-        pipeline.run(broken, out=tmp_path / "runs", progress=display.step, told=display.event)
+        pipeline.run(broken, out=tmp_path / "runs", progress=display.step, listener=display.event)
     assert json.loads(out.getvalue().splitlines()[-1].lstrip("\0"))["event"] == "failed"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spunge import pipeline, sizes
+from spunge import pipeline, planning, sizes
 from spunge.experiment import Experiment
 from spunge.language_model import LanguageModel
 
@@ -35,7 +35,7 @@ def config_only(directory: Path, name: str) -> Path:
 
 
 def forecast(world: dict[str, Any], tmp_path: Path, *, memory: float = 80e9, **changes: Any) -> dict[str, dict]:
-    steps = pipeline.forecast(
+    steps = planning.forecast(
         Experiment.model_validate({**world, **changes}), out=tmp_path / "runs", memory=int(memory)
     )
     return {f"{step['stage']} {step['name']}": step for step in steps}

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spunge.errors import ArtifactError
-from spunge.store import Store, canonical, derived_seed, key, replace_text
+from spunge.store import Store, canonical, derived_seed, here, key, replace_text
 
 NUMBERS = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(
@@ -104,7 +104,7 @@ def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path, monkeypatch: p
 
 def test_checkpoints_are_taken_over_from_the_dead_and_copied_from_the_living(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    dead = tmp_path / ".scratch" / "key" / f"{socket.gethostname()}.{2**22 + 1}.1"
+    dead = tmp_path / ".scratch" / "key" / f"{here()}.{2**22 + 1}.1"
     dead.mkdir(parents=True)
     (dead / "state").write_text("half")
 
@@ -135,10 +135,29 @@ def test_nothing_needed_and_nothing_alive_is_superfluous(tmp_path: Path) -> None
 
 def test_what_a_killed_attempt_left_is_swept(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    left = tmp_path / "stage" / f".{key('stage', {})}.{socket.gethostname()}.{2**22 + 1}.1"
+    left = tmp_path / "stage" / f".{key('stage', {})}.{here()}.{2**22 + 1}.1"
     left.mkdir(parents=True)
     store.build("stage", {}, lambda directory: {})
     assert not left.exists()
+
+
+def test_what_another_container_on_this_host_has_begun_is_left_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    # Its processes have numbers of their own, so whether one of that number is here says nothing.
+    begun = tmp_path / "stage" / f".{key('stage', {})}.{socket.gethostname()}.123.{2**22 + 1}.1"
+    begun.mkdir(parents=True)
+    store.build("stage", {}, lambda directory: {})
+    assert begun.exists()
+    assert begun not in store.superfluous(set())
+
+
+def test_runs_hold_the_store_together_and_whoever_removes_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    refused = pytest.raises(ArtifactError, match="a run is at work there")
+    with store.held(), store.held(), refused, store.held(alone=True):
+        raise AssertionError
+    with store.held(alone=True), pytest.raises(ArtifactError, match="gc` is at work there"), store.held():
+        raise AssertionError
 
 
 def test_the_loser_of_a_race_takes_the_winners(tmp_path: Path) -> None:

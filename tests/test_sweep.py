@@ -13,7 +13,7 @@ from conftest import sentences, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spunge import experiment, pipeline, sweep
+from spunge import experiment, pipeline, planning, sweep
 from spunge.errors import RecipeError
 from spunge.evaluate import MultipleChoice, Perplexity
 from spunge.experiment import Experiment
@@ -81,7 +81,7 @@ def test_a_grid_is_merged_and_picked_on_its_own_part(two_goals: dict[str, Any], 
     recipe = Experiment.model_validate(two_goals)
     plain = Experiment.model_validate({**two_goals, "sweep": {}})
     pipeline.run(plain, out=tmp_path / "runs")
-    planned = pipeline.plan(recipe, out=tmp_path / "runs")
+    planned = planning.plan(recipe, out=tmp_path / "runs")
     assert {step["status"] for step in planned if step["stage"] == "unlearn"} == {"reused"}
     run = pipeline.run(recipe, out=tmp_path / "runs")
     manifest = json.loads((run / "manifest.json").read_text())

@@ -12,7 +12,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -160,7 +160,7 @@ def run(
             out=out,
             dtype=_dtype(dtype),
             progress=progress,
-            told=display.event,
+            listener=display.event,
             **options,
             command=shlex.join(["spunge", *sys.argv[1:]]),
         )
@@ -183,11 +183,11 @@ def plan(
 ) -> None:
     """Says what a run would compute or reuse and why, what each task takes, and what would not fit."""
     experiment = _read(recipe, words, seeds, offline_root)
-    from spunge import pipeline
+    from spunge import planning
     from spunge.interfaces import spelled
 
     room = None if memory is None else int(memory * 1e9)
-    steps = pipeline.forecast(experiment, out=out, device=device, memory=room)
+    steps = planning.forecast(experiment, out=out, device=device, memory=room)
     table = Table("stage", "name", "seed", "status", "memory", "disk", "time", "why")
     for step in steps:
         why = "; ".join(step["why"][:4]) + (" …" if len(step["why"]) > 4 else "")
@@ -481,10 +481,15 @@ def compare(
 @store.command("ls")
 def list_store(out: Out = Path("runs")) -> None:
     """Lists every artifact: its stage, key and size, when it was made, in how long, and for which runs."""
-    from spunge import pipeline
+    from spunge import planning
+    from spunge.errors import ArtifactError
     from spunge.store import Store, size
 
-    runs = pipeline.needed(out)
+    runs: Mapping[str, Sequence[str]] = {}
+    try:
+        runs = planning.needed(out)
+    except ArtifactError as error:
+        aside.print(redacted(f"spunge: warning: {error}"), soft_wrap=True)
     table = Table("stage", "key", "size", "made", "seconds", "runs")
     total = count = 0
     for artifact in Store(out / "store").contents():
@@ -519,17 +524,18 @@ def gc(
     delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this, only say what would go.")] = False,
 ) -> None:
     """Says what no run under the runs root refers to, and what broken attempts left; with --delete, removes it."""
-    from spunge import pipeline
+    from spunge import planning
     from spunge.store import Store, size
 
-    needed = pipeline.needed(out)
+    store = Store(out / "store")
     total = count = 0
-    for path in Store(out / "store").superfluous(needed):
-        used = size(path)
-        total, count = total + used, count + 1
-        screen.print(f"{_bytes(used):>9}  {path}", soft_wrap=True)
-        if delete:
-            shutil.rmtree(path)
+    with store.held(alone=True) if delete else nullcontext():
+        for path in store.superfluous(planning.needed(out)):
+            used = size(path)
+            total, count = total + used, count + 1
+            screen.print(f"{_bytes(used):>9}  {path}", soft_wrap=True)
+            if delete:
+                shutil.rmtree(path)
     screen.print(f"{count} {'removed' if delete else 'to remove with --delete'}, {_bytes(total)}")
 
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from importlib import metadata
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,36 +14,18 @@ from filelock import FileLock, Timeout
 from spunge import data, items, report, sweep
 from spunge import experiment as recipe
 from spunge.data import Corpus, concatenate
-from spunge.errors import ArtifactError, DataError, RecipeError, SpungeError, redacted
+from spunge.errors import ArtifactError, DataError, RecipeError, redacted
 from spunge.executors import Executor, Task
 from spunge.executors.cluster import Cluster
 from spunge.executors.local import Local, slots
+from spunge.executors.planned import Planned
 from spunge.experiment import Experiment, ForgetSet
-from spunge.interfaces import RETAIN, Evaluator, Forecast, Progress, Splitter, Work, scale_of, silent
-from spunge.language_model import Resident
-from spunge.report.artifacts import FORMAT
-from spunge.report.results import RIVALS
+from spunge.interfaces import RETAIN, Evaluator, Progress, Splitter, scale_of, silent
+from spunge.journal import Journal, Listener, Outcome, unheard
 from spunge.split import AtRandom
-from spunge.stages import Base, Evaluate, Merge, Split, Unlearn, UnlearnInTurn, Variant, digest
-from spunge.store import Artifact, Store, derived_seed, key, replace_text, replaced
+from spunge.stages import Base, Evaluate, Merge, Split, Unlearn, UnlearnInTurn, Variant
+from spunge.store import Artifact, Store, derived_seed, replace_text, replaced
 from spunge.sweep import Point
-
-Told = Callable[[str, Mapping[str, Any]], None]
-
-
-def unheard(event: str, content: Mapping[str, Any], /) -> None:
-    """The listener to a run's events that does not mind them."""
-
-
-@dataclass
-class Outcome:
-    """What an experiment comes to."""
-
-    variants: list[Variant] = field(default_factory=list)
-    evaluations: list[tuple[Variant, Artifact]] = field(default_factory=list)
-    """For every variant the artifacts of its evaluations."""
-    points: list[Point] = field(default_factory=list)
-    """Of a sweep: every setting that was tried, as it did on the validation part."""
 
 
 def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
@@ -142,7 +119,7 @@ def run(
     executor: Literal["local", "ray"] = "local",
     address: str = "auto",
     progress: Progress = silent,
-    told: Told = unheard,
+    listener: Listener = unheard,
     command: str = "",
 ) -> Path:
     """Runs an experiment and writes its report; what the store holds already is not computed again.
@@ -156,7 +133,7 @@ def run(
         executor: `local`, or `ray` for the hosts of a cluster.
         address: The Ray cluster's `host:port`.
         progress: Told of every step.
-        told: Told of the run's events: `planned`, with its `steps`, and `finished`, with the task that has ended.
+        listener: Told of the run's events: `planned`, with its `steps`, and `finished`, with the task that has ended.
         command: What the user typed, noted in the report.
 
     Returns:
@@ -172,14 +149,13 @@ def run(
     planned = Planned(Store(Path(out) / "store"))
     flow(experiment, rows, planned)  # what is wrong is found before anything is written
     directory = Path(out) / experiment.name
-    with _locked(directory):
+    with _locked(directory), planned.store.held():
         replace_text(directory / "recipe.yaml", redacted(recipe.dump(experiment)))
-        journal = Journal(directory, experiment, device, command, told)
-        store = Store(Path(out) / "store")
-        where = _executor(executor, store, device, jobs, address, progress, journal.note)
+        journal = Journal(directory, experiment, device, command, listener)
+        where = _executor(executor, planned.store, device, jobs, address, progress, journal.note)
         try:
             journal.write("running")
-            told("planned", {"steps": planned.steps})
+            listener("planned", {"steps": planned.steps})
             with where:
                 outcome = flow(experiment, rows, where)
             write_items(directory, outcome.evaluations)
@@ -215,6 +191,8 @@ def _locked(directory: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise ArtifactError(f"{directory}: another run is at work there; wait for it, or give another --out") from error
+    except NotImplementedError as error:
+        raise ArtifactError(f"{directory}: this file system has no locks (Lustre has them with -o flock)") from error
     except OSError as error:
         raise ArtifactError(f"{directory}: cannot be written: {error.strerror or error}") from error
     try:
@@ -249,129 +227,6 @@ def load(experiment: Experiment, *, weights: bool = True) -> Rows:
     for evaluator in [*sweep.on_test(known), *sweep.on_validation(known)] if experiment.sweep else known:
         check_items(evaluator)
     return rows
-
-
-@dataclass
-class Planned:
-    """An executor that runs nothing but splits, and says for every other task whether and why it would run."""
-
-    store: Store
-    sized: bool = False
-    """Whether to estimate what every task takes."""
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    work: Work = field(default_factory=lambda: Work(Resident(), Path(), Path()))
-    tasks: list[Task] = field(default_factory=list)
-    _changed: dict[str, int] = field(default_factory=dict)
-
-    def run(self, tasks: Sequence[Task]) -> list[Artifact]:
-        """Returns what is in the store, and promises for the rest."""
-        return [self._plan(task) for task in tasks]
-
-    def _plan(self, task: Task) -> Artifact:
-        inputs = task.inputs
-        found = self.store.find(task.stage, inputs)
-        if found is None and isinstance(task, Split):
-            found = Artifact(
-                Path(),
-                {"key": key(task.stage, inputs), "subsets": task.names(self.work)},
-                reused=False,
-            )
-        reused = found is not None and found.reused
-        forecast, flops = self._forecast(task, reused)
-        self.steps.append({
-            "stage": task.stage, "name": task.name, "seed": task.seed, "key": key(task.stage, inputs),
-            "status": "reused" if reused else "computed",
-            "why": [] if reused else self.store.why(task.stage, inputs),
-            "memory": forecast.memory, "disk": forecast.disk, "notes": forecast.notes, "flops": flops,
-        })  # fmt: skip
-        self.tasks.append(task)
-        return found or Artifact(
-            self.store.root / task.stage / key(task.stage, inputs), {"key": key(task.stage, inputs)}
-        )
-
-    def _forecast(self, task: Task, reused: bool) -> tuple[Forecast, float | None]:
-        """What a task takes, as far as the method, or the model's configuration and the rows, say."""
-        own, size = Forecast(), None
-        if isinstance(task, Unlearn) and not reused and (not self.sized or task.base.model.has_tokenizer):
-            own = task.forecast(self.work)
-        if self.sized and (not reused or isinstance(task, Unlearn)):
-            from spunge import sizes
-
-            size = sizes.size_of(task, self._changed)
-            self._changed[key(task.stage, task.inputs)] = size.changed if size else 0
-        if size is None or reused:
-            return own, None
-        memory = own.memory if own.memory is not None else size.memory
-        return replace(own, memory=memory, disk=own.disk if own.disk is not None else size.disk), size.flops
-
-
-def plan(experiment: Experiment, *, out: str | Path = "runs") -> list[dict[str, Any]]:
-    """Says for every task whether it would be reused or computed, why (the fields that differ), and what it takes."""
-    planned = Planned(Store(Path(out) / "store"))
-    flow(experiment, load(experiment), planned)
-    return planned.steps
-
-
-def forecast(
-    experiment: Experiment, *, out: str | Path = "runs", device: str = "auto", memory: int | None = None
-) -> list[dict[str, Any]]:
-    """Returns the plan with what every task that would run takes, from the model's configuration and the rows alone.
-
-    Each step gains `seconds` (None where it cannot be told) and `advice`: what to change where a task does not fit into
-    the memory of the device, or what all of them leave not onto the disk.
-
-    Args:
-        experiment: The recipe; of its model only the configuration is read.
-        out: The runs root.
-        device: The torch device that is planned for.
-        memory: Bytes to plan for instead of what is free on the device.
-    """
-    from spunge import sizes
-    from spunge.steering.estimate import free_memory
-
-    planned = Planned(Store(Path(out) / "store"), sized=True)
-    flow(experiment, load(experiment, weights=False), planned)
-    device = choose_device(device)
-    room = memory if memory is not None else free_memory(device)
-    existing = next(path for path in (Path(out).absolute(), *Path(out).absolute().parents) if path.exists())
-    disk = shutil.disk_usage(existing).free
-    for step, task in zip(planned.steps, planned.tasks, strict=True):
-        flops = step.pop("flops")
-        step["seconds"] = None if flops is None else flops / sizes.rate(device, experiment.model.dtype)
-        step["advice"] = sizes.advice(task, step["memory"], room)
-        disk -= step["disk"] or 0
-        if disk < 0:
-            step["advice"] = "the disk is full by then: give an --out with more room, or see `spunge store gc`"
-    return planned.steps
-
-
-def needed(out: str | Path) -> dict[str, list[str]]:
-    """Returns the key of every artifact that the runs under a runs root refer to, with the runs' names.
-
-    A run that has not ended refers to all that its recipe leads to.
-
-    Raises:
-        ArtifactError: A run is at work, or what one refers to cannot be told.
-    """
-    runs: dict[str, list[str]] = {}
-    for file in sorted(Path(out).glob("*/recipe.yaml")):
-        directory = file.parent
-        with _locked(directory):
-            try:
-                said = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-                keys = [stage["key"] for stage in said["stages"]] if said["status"] == "done" else None
-            except (OSError, ValueError, KeyError, TypeError):
-                keys = None
-        try:
-            keys = [step["key"] for step in plan(recipe.read(file), out=out)] if keys is None else keys
-        except SpungeError as error:
-            raise ArtifactError(
-                f"{directory}: this run has not ended, and what it needs cannot be told ({error}); "
-                "call this where the run was started, finish the run, or remove its directory"
-            ) from error
-        for name in dict.fromkeys(keys):
-            runs.setdefault(name, []).append(directory.name)
-    return runs
 
 
 def unlearn(executor: Executor, tasks: Sequence[Unlearn]) -> list[Variant]:
@@ -527,128 +382,6 @@ def write_items(directory: Path, evaluations: Sequence[tuple[Variant, Artifact]]
         pl.concat(tables).write_parquet(temporary)
 
 
-@dataclass
-class Journal:
-    """The run's manifest: what ran, on what, with which result; rewritten after every task."""
-
-    directory: Path
-    experiment: Experiment
-    device: str
-    command: str
-    told: Told = unheard
-    stages: list[dict[str, Any]] = field(default_factory=list)
-    split: dict[str, Any] | None = None
-    subsets: dict[str, int] = field(default_factory=dict)
-    merges: dict[str, Any] = field(default_factory=dict)
-    devices: Counter[str] = field(default_factory=Counter)
-    """Kind of device → how many artifacts were made on it."""
-
-    def note(self, task: Task, artifact: Artifact) -> None:
-        """Notes a finished task."""
-        manifest = artifact.manifest
-        if isinstance(task, Unlearn | Evaluate) and "device" in manifest:
-            self.devices[manifest["device"].partition(":")[0]] += 1
-        self.stages.append({
-            "stage": task.stage, "name": task.name, "seed": task.seed, "key": artifact.key,
-            "status": "reused" if artifact.reused else "computed",
-            "seconds": manifest.get("seconds"), "peak_memory": manifest.get("peak_memory"),
-            "path": f"../store/{task.stage}/{artifact.key}",
-        })  # fmt: skip
-        if isinstance(task, Split) and self.split is None:
-            self.split = self._split(task, manifest["subsets"])
-        if isinstance(task, Unlearn) and task.name.startswith("subset:"):
-            self.subsets[task.name.removeprefix("subset:")] = len(task.forget)
-        if isinstance(task, Merge) and task.name == "spunge":  # of a sweep, the picked one is noted at the end
-            self.merges[str(task.seed)] = manifest["diagnostics"]
-        self.write("running")
-        asked = {"variant": task.variant.name, "suite": task.evaluator.suite} if isinstance(task, Evaluate) else {}
-        self.told("finished", {**self.stages[-1], **asked, "figures": manifest.get("figures", {})})
-
-    def write(self, status: str, outcome: Outcome | None = None, warnings: Sequence[str] = ()) -> None:
-        """Writes manifest.json."""
-        outcome = outcome or Outcome()
-        for variant in outcome.variants:
-            if variant.kind == "merged" and variant.artifact is not None:
-                self.merges[str(variant.seed)] = variant.artifact.manifest["diagnostics"]
-        experiment = self.experiment
-        manifest = {
-            "format": FORMAT, "experiment": experiment.name, "description": experiment.description, "status": status,
-            "version": metadata.version("spunge"), "command": self.command,
-            "model": {**experiment.model.model_dump(include={"id", "revision"}), "digest": digest(experiment.model)},
-            "seeds": experiment.seeds,
-            "suites": [evaluator.described for evaluator in experiment.evaluate],
-            "split": self._settled(), "variants": [_described(variant) for variant in outcome.variants],
-            "stages": self.stages, "merge": self.merges, "search": getattr(experiment.unlearn, "trials", []),
-            "sweep": sweep.described(experiment.sweep, sweep.on_validation(experiment.evaluate), outcome.points),
-            "environment": environment(self.device),
-            "warnings": [*self._cautions(), *warnings], "not_run": self._not_run(),
-        }  # fmt: skip
-        replace_text(self.directory / "manifest.json", redacted(json.dumps(manifest, indent=1, ensure_ascii=False)))
-
-    def _not_run(self) -> list[str]:
-        """What an experiment can ask and this one did not, lest a reader take silence for a result."""
-        missing = [
-            f"{name.replace('_', ' ')}: not among the recipe's controls"
-            for name in RIVALS
-            if name not in self.experiment.controls
-        ]
-        if not any("attacks" in evaluator.described for evaluator in self.experiment.evaluate):
-            missing.append("attacks (quantisation, relearning): no suite of the recipe is one")
-        return missing
-
-    def _cautions(self) -> list[str]:
-        """What a reader of the comparisons must know of the recipe."""
-        cautions = []
-        factor = self.experiment.merge.lambda_
-        swept = "merge.lambda" in self.experiment.sweep
-        if factor != 1.0 and not swept and {"joint", "joint_equal_steps"} & set(self.experiment.controls):
-            cautions.append(
-                f"The merged model's task vector is scaled by λ = {factor:g}, the joint baselines' are not: "
-                "a difference between them may be one of scale."
-            )
-        if len(self.devices) > 1:
-            made = ", ".join(f"{count} on {device}" for device, count in self.devices.most_common())
-            cautions.append(
-                f"Results were computed on different kinds of device ({made}), which round differently: "
-                "small differences between variants may come from that."
-            )
-        return cautions
-
-    def _split(self, task: Split, subsets: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-        counted = [0] * len(task.forget)
-        for indices in subsets.values():
-            for index in indices:
-                counted[index] += 1
-        return {
-            "attribute": getattr(task.splitter, "column", None) or getattr(task.splitter, "by", task.name),
-            "rows": len(task.forget), "covered": sum(count > 0 for count in counted),
-            "overlapping": sum(count > 1 for count in counted),
-            "found": {name: len(indices) for name, indices in sorted(subsets.items())},
-        }  # fmt: skip
-
-    def _settled(self) -> dict[str, Any] | None:
-        """The split with what the processing left of each subset."""
-        if self.split is None:
-            return None
-        dropped = {
-            name: rows for name, rows in self.split["found"].items() if self.subsets and name not in self.subsets
-        }
-        return {
-            **self.split,
-            "subsets": [{"name": name, "rows": rows} for name, rows in self.subsets.items()],
-            "dropped": [{"name": name, "rows": rows, "reason": "under min_size"} for name, rows in dropped.items()],
-        }
-
-
-def environment(device: str) -> dict[str, Any]:
-    """Returns the versions and the device that results were computed with."""
-    packages = ("spunge", "torch", "transformers", "peft", "safetensors", "polars")
-    return {
-        "python": platform.python_version(), **{package: metadata.version(package) for package in packages},
-        "platform": platform.platform(terse=True), "device": device,
-    }  # fmt: skip
-
-
 def choose_device(device: str) -> str:
     """Returns the device that `auto` stands for here; refuses one that is not there."""
     import torch
@@ -660,16 +393,6 @@ def choose_device(device: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise RecipeError(f"--device {device}: not available here: {str(error).splitlines()[0]}") from error
     return device
-
-
-def _described(variant: Variant) -> dict[str, Any]:
-    artifact = variant.artifact
-    return {
-        "name": variant.name, "kind": variant.kind, "subset": variant.subset, "seed": variant.seed,
-        "norm": artifact.manifest.get("norm") if artifact else None,
-        "steps": artifact.manifest.get("steps") if artifact else None,
-        "task_vector": f"../store/{artifact.manifest['stage']}/{artifact.key}" if artifact else None,
-    }  # fmt: skip
 
 
 def _of(indices: Sequence[int], rows: Corpus) -> str:

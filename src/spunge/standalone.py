@@ -19,8 +19,9 @@ from spunge.checkpoint import new_directory
 from spunge.data import Corpus, Source, concatenate
 from spunge.errors import ArtifactError, RecipeError, SpungeError, TrainingDiverged
 from spunge.interfaces import Evaluator, Merger, Progress, Unlearner, Work, scale_of, silent
+from spunge.journal import environment
 from spunge.language_model import LanguageModel, Resident
-from spunge.pipeline import choose_device, environment
+from spunge.pipeline import choose_device
 from spunge.report import artifacts
 from spunge.report.artifacts import FORMAT
 from spunge.settings import Settings

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import functools
 import glob
 import hashlib
 import json
@@ -45,6 +47,26 @@ class Store:
     """`root/<stage>/<key>/`: payload and manifest.json, shared by all experiments under one runs root."""
 
     root: Path
+
+    @contextlib.contextmanager
+    def held(self, *, alone: bool = False) -> Iterator[None]:
+        """Holds the store: any number of runs at once, or, alone, whoever removes what no run refers to.
+
+        Raises:
+            ArtifactError: Others hold it; or it cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = (self.root / ".lock").open("a")
+        except OSError as error:
+            raise ArtifactError(f"{self.root}: cannot be written: {error.strerror or error}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                other = "a run" if alone else "`spunge store gc`"
+                raise ArtifactError(f"{self.root}: {other} is at work there; wait for it") from error
+            yield
 
     def find(self, stage: str, inputs: Mapping[str, Any]) -> Artifact | None:
         """Returns the artifact made from these inputs, or None; a damaged one counts as none. Changes nothing.
@@ -244,12 +266,19 @@ def size(path: Path) -> int:
 
 
 def _unique() -> str:
-    return f"{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
+    return f"{here()}.{os.getpid()}.{time.monotonic_ns()}"
+
+
+@functools.cache
+def here() -> str:
+    """The host, and the process namespace on it: containers may share a host's name, and not see each other's."""
+    processes = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}.{processes.stat().st_ino if processes.exists() else 0}"
 
 
 def _dead(name: str) -> bool:
     """Whether the process that made a name by `_unique` ran on this machine and is gone."""
-    before, _, rest = name.rpartition(f"{socket.gethostname()}.")
+    before, _, rest = name.rpartition(f"{here()}.")
     pid = rest.partition(".")[0]
     known = (not before or before.endswith(".")) and pid.isdecimal() and Path("/proc/self").exists()
     return known and not Path(f"/proc/{pid}").exists()
