@@ -10,6 +10,7 @@ import pytest
 import torch
 from training_models import answers, save_model, texts
 
+from spunge.errors import RecipeError
 from spunge.task_vector import TaskVector
 from spunge.training import sharding
 from spunge.tuning import Tuning
@@ -93,6 +94,7 @@ def test_what_cannot_be_shared_out_is_refused_by_name(tmp_path):
     shared = ["unlearn", "--model", base.id, "--forget", str(tmp_path / "forget.jsonl"), "--device", "cpu"]
     for words, message in (
         (["--method", "gradient_ascent", "batch_size=3"], "3 rows cannot be shared out equally among 2 processes"),
+        (["--method", "npo", "alpha=0", "quantize=nf4"], "weights in 4 bits are not cut into pieces for 2 processes"),
         (["--method", "rmu", "layer=1"], "rmu runs in one process: start it without torchrun"),
     ):
         done = start(tmp_path, _REFUSED, *shared, *words, "--out", str(tmp_path / "out"))
@@ -110,6 +112,17 @@ def test_one_process_shares_with_nobody():
     assert float(sharding.total(2.5)) == 2.5
     assert sharding.agreed(True, "cpu")
     sharding.check(Tuning(batch_size=3))
+
+
+def test_weights_in_4_bits_are_not_shared(monkeypatch):
+    quantized = Tuning(quantize="nf4")
+    sharding.check(quantized)
+    monkeypatch.setattr(sharding, "size", lambda: 2)
+    sharding.check(Tuning())
+    with pytest.raises(RecipeError, match="quantize: weights in 4 bits are not cut into pieces for 2 processes; leave"):
+        sharding.check(quantized)
+    with pytest.raises(RecipeError, match="batch_size: 3 rows cannot be shared out equally among 2 processes"):
+        sharding.check(Tuning(batch_size=3))
 
 
 def test_every_row_is_taken_once_whatever_the_number_of_processes(monkeypatch):

@@ -49,7 +49,12 @@ def size() -> int:
 
 
 def check(settings: Tuning) -> None:
-    """Raises RecipeError unless every process gets as many rows of a batch as the others."""
+    """Raises RecipeError unless the processes can share this training: its rows equally, and its weights at all."""
+    if settings.quantize is not None and size() > 1:
+        raise RecipeError(
+            f"quantize: weights in 4 bits are not cut into pieces for {size()} processes; "
+            "leave quantize out, or start without torchrun"
+        )
     if settings.batch_size % size():
         raise RecipeError(
             f"batch_size: {settings.batch_size} rows cannot be shared out equally among {size()} processes; "

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from spunge.language_model import LanguageModel, checkpoint_names
 from spunge.task_vector import Entry
 from spunge.training import sharding
 from spunge.training.rows import Batch, Encoded, collate, cut, encode
-from spunge.training.tuned import with_lora, with_pieces, with_weights
+from spunge.training.tuned import chosen_weights, with_lora, with_pieces, with_weights
 from spunge.tuning import Tuning
 
 if TYPE_CHECKING:
@@ -145,12 +145,12 @@ def borrow(settings: Tuning, base: LanguageModel, work: Work) -> Iterator[Traine
             stack.callback(_restore, model, trainable)
         model.requires_grad_(False).eval()
         if settings.lora:
-            make = partial(with_lora, lora=settings.lora)
+            tuned = with_lora(model, names, lora=settings.lora, seed=work.seed, device=work.device)
         elif sharding.size() > 1:
-            make = partial(with_pieces, settings=settings)
+            tuned = with_pieces(model, names, chosen_weights(model, names, settings.parameters), work.device)
         else:
-            make = partial(with_weights, settings=settings)
-        parameters, entries, as_base = stack.enter_context(make(model, names, seed=work.seed, device=work.device))
+            tuned = with_weights(model, names, chosen_weights(model, names, settings.parameters))
+        parameters, entries, as_base = stack.enter_context(tuned)
         if settings.gradient_checkpointing:
             stack.enter_context(_recomputing(model))
         yield Trainee(model, tokenizer, settings, work.device, parameters, entries, as_base, in_bfloat16)

@@ -15,7 +15,7 @@ from spunge.errors import RecipeError
 from spunge.task_vector import Entry, LowRank
 from spunge.training import sharding
 from spunge.training.seeding import seeded
-from spunge.tuning import Lora, Tuning
+from spunge.tuning import Lora
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -133,14 +133,9 @@ def _tied(model: PreTrainedModel) -> set[int]:
 
 @contextmanager
 def with_weights(
-    model: PreTrainedModel, names: Mapping[str, str], *, settings: Tuning, seed: int, device: str
+    model: PreTrainedModel, names: Mapping[str, str], chosen: Mapping[str, nn.Parameter]
 ) -> Iterator[Trainable]:
-    """Puts float32 copies in the place of the weights that are to be trained.
-
-    Raises:
-        RecipeError: A setting names no weight of the model, or one that the checkpoint does not hold.
-    """
-    chosen = _chosen_weights(model, names, settings.parameters)
+    """Puts float32 copies in the place of the chosen weights."""
     # A tied weight is met under each of its names, and the checkpoint may hold it under more than one.
     stored = {theirs: model.get_parameter(ours) for ours, theirs in names.items()}
     masters = {name: nn.Parameter(weight.detach().to(torch.float32, copy=True)) for name, weight in chosen.items()}
@@ -173,14 +168,9 @@ def with_weights(
 
 @contextmanager
 def with_pieces(
-    model: PreTrainedModel, names: Mapping[str, str], *, settings: Tuning, seed: int, device: str
+    model: PreTrainedModel, names: Mapping[str, str], chosen: Mapping[str, nn.Parameter], device: str
 ) -> Iterator[Trainable]:
-    """Makes the weights that are to be trained float32, and cuts the model into one piece a process, for good.
-
-    Raises:
-        RecipeError: A setting names no weight of the model, or one that the checkpoint does not hold.
-    """
-    chosen = _chosen_weights(model, names, settings.parameters)
+    """Makes the chosen weights float32, and cuts the model into one piece a process, for good."""
     _swap(model, {id(weight): nn.Parameter(weight.detach().float()) for weight in chosen.values()})
     del chosen  # the base's own weights, of which each process keeps its piece
     sharding.shard(model, device)
@@ -225,9 +215,14 @@ def _swap(model: PreTrainedModel, replacements: Mapping[int, nn.Parameter]) -> N
                 module._parameters[key] = replacements[id(parameter)]
 
 
-def _chosen_weights(
+def chosen_weights(
     model: PreTrainedModel, names: Mapping[str, str], wanted: Sequence[str] | None
 ) -> dict[str, nn.Parameter]:
+    """Returns the weights that `parameters` of the settings names, all for None.
+
+    Raises:
+        RecipeError: It names no weight of the model, or one that the checkpoint does not hold.
+    """
     chosen = {name: model.get_parameter(name) for name in _matching(model, wanted)}
     places = {id(model.get_parameter(ours)) for ours in names}
     for name, weight in chosen.items():
