@@ -1,4 +1,4 @@
-"""Pure functions of tensors: every loss, and every way to combine two gradients, with its paper and equation.
+"""Pure functions of tensors: every loss, and every way to combine two gradients, with its paper and formula.
 
 Shapes: B sequences, T positions, V tokens of the vocabulary, D width. Logits are [B, T, V] and labels [B, T], already
 aligned: `logits[:, t]` predicts `labels[:, t]`, and `IGNORE` marks what does not count (pads, prompts). Half-precision

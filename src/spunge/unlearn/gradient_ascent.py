@@ -1,6 +1,6 @@
 """Gradient ascent: climb the forget set's loss, and nothing else.
 
-Jang et al. 2022, "Knowledge unlearning for mitigating privacy risks in language models", arXiv 2210.01504, equation 1:
+Jang et al. 2022, "Knowledge unlearning for mitigating privacy risks in language models", arXiv 2210.01504:
 −NLL(forget). Here as the baseline that others are measured against: it has no bound and wrecks the model in the end.
 """
 

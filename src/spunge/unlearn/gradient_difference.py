@@ -1,7 +1,8 @@
 """Gradient difference: climb the forget set's loss while descending the retain set's.
 
-Liu et al. 2022, "Continual learning and private unlearning", arXiv 2203.12817, and Maini et al. 2024 (TOFU), arXiv
-2401.06121, section 3: α · NLL(retain) − γ · NLL(forget). Nothing bounds the second term: few steps, or `combine: sago`.
+Liu et al. 2022, "Continual learning and private unlearning", arXiv 2203.12817, and, as a baseline of TOFU, Maini et al.
+2024, arXiv 2401.06121: α · NLL(retain) − γ · NLL(forget). Nothing bounds the second term: few steps, or
+`combine: sago`.
 """
 
 from __future__ import annotations

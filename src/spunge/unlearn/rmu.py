@@ -1,6 +1,6 @@
 """Representation misdirection for unlearning: push forget activations towards a random vector, hold the others.
 
-Li et al., "The WMDP Benchmark", 2024, section 4 (https://arxiv.org/abs/2403.03218).
+Li et al., "The WMDP Benchmark", 2024 (https://arxiv.org/abs/2403.03218).
 """
 
 from __future__ import annotations

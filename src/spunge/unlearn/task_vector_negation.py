@@ -1,8 +1,8 @@
 """Task vector negation: learn what must go, then subtract it.
 
-Ilharco et al. 2022, "Editing models with task arithmetic", arXiv 2212.04089, section 3: τ = θ_fine-tuned − θ_base on
-the forget set, and the unlearned model is θ_base − λ·τ. With LoRA, τ of a weight is (α/r)·B·A (Zhang et al. 2023,
-"Composing parameter-efficient modules with arithmetic operations", arXiv 2306.14870).
+Ilharco et al. 2022, "Editing models with task arithmetic", arXiv 2212.04089, "forgetting via negation":
+τ = θ_fine-tuned − θ_base on the forget set, and the unlearned model is θ_base − λ·τ. With LoRA, τ of a weight is
+(α/r)·B·A (Zhang et al. 2023, "Composing parameter-efficient modules with arithmetic operations", arXiv 2306.14870).
 """
 
 from __future__ import annotations
