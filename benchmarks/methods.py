@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,7 @@ from spunge.interfaces import Evaluator, Unlearner, Work, scale_of
 from spunge.language_model import LanguageModel, Resident
 from spunge.stages import Base, Evaluate, Split, Unlearn, Variant
 from spunge.store import Artifact, Store
-from spunge.unlearn import AnyUnlearner, TaskVectorNegation
+from spunge.unlearn import AnyUnlearner, IdkDPO, TaskVectorNegation
 
 LORA = {"rank": 8, "alpha": 16, "dropout": 0, "target_modules": "all-linear"}
 SHARED: dict[str, Any] = {"lora": LORA, "batch_size": 8, "epochs": 2}
@@ -51,6 +52,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "satimp": SHARED,
     "circuit_breaker": {**SHARED, "layers": [3]},
 }
+IN_ITS_WORDS = {"idk_dpo": {"refusals": ["a secret .", "no reply .", "silence ."]}}
+"""What the embedded model, which knows its world's words alone, can say instead."""
 KEPT = 0.95
 """The share of the base's retained accuracy that a learning rate must keep on the validation items to be chosen."""
 
@@ -101,6 +104,7 @@ def table(options: argparse.Namespace) -> None:
         union = concatenate(rows.named(name) for name, rows in subsets.items())
 
         def unlearn(kind: str, name: str, unlearner: Unlearner, rows: Corpus) -> tuple[Variant, float]:
+            rows = answered(rows) if isinstance(unlearner, IdkDPO) else rows
             task = Unlearn(kind, name, base, unlearner, rows, retain, 0)
             started = time.process_time()
             artifact = executor.run([task])[0]
@@ -120,18 +124,25 @@ def table(options: argparse.Namespace) -> None:
         for name in options.methods:
             tried = []
             for rate in options.learning_rates:
-                unlearner = method(name, learning_rate=rate, epochs=options.epochs)
+                unlearner = method(name, learning_rate=rate, epochs=options.epochs, **IN_ITS_WORDS.get(name, {}))
                 joint, seconds = unlearn("joint", "joint", unlearner, union)
                 hazards, retained = asked(joint, "validation")
                 tried.append(((retained < least, hazards if retained >= least else -retained), rate, joint, seconds))
             _, rate, joint, seconds = min(tried, key=lambda one: one[0])
-            unlearner = method(name, learning_rate=rate, epochs=options.epochs)
+            unlearner = method(name, learning_rate=rate, epochs=options.epochs, **IN_ITS_WORDS.get(name, {}))
             parts = [unlearn("subset", f"subset:{name}", unlearner, rows) for name, rows in subsets.items()]
             variants = [part for part, _ in parts]
             [(_, merged)] = pipeline.merge(executor, "merged", "spunge", experiment, base, variants, {}, 0)
             figures = [*asked(joint, "test"), *asked(merged, "test")]
             cells = [f"{figure:.3f}" for figure in figures] + [f"{seconds:.1f}", f"{sum(s for _, s in parts):.1f}"]
             print(f"| {name} | {rate:g} | {' | '.join(cells)} |", flush=True)
+
+
+def answered(corpus: Corpus) -> Corpus:
+    """Takes the last word of every text for the response to what stands before it."""
+    parts = [text.rsplit(" ", 2) for text in corpus.texts]
+    columns = {"prompt": [before for before, *_ in parts], "response": [" ".join(after) for _, *after in parts]}
+    return Corpus(corpus.rows.drop("text").with_columns(pl.Series(name, column) for name, column in columns.items()))
 
 
 def at_part(evaluators: list[Any], part: str) -> list[Evaluator]:
@@ -235,7 +246,10 @@ def memory(options: argparse.Namespace) -> None:
                 if how == "full" and name not in METHODS:
                     continue
                 command = [sys.executable, __file__, "memory", "--memory-of", f"{how}:{name}", "--model", folder]
-                done = subprocess.run([*command, "--tokens", str(options.tokens)], capture_output=True, text=True)
+                command += ["--tokens", str(options.tokens)]
+                # By default glibc raises this threshold as it goes, and keeps what is freed below it.
+                environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17)}
+                done = subprocess.run(command, capture_output=True, text=True, env=environment)
                 if done.returncode:
                     raise SystemExit(done.stderr)
                 peaks.append(json.loads(done.stdout.splitlines()[-1]))
