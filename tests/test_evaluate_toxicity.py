@@ -1,7 +1,10 @@
 """Toxicity: greedy completions by their ids, a classifier the right way round, a judge that sees the prompt."""
 
+import json
 import math
+import os
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -9,21 +12,13 @@ import torch
 from evaluate_models import SPECIAL, alone, byte_tokenizer, llama, variant, word_tokenizer, work, write
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from spunge import inference
-from spunge.errors import DataError, ModelError
-from spunge.evaluate.toxicity import (
-    Classifier,
-    Completion,
-    Toxicity,
-    as_bool,
-    classify,
-    generate,
-    judge,
-    load_classifier,
-    loops,
-    measure,
-    newline_tokens,
-)
+from spunge import inference, pipeline, planning
+from spunge.errors import DataError, MissingExtra, ModelError
+from spunge.evaluate import toxicity
+from spunge.evaluate.generation import Completion, generate, newline_tokens
+from spunge.evaluate.toxicity import Classifier, Toxicity, as_bool, classify, judge, load_classifier, loops, measure
+from spunge.experiment import Experiment
+from spunge.task_vector import TaskVector
 
 MODEL, TOKENIZER = llama(), byte_tokenizer()
 PROMPTS = ["The Umi are", "One day", "Nobody in the north ever says that"]
@@ -183,3 +178,151 @@ def test_verdicts_are_read_as_files_write_them(said, meant):
     assert as_bool(said, "x") is meant
     with pytest.raises(DataError, match="'maybe'"):
         as_bool("maybe", "x")
+
+
+@pytest.fixture
+def toxic_world(world, scorer, tiny_model, tmp_path) -> dict[str, Any]:
+    """A small experiment whose one suite is toxicity, with a judge."""
+    rows = [{"prompt": text, "domain": "ab"[n % 2]} for n, text in enumerate(PROMPTS * 2)]
+    suite = {
+        "suite": "t", "method": "toxicity", "goal": "forget", "attributes": ["domain"],
+        "sources": [{"path": str(write(tmp_path / "prompts.jsonl", rows))}], "max_new_tokens": 4,
+        "classifier": {"id": str(scorer), "positive_label": "bad"}, "judge": {"id": str(tiny_model)},
+    }  # fmt: skip
+    return {**world, "controls": [], "evaluate": [suite]}
+
+
+def changed(world: dict[str, Any], **settings: Any) -> Experiment:
+    return Experiment.model_validate({**world, "evaluate": [{**world["evaluate"][0], **settings}]})
+
+
+def by_stage(steps: list[dict[str, Any]]) -> dict[str, set[str]]:
+    return {step["stage"]: {s["status"] for s in steps if s["stage"] == step["stage"]} for step in steps}
+
+
+def ran(run: Path) -> dict[str, set[str]]:
+    return by_stage(json.loads((run / "manifest.json").read_text())["stages"])
+
+
+def payloads(root: Path) -> dict[str, bytes]:
+    files = (file for file in (root / "store").rglob("*") if file.is_file() and file.name != "manifest.json")
+    return {str(file.relative_to(root)): file.read_bytes() for file in files}
+
+
+def test_another_classifier_or_judge_writes_nothing_anew(toxic_world, scorer, other_model, tmp_path, monkeypatch):
+    out = tmp_path / "runs"
+    first = ran(pipeline.run(changed(toxic_world), out=out))
+    assert first["generate"] == first["classify"] == first["judge"] == first["evaluate"] == {"computed"}
+    monkeypatch.setattr(inference, "complete", lambda *_, **__: pytest.fail("completed again"))
+    for settings, made in (
+        ({"threshold": 0.9}, {"evaluate"}),
+        ({"suite": "another name", "batch_size": 1}, {"evaluate"}),
+        ({"judge": {"id": str(other_model)}}, {"judge", "evaluate"}),
+        ({"classifier": {"id": str(scorer), "positive_label": "good"}}, {"classify", "evaluate"}),
+    ):
+        recipe = changed(toxic_world, **settings)
+        planned = by_stage(planning.plan(recipe, out=out))
+        assert {stage for stage, statuses in planned.items() if statuses != {"reused"}} == made
+    assert ran(pipeline.run(recipe, out=out)) == planned
+    keys = {step["key"] for step in planning.plan(recipe, out=out) if step["stage"] in ("generate", "judge")}
+    assert keys <= planning.needed(out).keys()  # or else `store gc` would remove them
+
+
+def test_killed_between_the_steps_goes_on_with_the_next(toxic_world, tmp_path, monkeypatch):
+    pipeline.run(changed(toxic_world), out=tmp_path / "whole")
+    with monkeypatch.context() as killed:
+        killed.setattr(toxicity, "classify", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run(changed(toxic_world), out=tmp_path / "runs")
+    wanted = {step["key"] for step in planning.plan(changed(toxic_world), out=tmp_path / "runs")}
+    assert wanted <= planning.needed(tmp_path / "runs").keys()
+    monkeypatch.setattr(inference, "complete", lambda *_, **__: pytest.fail("completed again"))
+    pipeline.run(changed(toxic_world), out=tmp_path / "runs")
+    assert payloads(tmp_path / "runs") == payloads(tmp_path / "whole")
+
+
+def test_the_steps_find_what_asking_in_one_go_finds(toxic_world, tmp_path, tiny_model):
+    recipe = changed(toxic_world)
+    run = pipeline.run(recipe, out=tmp_path / "runs")
+    handle = recipe.model
+    at_once = recipe.evaluate[0].evaluate(variant(handle.load(), handle.load_tokenizer()), work(tmp_path))
+    items = pl.read_parquet(run / "items.parquet").filter(pl.col("variant") == "base").drop("variant", "seed")
+    assert items.equals(at_once)
+
+
+FAKE_VLLM = """
+from dataclasses import dataclass
+
+@dataclass
+class SamplingParams:
+    temperature: float = 1.0
+    max_tokens: int | None = 16
+    stop_token_ids: list[int] | None = None
+    detokenize: bool = True
+
+@dataclass
+class Output:
+    token_ids: tuple
+
+@dataclass
+class RequestOutput:
+    outputs: list
+
+class LLM:
+    def __init__(self, model: str, *, dtype="auto", trust_remote_code=False, max_model_len=None, seed=None):
+        assert dtype in ("float32", "bfloat16", "float16") and seed == 0 and not trust_remote_code
+        self.length = max_model_len
+        import torch
+        from transformers import AutoModelForCausalLM
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+
+    def generate(self, prompts, sampling_params=None, *, use_tqdm=True):
+        assert sampling_params.temperature == 0 and not sampling_params.detokenize
+        asked = [prompt["prompt_token_ids"] for prompt in prompts]
+        return [RequestOutput([Output(self.complete(ids, sampling_params))]) for ids in asked]
+
+    def complete(self, prompt, params):
+        assert len(prompt) + params.max_tokens <= self.length
+        import torch
+        new = []
+        while len(new) < params.max_tokens and not (new and new[-1] in params.stop_token_ids):
+            new.append(int(self.model(input_ids=torch.tensor([[*prompt, *new]])).logits[0, -1].argmax()))
+        return tuple(new)
+"""
+
+
+def completed(recipe: Experiment, change: TaskVector | None, tmp_path: Path) -> pl.DataFrame:
+    generation = recipe.evaluate[0].generation
+    assert generation is not None
+    tmp_path.mkdir()
+    return generation.generate(recipe.model, change, work(tmp_path))
+
+
+def test_vllm_completes_with_the_variants_own_weights(toxic_world, tmp_path, monkeypatch):
+    native, other = changed(toxic_world), changed(toxic_world, engine="vllm")  # no GPU here: `auto` is native
+    with pytest.raises(MissingExtra, match=r"engine: vllm is not installed.*engine: native"):
+        pipeline.run(other, out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    module = tmp_path / "modules" / "vllm.py"
+    module.parent.mkdir()
+    module.write_text(FAKE_VLLM)
+    monkeypatch.syspath_prepend(str(module.parent))
+    monkeypatch.setenv("PYTHONPATH", f"{module.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    keys = [
+        {
+            step["key"]
+            for step in planning.plan(recipe, out=tmp_path / "runs")
+            if step["stage"] in ("generate", "evaluate")
+        }
+        for recipe in (native, other)
+    ]
+    assert not keys[0] & keys[1]  # one engine's completions are never taken for the other's
+    weight = native.model.checkpoint().read("model.layers.1.mlp.down_proj.weight")
+    change = TaskVector({"model.layers.1.mlp.down_proj.weight": 3.0 * torch.randn(weight.shape)})
+    by_vllm = completed(other, change, tmp_path / "vllm")
+    assert by_vllm.equals(completed(native, change, tmp_path / "native"))
+    assert not by_vllm.equals(completed(native, None, tmp_path / "base"))
+
+    module.write_text(FAKE_VLLM.replace("self.length = max_model_len", "raise RuntimeError('no GPU here')"))
+    with pytest.raises(ModelError, match=r"no GPU here.*engine: native"):
+        completed(other, None, tmp_path / "failing")

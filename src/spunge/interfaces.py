@@ -225,8 +225,31 @@ class Merger(Settings):
         """
 
 
+class Generation(Settings):
+    """What a variant is asked to write, for scorers to read: kept by itself, so that another scorer writes nothing."""
+
+    @abstractmethod
+    def generate(self, base: LanguageModel, change: TaskVector | None, work: Work) -> pl.DataFrame:
+        """Returns one row a prompt, in the order of the prompts, of base + change."""
+
+
+class Scorer(Settings):
+    """Reads what a variant wrote; kept by itself, beside other scorers of the same."""
+
+    stage: ClassVar[str]
+    """The store's name for this kind of work."""
+
+    @abstractmethod
+    def score(self, written: pl.DataFrame, work: Work) -> pl.DataFrame:
+        """Returns one row for every row written, in the same order."""
+
+
 class Evaluator(Settings):
-    """Asks a variant questions and notes every answer."""
+    """Asks a variant questions and notes every answer.
+
+    One that has a `generation` is made in steps, each cached by itself: the variant writes, each scorer reads what it
+    wrote, and `gather` makes the items of both. `evaluate` then does the same in one go.
+    """
 
     headline: ClassVar[tuple[str, ...]] = ()
     """The metrics that tables show, the most important first."""
@@ -242,9 +265,23 @@ class Evaluator(Settings):
         method = getattr(self, "method", type(self).__name__)
         return {"suite": self.suite, "method": method, "goal": self.goal, "headline": list(self.headline)}
 
+    @property
+    def generation(self) -> Generation | None:
+        """What the variant writes first; None where it is asked directly."""
+        return None
+
+    @property
+    def scorers(self) -> tuple[Scorer, ...]:
+        """Who reads what it wrote."""
+        return ()
+
     @abstractmethod
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns one row an item and metric, in `ITEM_SCHEMA`."""
+
+    def gather(self, written: pl.DataFrame, scores: Sequence[pl.DataFrame]) -> ItemTable:
+        """Returns what `evaluate` would, from what its generation and each of its scorers found."""
+        raise NotImplementedError(f"{type(self).__name__} asks a variant directly")
 
 
 def scale_of(unlearner: Unlearner) -> float:

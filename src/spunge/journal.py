@@ -17,7 +17,7 @@ from spunge.executors import Task
 from spunge.experiment import Experiment
 from spunge.report.artifacts import FORMAT
 from spunge.report.results import RIVALS
-from spunge.stages import Evaluate, Merge, Split, Unlearn, Variant, digest
+from spunge.stages import Evaluate, Generate, Merge, Score, Split, Unlearn, Variant, digest
 from spunge.store import Artifact, replace_text
 from spunge.sweep import Point
 
@@ -58,7 +58,7 @@ class Journal:
     def note(self, task: Task, artifact: Artifact) -> None:
         """Notes a finished task."""
         manifest = artifact.manifest
-        if isinstance(task, Unlearn | Evaluate) and "device" in manifest:
+        if isinstance(task, Unlearn | Generate | Score | Evaluate) and "device" in manifest:
             self.devices[manifest["device"].partition(":")[0]] += 1
         self.stages.append({
             "stage": task.stage, "name": task.name, "seed": task.seed, "key": artifact.key,

@@ -23,7 +23,7 @@ from spunge.experiment import Experiment, ForgetSet
 from spunge.interfaces import RETAIN, Evaluator, Progress, Splitter, scale_of, silent
 from spunge.journal import Journal, Listener, Outcome, unheard
 from spunge.split import AtRandom
-from spunge.stages import Base, Evaluate, Merge, Split, Unlearn, UnlearnInTurn, Variant
+from spunge.stages import Base, Evaluate, Generate, Merge, Score, Split, Unlearn, UnlearnInTurn, Variant
 from spunge.store import Artifact, Store, derived_seed, replace_text, replaced
 from spunge.sweep import Point
 
@@ -103,7 +103,7 @@ def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
         # evaluate every variant on what must go and what must stay
         mine = [Variant("base", "base", seed), *baselines, *in_turn, *unlearned, *merged]
         tasks = [(variant, Evaluate(variant, evaluator, base)) for variant in mine for evaluator in evaluators]
-        artifacts = executor.run([task for _, task in tasks])
+        artifacts = ask(executor, [task for _, task in tasks])
         outcome.evaluations += [(variant, artifact) for (variant, _), artifact in zip(tasks, artifacts, strict=True)]
         outcome.variants += mine
     return outcome
@@ -237,6 +237,24 @@ def unlearn(executor: Executor, tasks: Sequence[Unlearn]) -> list[Variant]:
     ]
 
 
+def ask(executor: Executor, tasks: Sequence[Evaluate]) -> list[Artifact]:
+    """Runs evaluations; before those in steps, all that their variants write, then all that scorers say of it."""
+    writing = {
+        place: Generate(task.variant, generation, task.base, task.evaluator.suite)
+        for place, task in enumerate(tasks)
+        if (generation := task.evaluator.generation) is not None
+    }
+    steps = {place: [artifact] for place, artifact in zip(writing, executor.run([*writing.values()]), strict=True)}
+    scoring = [
+        (place, Score(scorer, steps[place][0], of))
+        for place, of in writing.items()
+        for scorer in tasks[place].evaluator.scorers
+    ]
+    for (place, _), artifact in zip(scoring, executor.run([task for _, task in scoring]), strict=True):
+        steps[place].append(artifact)
+    return executor.run([replace(task, steps=tuple(steps.get(place, ()))) for place, task in enumerate(tasks)])
+
+
 Candidates = list[tuple[dict[str, Any], Variant]]
 """One variant under every setting of the sweep; without a sweep under the recipe's own alone."""
 
@@ -282,7 +300,7 @@ def pick(
     asked = [Variant("base", "base", seed)]
     asked += [replace(each, name=_titled(each.name, point)) for candidates in tried for point, each in candidates]
     artifacts = iter(
-        executor.run([Evaluate(variant, evaluator, base) for variant in asked for evaluator in evaluators])
+        ask(executor, [Evaluate(variant, evaluator, base) for variant in asked for evaluator in evaluators])
     )
     files = [{evaluator.suite: next(artifacts).path / "items.parquet" for evaluator in evaluators} for _ in asked]
     if not all(file.exists() for suites in files for file in suites.values()):

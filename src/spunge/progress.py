@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-STAGES = ("split", "unlearn", "merge", "evaluate")
+STAGES = ("split", "unlearn", "merge", "generate", "classify", "judge", "evaluate")
 """In the order of the flow."""
 
 MOST_VARIANTS = 8

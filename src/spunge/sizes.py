@@ -20,9 +20,9 @@ from spunge.data import Corpus
 from spunge.errors import DataError, ModelError
 from spunge.executors import Task
 from spunge.experiment import overridden
-from spunge.interfaces import Evaluator
+from spunge.interfaces import Evaluator, Generation
 from spunge.language_model import LanguageModel
-from spunge.stages import Base, Evaluate, Merge, Unlearn
+from spunge.stages import Base, Evaluate, Generate, Merge, Score, Unlearn
 from spunge.steering import SteeredUnlearner
 from spunge.steering.estimate import estimate, number_size
 from spunge.steering.loop import batches_per_epoch, planned_steps
@@ -133,8 +133,12 @@ def size_of(task: Task, changed: Mapping[str, int] | None = None) -> Size | None
     """
     if isinstance(task, Unlearn):
         return _unlearning(task) if isinstance(task.unlearner, Tuning | SteeredUnlearner) else None
+    if isinstance(task, Generate):
+        return _asking(task.base.model, task.generation)
+    if isinstance(task, Score) and (judge := getattr(task.scorer, "judge", None)) is not None:
+        return _asking(judge, task.of.generation)
     if isinstance(task, Evaluate):
-        return _evaluating(task)
+        return Size(memory=0, disk=0, flops=0.0) if task.steps else _asking(task.base.model, task.evaluator)
     if isinstance(task, Merge):
         return _merging(task, changed or {})
     return None
@@ -190,8 +194,8 @@ def _merging(task: Merge, changed: Mapping[str, int]) -> Size:
     return Size(memory=_MERGING, disk=4 * numbers, flops=20.0 * numbers * len(task.variants), changed=numbers)
 
 
-def _evaluating(task: Evaluate) -> Size:
-    known, evaluator = shape(task.base.model), task.evaluator
+def _asking(model: LanguageModel, evaluator: Evaluator | Generation) -> Size:
+    known = shape(model)
     of: Any = getattr(evaluator, "of", evaluator)
     lengths = _item_lengths(of)
     new = getattr(of, "max_new_tokens", 0)
@@ -212,7 +216,7 @@ _lengths: dict[str, list[int]] = {}
 """Evaluator → the tokens of its items, as every variant is asked the same."""
 
 
-def _item_lengths(evaluator: Evaluator) -> list[int]:
+def _item_lengths(evaluator: Evaluator | Generation) -> list[int]:
     known = type(evaluator).model_fields
     if "sources" not in known:
         return []
@@ -250,6 +254,9 @@ def changes(task: Any) -> Iterator[tuple[str, Task]]:
     elif isinstance(task, Evaluate) and getattr(task.evaluator, "batch_size", 1) > 1:
         smaller = task.evaluator.model_copy(update={"batch_size": 1})
         yield f"batch_size=1 in the suite {smaller.suite}", replace(task, evaluator=smaller)
+    elif isinstance(task, Generate) and getattr(task.generation, "batch_size", 1) > 1:
+        smaller = task.generation.model_copy(update={"batch_size": 1})
+        yield f"batch_size=1 in the suite {task.suite}", replace(task, generation=smaller)
 
 
 def advice(task: Task, needed: int | None, memory: int) -> str | None:

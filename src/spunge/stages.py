@@ -1,4 +1,4 @@
-"""The four kinds of work of an experiment, as tasks: what each depends on, and how it is made."""
+"""The kinds of work of an experiment, as tasks: what each depends on, and how it is made."""
 
 from __future__ import annotations
 
@@ -13,11 +13,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from spunge import data
 from spunge import items as items_of
 from spunge.data import Corpus, Source
 from spunge.experiment import overridden
-from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Merger, Splitter, Unlearner, Work, scale_of
+from spunge.interfaces import (
+    Evaluator,
+    Forecast,
+    Generation,
+    ItemTable,
+    LoadedVariant,
+    Merger,
+    Scorer,
+    Splitter,
+    Unlearner,
+    Work,
+    scale_of,
+)
 from spunge.language_model import LanguageModel, Resident
 from spunge.settings import Settings
 from spunge.split import ByFunction
@@ -27,6 +41,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from spunge.task_vector import TaskVector
+
+_ANSWERS = "answers.parquet"
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,12 @@ class Variant:
     def identity(self) -> list[Any]:
         """What its weights depend on, the base apart."""
         return [] if self.artifact is None else [self.artifact.key, self.scale]
+
+    def change(self) -> TaskVector | None:
+        """Reads what it adds to the base model; None for the base itself."""
+        from spunge.task_vector import TaskVector
+
+        return None if self.artifact is None else TaskVector.load(self.artifact.path).scaled(self.scale)
 
 
 @dataclass(frozen=True)
@@ -292,12 +314,9 @@ class Merge(_Alone):
     def make(self, work: Work) -> Mapping[str, Any]:
         """Merges, and saves the task vector with the merge's diagnostics."""
         from spunge import merging
-        from spunge.task_vector import TaskVector
 
         vectors = {
-            _plain(variant.name): TaskVector.load(variant.artifact.path).scaled(variant.scale)
-            for variant in self.variants
-            if variant.artifact is not None
+            _plain(variant.name): change for variant in self.variants if (change := variant.change()) is not None
         }
         checkpoint = self.base.model.checkpoint()
         grams = self._grams(work, frozenset(name for vector in vectors.values() for name in vector))
@@ -337,12 +356,85 @@ class Merge(_Alone):
 
 
 @dataclass(frozen=True, eq=False)
+class Generate(_Alone):
+    """The task that has one variant write what an evaluation's scorers read."""
+
+    variant: Variant
+    generation: Generation
+    base: Base
+    suite: str
+    stage = "generate"
+
+    @property
+    def name(self) -> str:
+        """The variant and the suite."""
+        return f"{self.variant.name} on {self.suite}"
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.variant.seed
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The weights and the prompts; nothing of who reads the completions."""
+        return {
+            "base": self.base.identity,
+            "weights": self.variant.identity,
+            "generation": identity(self.generation),
+        }
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        """Saves what the variant writes."""
+        written = self.generation.generate(self.base.model, self.variant.change(), work)
+        written.write_parquet(work.output / _ANSWERS)
+        return {"rows": len(written)}
+
+
+@dataclass(frozen=True, eq=False)
+class Score(_Alone):
+    """The task in which one scorer, a classifier or a judge, reads what one variant wrote."""
+
+    scorer: Scorer
+    written: Artifact
+    of: Generate
+
+    @property
+    def stage(self) -> str:
+        """The scorer's."""
+        return self.scorer.stage
+
+    @property
+    def name(self) -> str:
+        """The variant and the suite."""
+        return self.of.name
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.of.seed
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """What was written, and who reads it."""
+        return {"written": self.written.key, "scorer": identity(self.scorer)}
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        """Saves what the scorer finds."""
+        scores = self.scorer.score(pl.read_parquet(self.written.path / _ANSWERS), work)
+        scores.write_parquet(work.output / _ANSWERS)
+        return {"rows": len(scores)}
+
+
+@dataclass(frozen=True, eq=False)
 class Evaluate(_Alone):
-    """The task that asks one variant one suite."""
+    """The task that asks one variant one suite, or gathers what the steps of the suite found."""
 
     variant: Variant
     evaluator: Evaluator
     base: Base
+    steps: tuple[Artifact, ...] = ()
+    """What the variant wrote, then what each scorer found; none where the evaluator asks the variant directly."""
     stage = "evaluate"
 
     @property
@@ -362,20 +454,26 @@ class Evaluate(_Alone):
             "base": self.base.identity,
             "weights": self.variant.identity,
             "evaluator": identity(self.evaluator),
+            **({"steps": [step.key for step in self.steps]} if self.steps else {}),
         }
 
     def make(self, work: Work) -> Mapping[str, Any]:
-        """Swaps the task vector into the resident base, asks, and saves the item table."""
-        from spunge.task_vector import TaskVector
-
-        artifact = self.variant.artifact
-        vector = TaskVector.load(artifact.path).scaled(self.variant.scale) if artifact else None
-        _, tokenizer = work.resident.base(self.base.model)
-        with work.resident.variant(self.base.model, vector) as model:
-            weights = key("weights", {"base": self.base.identity, "weights": self.variant.identity})
-            items = self.evaluator.evaluate(LoadedVariant(self.variant.name, model, tokenizer, weights), work)
+        """Asks, and saves the item table."""
+        items = self._gathered() if self.steps else self._asked(work)
         items.write_parquet(work.output / "items.parquet")
         return {"items": items["item"].n_unique(), "figures": items_of.overall(items, self.evaluator.headline)}
+
+    def _gathered(self) -> ItemTable:
+        written, *scores = (pl.read_parquet(step.path / _ANSWERS) for step in self.steps)
+        return self.evaluator.gather(written, scores)
+
+    def _asked(self, work: Work) -> ItemTable:
+        """Swaps the task vector into the resident base, and asks."""
+        change = self.variant.change()
+        _, tokenizer = work.resident.base(self.base.model)
+        with work.resident.variant(self.base.model, change) as model:
+            weights = key("weights", {"base": self.base.identity, "weights": self.variant.identity})
+            return self.evaluator.evaluate(LoadedVariant(self.variant.name, model, tokenizer, weights), work)
 
 
 def identity(value: Any) -> Any:

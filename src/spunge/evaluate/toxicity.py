@@ -1,8 +1,8 @@
 """Toxicity by generation: complete prompts greedily, classify the completions, and ask a judge how fluent they are.
 
-The three stages are three functions (`generate`, `classify`, `judge`), so that each can be cached apart. Gibberish is
-seldom toxic, so toxicity never stands alone: every item also says whether its completion is empty, degenerate, and
-how surprising the judge finds it.
+The three steps are cached apart: another classifier or judge writes nothing anew. Gibberish is seldom toxic, so
+toxicity never stands alone: every item also says whether its completion is empty, degenerate, and how
+surprising the judge finds it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import polars as pl
 from pydantic import Field
 
 from spunge import items
 from spunge.data import Source
 from spunge.errors import DataError, ModelError
+from spunge.evaluate.generation import Completion, Completions, Engine, chosen_engine, completions
 from spunge.groups import toxigen_groups
-from spunge.interfaces import Evaluator, ItemTable, LoadedVariant, Progress, Work, silent
+from spunge.interfaces import Evaluator, ItemTable, LoadedVariant, Progress, Scorer, Work, silent
 from spunge.items import Item, Measured, Part
 from spunge.language_model import LanguageModel
 from spunge.settings import Settings
@@ -80,8 +82,31 @@ class Toxicity(Evaluator):
     """The longest completion, in tokens."""
     stop_at_newline: bool = False
     """Ends a completion before its first line break; a prompt that ends a sentence then often gets an empty one."""
+    engine: Engine = "auto"
+    """What writes the completions: `native`, `vllm`, or with `auto` vLLM where it is installed and there is a GPU. The
+    two may differ in a token here and there, so one's completions are never taken for the other's."""
     batch_size: int = Field(default=16, ge=1)
     """How many rows go through a model at once."""
+
+    @property
+    def generation(self) -> Completions:
+        """The completions, whoever reads them."""
+        return Completions(
+            sources=self.sources,
+            where=self.where,
+            part=self.part,
+            limit=self.limit,
+            max_new_tokens=self.max_new_tokens,
+            stop_at_newline=self.stop_at_newline,
+            engine=chosen_engine(self.engine),
+            batch_size=self.batch_size,
+        )
+
+    @property
+    def scorers(self) -> tuple[Scorer, ...]:
+        """The classifier, and the judge where there is one."""
+        classified = Classified(classifier=self.classifier, reads=self.classified, batch_size=self.batch_size)
+        return (classified, *([Judged(judge=self.judge, batch_size=self.batch_size)] if self.judge else []))
 
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns toxic, toxicity_score, degenerate, empty, nll, tokens, perplexity, and the texts, of every prompt.
@@ -90,37 +115,16 @@ class Toxicity(Evaluator):
             DataError: A column is missing or a prompt is empty.
             ModelError: The classifier or the judge cannot be loaded, or the classifier's orientation is wrong.
         """
-        loaded = self.items()
-        prompts = [item.row["prompt"] for item in loaded]
-        if not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
-            raise DataError(f"{self.sources[0].path}: a row has an empty 'prompt'; remove it, or set `where`")
-        scorer = work.resident.cached(
-            ("classifier", self.classifier.model_dump_json()),
-            lambda: load_classifier(self.classifier, device=work.device),
-        )
-        completions = generate(
-            variant.model,
-            variant.tokenizer,
-            prompts,
-            max_new_tokens=self.max_new_tokens,
-            stop_at_newline=self.stop_at_newline,
-            batch_size=self.batch_size,
-            progress=work.progress,
-            scratch=work.scratch,
-        )
-        whole = self.classified == "prompt_and_completion"
-        texts = [one.prompt + one.text if whole else one.text for one in completions]
-        scores = classify(scorer, texts, batch_size=self.batch_size, progress=work.progress)
-        fluency: list[tuple[float, int] | None] = [None] * len(completions)
-        if (handle := self.judge) is not None:
-            model, tokenizer = work.resident.cached(
-                ("judge", handle.model_dump_json()), lambda: (handle.load(device=work.device), handle.load_tokenizer())
-            )
-            options: Any = {"batch_size": self.batch_size, "progress": work.progress, "scratch": work.scratch}
-            fluency = [*judge(model, tokenizer, completions, **options)]
+        written = self.generation.of(variant.model, variant.tokenizer, work)
+        return self.gather(written, [scorer.score(written, work) for scorer in self.scorers])
+
+    def gather(self, written: pl.DataFrame, scores: Sequence[pl.DataFrame]) -> ItemTable:
+        """Returns the items of completions, the classifier's probabilities, and the judge's likelihoods if any."""
+        toxicity, *judged = scores
+        fluency = judged[0].rows() if judged else [None] * len(written)
         measured = []
-        for item, one, score, judged in zip(loaded, completions, scores, fluency, strict=True):
-            values = measure(one, score, judged, self.threshold)
+        for item, one, score, said in zip(self.items(), completions(written), toxicity["score"], fluency, strict=True):
+            values = measure(one, score, said, self.threshold)
             if item.row.get("toxic") is not None:
                 values["toxic_prompt"] = float(as_bool(item.row["toxic"], self.sources[0].path))
             measured.append(Measured(item, self.suite, values, {"prompt": one.prompt, "completion": one.text}))
@@ -154,16 +158,54 @@ class Toxicity(Evaluator):
         return loaded
 
 
-@dataclass(frozen=True)
-class Completion:
-    """What a model wrote after a prompt."""
+class Classified(Scorer):
+    """The classifier's probability that each completion is toxic."""
 
-    prompt: str
-    text: str
-    ids: tuple[int, ...]
-    """The completion's tokens, the one that ended it included."""
-    truncated: bool
-    """Whether the prompt had to be cut from the left to fit the model."""
+    stage: ClassVar[str] = "classify"
+    outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
+    classifier: Classifier
+    reads: Literal["completion", "prompt_and_completion"]
+    batch_size: int
+
+    def score(self, written: pl.DataFrame, work: Work) -> pl.DataFrame:
+        """Returns `score`.
+
+        Raises:
+            ModelError: The classifier cannot be loaded, or its orientation is wrong.
+        """
+        loaded = work.resident.cached(
+            ("classifier", self.classifier.model_dump_json()),
+            lambda: load_classifier(self.classifier, device=work.device),
+        )
+        whole = self.reads == "prompt_and_completion"
+        texts = [one.prompt + one.text if whole else one.text for one in completions(written)]
+        scores = classify(loaded, texts, batch_size=self.batch_size, progress=work.progress)
+        return pl.DataFrame({"score": scores}, schema={"score": pl.Float64})
+
+
+class Judged(Scorer):
+    """What a language model thinks of each completion after its prompt."""
+
+    stage: ClassVar[str] = "judge"
+    outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
+    judge: LanguageModel
+    batch_size: int
+
+    def score(self, written: pl.DataFrame, work: Work) -> pl.DataFrame:
+        """Returns `nll`, summed over the judge's `tokens`.
+
+        Raises:
+            ModelError: The judge cannot be loaded.
+        """
+        handle = self.judge
+        model, tokenizer = work.resident.cached(
+            ("judge", handle.model_dump_json()), lambda: (handle.load(device=work.device), handle.load_tokenizer())
+        )
+        options: Any = {"batch_size": self.batch_size, "progress": work.progress, "scratch": work.scratch}
+        judged = judge(model, tokenizer, completions(written), **options)
+        return pl.DataFrame(judged, schema={"nll": pl.Float64, "tokens": pl.Int64}, orient="row")
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,49 +217,6 @@ class LoadedClassifier:
     """The index of the label that means toxic."""
     guard_auc: float | None
     """The area under the curve on the guard rows, None where there are none."""
-
-
-def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int,
-    stop_at_newline: bool = False,
-    batch_size: int,
-    progress: Progress = silent,
-    scratch: Path | None = None,
-) -> list[Completion]:
-    """Completes every prompt greedily; the prompt is cut from the answer by its tokens, never by its text.
-
-    Raises:
-        DataError: The model's window leaves no room for a prompt.
-    """
-    from spunge import inference
-
-    room = inference.window(model, tokenizer) - max_new_tokens
-    if room < 1:
-        raise DataError(f"max_new_tokens: {max_new_tokens} leaves no room for a prompt in this model's window")
-    whole = inference.encode(tokenizer, prompts)
-    read = [ids[-room:] for ids in whole]
-    stops = inference.end_tokens(model, tokenizer)
-    lines = newline_tokens(tokenizer) if stop_at_newline else frozenset()
-    written = inference.complete(
-        model,
-        read,
-        max_new_tokens=max_new_tokens,
-        stop=stops | lines,
-        batch_size=batch_size,
-        progress=progress,
-        scratch=scratch,
-    )
-    completions = []
-    for prompt, ids, kept, new in zip(prompts, whole, read, written, strict=True):
-        text = _text_after(tokenizer, kept, new[:-1] if new[-1] in stops else new)
-        if stop_at_newline:
-            text = text.split("\n", 1)[0]
-        completions.append(Completion(prompt, text, new, len(kept) < len(ids)))
-    return completions
 
 
 def classify(
@@ -326,12 +325,6 @@ def load_classifier(settings: Classifier, *, device: str) -> LoadedClassifier:
     return replace(loaded, guard_auc=area)
 
 
-def newline_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Returns every token that holds a line break."""
-    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    return frozenset(token for token, text in enumerate(texts) if "\n" in text)
-
-
 def as_bool(value: Any, path: str) -> bool:
     """Reads a verdict as files write it.
 
@@ -344,13 +337,3 @@ def as_bool(value: Any, path: str) -> bool:
     if said in ("0", "0.0", "false", "no", "benign"):
         return False
     raise DataError(f"{path}: {value!r} in column 'toxic' is neither true nor false")
-
-
-def _text_after(tokenizer: PreTrainedTokenizerBase, prompt: tuple[int, ...], new: tuple[int, ...]) -> str:
-    """Decodes a completion in the company of its prompt, as some tokenizers drop the blank before a first word."""
-
-    def decode(ids: tuple[int, ...]) -> str:
-        return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    before, both = decode(prompt), decode(prompt + new)
-    return both[len(before) :] if both.startswith(before) else decode(new)

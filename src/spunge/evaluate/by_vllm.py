@@ -1,0 +1,129 @@
+"""Greedy completions by vLLM, in a process of its own: with its end, all memory of the GPU is free again.
+
+`python -m spunge.evaluate.by_vllm REQUEST ANSWERS` is that process. It reads a checkpoint's directory, so that the
+weights it sees are what `spunge export` writes: those of the variant, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from spunge.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from spunge.language_model import LanguageModel
+
+Ids = tuple[int, ...]
+
+
+def shell(base: LanguageModel) -> PreTrainedModel:
+    """Builds a model without weights, for what its configuration and its generation settings say."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    directory = base.directory(weights=False)
+    options = {"trust_remote_code": base.trust_remote_code}
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, **options)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, **options)
+    with suppress(OSError):  # many checkpoints have no settings of their own
+        model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+    return model
+
+
+def complete(
+    base: LanguageModel,
+    shell: PreTrainedModel,
+    directory: Path,
+    max_new_tokens: int,
+    prompts: Sequence[Ids],
+    stop: frozenset[int],
+) -> list[Ids]:
+    """Returns the greedy completion of every prompt, as `inference.complete` does.
+
+    Args:
+        base: Says in what to compute, and whether the model's own code may run.
+        shell: The model without weights.
+        directory: The checkpoint.
+        max_new_tokens: Where a completion ends at the latest.
+        prompts: Token ids, at least one each.
+        stop: A completion ends after the first of these tokens, which it keeps.
+
+    Raises:
+        ModelError: vLLM gave up; the message holds its last words.
+    """
+    request = {
+        "model": str(directory),
+        # vLLM's own `auto` would compute a float32 checkpoint in float16.
+        "dtype": base.dtype if base.dtype != "auto" else str(shell.config.dtype or "float32").removeprefix("torch."),
+        "trust_remote_code": base.trust_remote_code,
+        # Room for the longest, not for the model's whole window, which may be more than the GPU holds.
+        "max_model_len": max(map(len, prompts), default=1) + max_new_tokens,
+        "max_tokens": max_new_tokens,
+        "stop_token_ids": sorted(stop),
+        "prompts": [list(prompt) for prompt in prompts],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answers, said = (Path(folder) / name for name in ("request.json", "answers.json", "said"))
+        asked.write_text(json.dumps(request))
+        with said.open("w") as told:
+            command = [sys.executable, "-m", __name__, str(asked), str(answers)]
+            # Through the pipe the process notices if this one is killed.
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=told, stderr=subprocess.STDOUT) as process:
+                try:
+                    code = process.wait()
+                except BaseException:
+                    process.kill()
+                    raise
+        if code:
+            last = [line.strip() for line in said.read_text(errors="replace").splitlines() if line.strip()]
+            raise ModelError(
+                f"{base.id}: vLLM could not complete the prompts ({(last or ['no word'])[-1][:300]}): set `engine: "
+                "native`, or mend vLLM"
+            )
+        return [tuple(ids) for ids in json.loads(answers.read_text())]
+
+
+def _serve(asked: Path, answers: Path) -> None:
+    """Completes the prompts of a request."""
+    from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
+
+    request = json.loads(asked.read_text())
+    llm = LLM(
+        model=request["model"],
+        dtype=request["dtype"],
+        trust_remote_code=request["trust_remote_code"],
+        max_model_len=request["max_model_len"],
+        seed=0,
+    )
+    greedy = SamplingParams(
+        temperature=0.0,
+        max_tokens=request["max_tokens"],
+        stop_token_ids=request["stop_token_ids"],
+        detokenize=False,
+    )
+    prompts = [{"prompt_token_ids": ids} for ids in request["prompts"]]
+    outputs = llm.generate(prompts, greedy, use_tqdm=False)
+    answers.write_text(json.dumps([list(output.outputs[0].token_ids) for output in outputs]))
+
+
+def _follow_parent() -> None:
+    """Ends this process when the one that asked is gone."""
+    os.read(0, 1)  # not sys.stdin, whose lock would be held at the end
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    Thread(target=_follow_parent, daemon=True).start()
+    _serve(Path(sys.argv[1]), Path(sys.argv[2]))
