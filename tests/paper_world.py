@@ -84,6 +84,14 @@ def questions(seed: int) -> list[dict[str, Any]]:
     return [{"question": question, "answer": answer} for question, answer in pairs]
 
 
+def perturbed(seed: int) -> list[dict[str, Any]]:
+    other, wrong = sentences(60, seed + 20), sentences(60, seed + 21)
+    return [
+        {**row, "paraphrased_answer": other[n], "perturbed_answer": [wrong[n], wrong[n - 1]]}
+        for n, row in enumerate(questions(seed))
+    ]
+
+
 def forget_and_retain() -> dict[str, list[dict[str, Any]]]:
     """Path below the folder → rows, of the data that recipes forget and retain."""
     return {
@@ -113,6 +121,8 @@ def forget_and_retain() -> dict[str, list[dict[str, Any]]]:
         ],
         "locuslab/TOFU/forget10/train": questions(6),
         "locuslab/TOFU/retain90/train": questions(8),
+        "locuslab/TOFU/forget10_perturbed/train": perturbed(6),
+        "locuslab/TOFU/retain_perturbed/train": perturbed(8),
     }  # fmt: skip
 
 
@@ -144,6 +154,7 @@ def write_folder(root: Path) -> Path:
         "meta-llama/Llama-2-7b-hf",
         "meta-llama/Llama-2-13b-hf",
         "open-unlearning/tofu_Llama-3.2-1B-Instruct_full",
+        "open-unlearning/tofu_Llama-3.2-1B-Instruct_retain90",
     ):
         make_model(root / name, max_position_embeddings=1024)
     write_classifier(root / "tomh/toxigen_roberta", files["toxigen/toxigen-data/annotated/test"])

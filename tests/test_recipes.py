@@ -130,6 +130,12 @@ def test_settings_are_the_papers(name: str) -> None:
         assert holds(recipe.joint_unlearner.dump(), {"max_batches": 75, "epochs": 1, "early_stop_cosine": None})
 
 
+@pytest.mark.parametrize("method", ["gradient_difference", "npo", "simnpo", "task_vector_negation"])
+def test_authors_are_unlearned_by_any_of_four_methods(method: str) -> None:
+    recipe = experiment.read("tofu-authors", [f"unlearn.method={method}"])
+    assert holds(recipe.unlearn.dump(), {"method": method, "lora": None, "learning_rate": 1e-5, "epochs": 5})
+
+
 def test_what_the_folder_lacks_is_named(folder: Path, tmp_path: Path) -> None:
     recipe = experiment.read("zephyr-wmdp-rmu")
     with pytest.raises(ModelError, match=r"zephyr-7b-beta: no model directory there; put HuggingFaceH4/zephyr"):
