@@ -236,16 +236,29 @@ def test_a_recipe_names_only_what_differs_from_a_methods_own_adapter():
     assert NPO.model_validate({"lora": {"rank": 8}}).lora == Lora(rank=8)
 
 
-def test_the_states_are_the_layers_outputs(base, resident, tmp_path):
-    model, tokenizer = resident.base(base)
-    rows = training.encode(FORGET, tokenizer, max_length=64)
-    outputs = []
-    handle = model.model.layers[0].register_forward_hook(
-        lambda module, given, output: outputs.append(output[0] if isinstance(output, tuple) else output)
-    )
-    with training.borrow(CircuitBreaker(lora=LORA), base, work_in(tmp_path, resident=resident)) as trainee:
-        batch = trainee.collate(rows, range(4))
-        states = trainee.states(batch, (0,))
-    handle.remove()
-    assert torch.equal(states[0], outputs[0])
-    assert batch.counted.sum() == sum(row.counted for row in rows[:4])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_states_are_the_layers_outputs_and_no_deeper_layer_is_asked(tmp_path, kind, checkpointing):
+    base = save_model(tmp_path / "model", kind, layers=4)
+    settings = CircuitBreaker(lora=LORA, gradient_checkpointing=checkpointing)
+    with training.borrow(settings, base, work_in(tmp_path)) as trainee:
+        blocks = trainee.model.model.layers if kind == "llama" else trainee.model.transformer.h
+        batch = trainee.collate(trainee.encode(FORGET), range(4))
+        asked = []
+        handle = blocks[3].register_forward_hook(lambda *_: asked.append(True))
+        states = trainee.states(batch, (2, 0))
+        assert asked == []
+        handle.remove()
+        whole = trainee._ask(batch, keep=1, output_hidden_states=True).hidden_states
+        expected = torch.stack([whole[3], whole[1]])
+        assert torch.equal(states, expected)
+        parameters = [value for name, value in trainee.parameters.items() if ".3." not in name]
+        for one, other in zip(
+            torch.autograd.grad((states**3).sum(), parameters, allow_unused=True),
+            torch.autograd.grad((expected**3).sum(), parameters, allow_unused=True),
+            strict=True,
+        ):
+            assert one is not None
+            assert torch.equal(one, other)
+        assert torch.equal(trainee.base_states(batch, (3,))[0], trainee.base_states(batch, (0, 3))[1])
+    assert batch.counted.sum() == sum(row.counted for row in trainee.encode(FORGET)[:4])

@@ -21,7 +21,13 @@ TEMPLATE = (
 
 
 def save_model(
-    directory: Path, kind: str = "llama", *, dtype: torch.dtype = torch.float32, tied: bool = False, chat: bool = False
+    directory: Path,
+    kind: str = "llama",
+    *,
+    dtype: torch.dtype = torch.float32,
+    tied: bool = False,
+    chat: bool = False,
+    layers: int = 2,
 ) -> LanguageModel:
     """Writes a random model and its tokenizer, and returns the handle."""
     special = ["<pad>", "<s>", "</s>", "<user>", "<bot>", "<end>", "<unk>"]
@@ -45,7 +51,7 @@ def save_model(
                 vocab_size=size,
                 hidden_size=16,
                 intermediate_size=24,
-                num_hidden_layers=2,
+                num_hidden_layers=layers,
                 num_attention_heads=2,
                 num_key_value_heads=1,
                 max_position_embeddings=64,
@@ -61,7 +67,7 @@ def save_model(
             GPT2Config(
                 vocab_size=size,
                 n_embd=16,
-                n_layer=2,
+                n_layer=layers,
                 n_head=2,
                 n_positions=64,
                 bos_token_id=1,

@@ -66,14 +66,19 @@ def shard(model: PreTrainedModel, device: str) -> None:
     """Cuts every parameter into one piece a process; a decoder layer is whole only while it computes."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
-    from transformers.modeling_layers import GradientCheckpointingLayer
 
     mesh = init_device_mesh(torch.device(device).type, (size(),))
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):  # transformers' word for a decoder layer
-            fully_shard(module, mesh=mesh)
+    for layer in decoder_layers(model):
+        fully_shard(layer, mesh=mesh)
     # The outermost pieces too are given back after every pass: between two passes the base's weights may stand in.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Returns a model's decoder layers, in order."""
+    from transformers.modeling_layers import GradientCheckpointingLayer  # transformers' word for them
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def whole(value: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -60,9 +60,29 @@ class Trainee:
             return self(batch)
 
     def states(self, batch: Batch, layers: Sequence[int]) -> Tensor:
-        """Returns the outputs of these decoder layers, from 0, [layers, B, T, D]; of the last after the final norm."""
-        outputs = self._ask(batch, keep=1, output_hidden_states=True)
-        return torch.stack([outputs.hidden_states[layer + 1] for layer in layers])
+        """Returns the outputs of these decoder layers, from 0, [layers, B, T, D]; of the last after the final norm.
+
+        What follows the deepest of them is not computed, unless that is the model's last or the model is in pieces.
+        """
+        blocks = sharding.decoder_layers(self.model)
+        depth = self.model.config.num_hidden_layers
+        if max(layers) + 1 == depth or len(blocks) != depth or sharding.size() > 1:
+            outputs = self._ask(batch, keep=1, output_hidden_states=True)
+            return torch.stack([outputs.hidden_states[layer + 1] for layer in layers])
+        reached: dict[int, Tensor] = {}
+
+        def note(layer: int, inputs: tuple[Tensor, ...]) -> None:
+            reached[layer] = inputs[0]
+            if layer == max(layers):
+                raise _Enough
+
+        with ExitStack() as stack:
+            for layer in layers:  # its output is what enters the next one
+                hook = blocks[layer + 1].register_forward_pre_hook(lambda _, inputs, layer=layer: note(layer, inputs))
+                stack.callback(hook.remove)
+            with suppress(_Enough):
+                self._ask(batch, keep=1)
+        return torch.stack([reached[layer] for layer in layers])
 
     def base_states(self, batch: Batch, layers: Sequence[int]) -> Tensor:
         """Returns what `states` returns for the base model."""
@@ -113,6 +133,10 @@ class Trainee:
     @cached_property
     def _can_skip_logits(self) -> bool:
         return "logits_to_keep" in inspect.signature(self.model.forward).parameters
+
+
+class _Enough(Exception):
+    """Ends a forward pass that has gone as deep as it must."""
 
 
 @contextmanager
@@ -185,17 +209,14 @@ def _restore(model: PreTrainedModel, trainable: Mapping[int, bool]) -> None:
 
 @contextmanager
 def _recomputing(model: PreTrainedModel) -> Iterator[None]:
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
     try:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     except ValueError as error:
         raise RecipeError(f"gradient_checkpointing: {model.config.model_type} cannot: {error}") from error
     # transformers recomputes only in train mode. The flag is set on the block itself, never on what is in it, so that
     # the base model's dropout stays off.
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = True
+    for layer in sharding.decoder_layers(model):
+        layer.training = True
     try:
         yield
     finally:
