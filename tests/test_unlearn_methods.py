@@ -242,10 +242,10 @@ def test_the_states_are_the_layers_outputs_and_no_deeper_layer_is_asked(tmp_path
     base = save_model(tmp_path / "model", kind, layers=4)
     settings = CircuitBreaker(lora=LORA, gradient_checkpointing=checkpointing)
     with training.borrow(settings, base, work_in(tmp_path)) as trainee:
-        blocks = trainee.model.model.layers if kind == "llama" else trainee.model.transformer.h
         batch = trainee.collate(trainee.encode(FORGET), range(4))
         asked = []
-        handle = blocks[3].register_forward_hook(lambda *_: asked.append(True))
+        deepest = trainee.model.get_submodule("model.layers.3" if kind == "llama" else "transformer.h.3")
+        handle = deepest.register_forward_hook(lambda *_: asked.append(True))
         states = trainee.states(batch, (2, 0))
         assert asked == []
         handle.remove()

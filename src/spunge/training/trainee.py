@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -71,14 +71,14 @@ class Trainee:
             return torch.stack([outputs.hidden_states[layer + 1] for layer in layers])
         reached: dict[int, Tensor] = {}
 
-        def note(layer: int, inputs: tuple[Tensor, ...]) -> None:
+        def note(layer: int, block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             reached[layer] = inputs[0]
             if layer == max(layers):
                 raise _Enough
 
         with ExitStack() as stack:
             for layer in layers:  # its output is what enters the next one
-                hook = blocks[layer + 1].register_forward_pre_hook(lambda _, inputs, layer=layer: note(layer, inputs))
+                hook = blocks[layer + 1].register_forward_pre_hook(partial(note, layer))
                 stack.callback(hook.remove)
             with suppress(_Enough):
                 self._ask(batch, keep=1)
