@@ -18,6 +18,7 @@ from spunge import adapter, merging
 from spunge.checkpoint import Checkpoint, export
 from spunge.errors import ArtifactError, IncompatibleTaskVectors, ModelError, SpungeError
 from spunge.merge import Linear, TaskArithmetic, Ties
+from spunge.merging import job
 from spunge.task_vector import FILE, LowRank, TaskVector, create, write_manifest
 
 SHAPES = {
@@ -121,6 +122,29 @@ def test_the_same_merge_writes_the_same_bytes(tmp_path, base, vectors):
         merging.write(Ties(), vectors, tmp_path / out, base=base, form="task-vector", block=block)
     files = [tmp_path / out / "task_vector.safetensors" for out in ("one", "two")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_tensors_too_large_to_be_held_give_the_same(tmp_path, dtype, monkeypatch):
+    """Small tensors are read once for both passes, as checkpoints and as task vectors; others twice."""
+    base = make_base(tmp_path / "base", dtype)
+    vectors = [made_from(base, random_tensors({DOWN: SHAPES[DOWN], UP: SHAPES[UP]}, seed)) for seed in (1, 2)]
+    variants: dict[str, str | Path] = {"checkpoint": export(base.directory, vectors[0], tmp_path / "checkpoint")}
+    variants["vector"] = tmp_path / "vector"
+    vectors[1].save(tmp_path / "vector")
+    opened = {name: merging.open_variant(path, base) for name, path in variants.items()}
+    merged = []
+    for held in (0, 8 * 40 * dtype.itemsize * 2, 1 << 20):  # nothing, the checkpoint's tensors alone, all
+        monkeypatch.setattr(job, "HELD", held)
+        merging.write(Ties(), opened, tmp_path / str(held), base=base, block=33)
+        merged.append((tmp_path / str(held) / "model.safetensors").read_bytes())
+    assert merged[0] == merged[1] == merged[2] != (base.directory / "model.safetensors").read_bytes()
+
+
+def test_beside_a_single_file_an_index_is_not_read(tmp_path, base):
+    """transformers loads the single file where both are; what is merged must be what is loaded."""
+    (base.directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "old.safetensors"}}))
+    assert set(Checkpoint.open(base.directory).places) == set(SHAPES)
 
 
 def test_written_files_are_plain_safetensors(tmp_path, base, vectors):

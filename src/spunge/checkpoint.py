@@ -106,13 +106,15 @@ class Checkpoint:
 
 
 def shard_names(directory: Path) -> dict[str, str] | None:
-    """Returns the file of every tensor as the checkpoint's index has it; None without an index.
+    """Returns the file of every tensor as the checkpoint's index has it, None if it is one file.
+
+    Where both are, the single file is the model, as it is for transformers.
 
     Raises:
         ModelError: The index is damaged, or a shard name is not a plain file name.
     """
     index = directory / INDEX
-    if not index.exists():
+    if not index.exists() or (directory / SINGLE).exists():
         return None
     try:
         listed = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
@@ -166,7 +168,8 @@ def export(base: str | Path, task_vector: TaskVector, out: str | Path, *, card: 
 
 def refuse_overflow(name: str, changed: Tensor) -> None:
     """Raises IncompatibleTaskVectors, naming the tensor, if a changed weight is NaN or infinite."""
-    if not torch.isfinite(changed).all():
+    low, high = torch.aminmax(changed)  # either is NaN if anything is; many times faster than `isfinite` of each
+    if not (low.isfinite() and high.isfinite()):
         raise IncompatibleTaskVectors(
             f"{name}: base plus delta is NaN or infinite somewhere in {changed.dtype}; lower lambda or the weights"
         )

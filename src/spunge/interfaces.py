@@ -11,35 +11,23 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
-import polars as pl
 from pydantic import Field
 
-from spunge.data import Corpus
 from spunge.settings import Settings
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what is only named here need not be imported by a merge, say
+    import polars as pl
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from spunge.data import Corpus
     from spunge.language_model import LanguageModel, Resident
     from spunge.task_vector import TaskVector
 
-ITEM_SCHEMA: Mapping[str, type[pl.DataType]] = {
-    "suite": pl.String,
-    "task": pl.String,
-    "item": pl.String,
-    "attributes": pl.String,
-    "metric": pl.String,
-    "value": pl.Float64,
-    "text": pl.String,
-}
-"""One row a variant, item and metric. `item`: `data.item_id` of the item's content. `attributes`: a JSON object such
-as `{"group": "mexican"}` (a list where an item has several values). `value`: the metric, 0 or 1 where it is a verdict.
-`text`: what the value is about (a prompt, a completion), null where there is nothing to show."""
-
-ItemTable = pl.DataFrame
+ItemTable: TypeAlias = "pl.DataFrame"
+"""What an evaluation measured, one row an item and metric: the columns are `items.SCHEMA`."""
 
 RETAIN = "retain"
 """The retain set's name where subsets go by theirs."""
@@ -277,7 +265,7 @@ class Evaluator(Settings):
 
     @abstractmethod
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
-        """Returns one row an item and metric, in `ITEM_SCHEMA`."""
+        """Returns one row an item and metric, in `items.SCHEMA`."""
 
     def gather(self, written: pl.DataFrame, scores: Sequence[pl.DataFrame]) -> ItemTable:
         """Returns what `evaluate` would, from what its generation and each of its scorers found."""

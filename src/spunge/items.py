@@ -14,7 +14,20 @@ import polars as pl
 from spunge import data
 from spunge.data import Source
 from spunge.errors import DataError
-from spunge.interfaces import ITEM_SCHEMA, ItemTable
+from spunge.interfaces import ItemTable
+
+SCHEMA: Mapping[str, type[pl.DataType]] = {
+    "suite": pl.String,
+    "task": pl.String,
+    "item": pl.String,
+    "attributes": pl.String,
+    "metric": pl.String,
+    "value": pl.Float64,
+    "text": pl.String,
+}
+"""One row a variant, item and metric. `item`: `data.item_id` of the item's content. `attributes`: a JSON object such
+as `{"group": "mexican"}` (a list where an item has several values). `value`: the metric, 0 or 1 where it is a verdict.
+`text`: what the value is about (a prompt, a completion), null where there is nothing to show."""
 
 Part = Literal["all", "validation", "test"]
 VALIDATION_SHARE = 0.3
@@ -99,11 +112,11 @@ def load(
 
 def table(suite: str, measured: Iterable[Measured]) -> ItemTable:
     """Returns the long table: one row an item and metric, then one an item and text."""
-    columns: dict[str, list[Any]] = {name: [] for name in ITEM_SCHEMA}
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA}
 
     def add(one: Measured, metric: str, value: float | None, text: str | None) -> None:
         row = (suite, one.task, one.item.id, one.item.attributes, metric, value, text)
-        for name, cell in zip(ITEM_SCHEMA, row, strict=True):
+        for name, cell in zip(SCHEMA, row, strict=True):
             columns[name].append(cell)
 
     for one in measured:
@@ -111,14 +124,17 @@ def table(suite: str, measured: Iterable[Measured]) -> ItemTable:
             add(one, metric, None if value is None else float(value), None)
         for metric, text in one.texts.items():
             add(one, metric, None, text)
-    return pl.DataFrame(columns, schema=dict(ITEM_SCHEMA))
+    return pl.DataFrame(columns, schema=dict(SCHEMA))
 
 
 def overall(table: ItemTable, metrics: Sequence[str]) -> dict[str, float]:
-    """Returns the mean of those of these metrics that a table has; a perplexity is that of all its tokens together."""
-    values = table.filter(pl.col("value").is_not_null()).group_by("metric").agg(pl.col("value").mean())
-    means = dict(values.iter_rows())
-    if "nll" in means and means.get("tokens"):
+    """Returns the mean of those of these metrics that a table has; a perplexity is that of all its tokens together.
+
+    With a NaN among its log-likelihoods there is none: left out, those tokens would count as if they were certain.
+    """
+    values = table.group_by("metric").agg(pl.col("value").mean())
+    means = {metric: mean for metric, mean in values.iter_rows() if mean is not None}
+    if "nll" in means and means.get("tokens") and not table.filter(pl.col("metric") == "nll")["value"].null_count():
         means["perplexity"] = math.exp(min(means["nll"] / means["tokens"], 700.0))
     return {metric: means[metric] for metric in metrics if metric in means}
 

@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import polars as pl
-
 from spunge.interfaces import Evaluator, ItemTable
-from spunge.items import VALIDATION_SHARE
+from spunge.items import VALIDATION_SHARE, overall
 from spunge.report.findings import Column
 
 RULE = "the largest retain − forget on the validation part; of equals the first"
@@ -119,11 +117,4 @@ def _higher_is_better(evaluator: Evaluator) -> bool:
 
 
 def _score(items: ItemTable, metric: str) -> float:
-    """A metric over all items; perplexity is that of the corpus."""
-    if metric == "perplexity":
-        nll, tokens = (items.filter(pl.col("metric") == name)["value"] for name in ("nll", "tokens"))
-        if nll.null_count():  # NaN somewhere: left out, these tokens would count as if they were certain
-            return math.nan
-        return math.exp(min(float(nll.sum()) / float(tokens.sum()), 700.0)) if tokens.sum() else math.inf
-    mean = items.filter(pl.col("metric") == metric)["value"].mean()
-    return float(mean) if isinstance(mean, float) else math.nan
+    return overall(items, [metric]).get(metric, math.nan)

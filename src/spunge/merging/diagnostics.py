@@ -13,7 +13,7 @@ from torch import Tensor
 from spunge.checkpoint import Checkpoint
 from spunge.errors import RecipeError
 from spunge.merging.job import BLOCK, Job
-from spunge.merging.kernels import as_array, count_true
+from spunge.merging.kernels import as_array, count_nonzero
 from spunge.merging.thresholds import Counts, Thresholds
 from spunge.task_vector import TaskVector, add
 
@@ -43,19 +43,15 @@ class Measures:
             self.gram[row, row:] += products
             self.gram[row + 1 :, row] += products[1:]
         deltas = stacked[:-1]
-        first, *others = as_array(deltas)
-        raised, lowered = first > 0, first < 0
-        for delta in others:
-            raised |= delta > 0
-            lowered |= delta < 0
-        self.changed += count_true(raised | lowered)
-        self.conflicting += count_true(raised & lowered)
+        raised, lowered = as_array(deltas.amax(0)) > 0, as_array(deltas.amin(0)) < 0
+        self.changed += count_nonzero(raised | lowered)
+        self.conflicting += count_nonzero(raised & lowered)
         if thresholds is not None and thresholds.counts is None:
             for row, (kept, tied) in enumerate(zip(thresholds.kept, thresholds.largest, strict=True)):
                 magnitudes = as_array(deltas[row].abs())
-                self.nonzero[row] += count_true(magnitudes > 0)
-                self.kept[row] += count_true(magnitudes >= kept[0])
-                self.tied[row] += count_true(magnitudes == tied) if tied else 0
+                self.nonzero[row] += count_nonzero(magnitudes > 0)
+                self.kept[row] += count_nonzero(magnitudes >= kept[0])
+                self.tied[row] += count_nonzero(magnitudes == tied) if tied else 0
 
     def take(self, counts: Sequence[Counts]) -> None:
         """Takes over what the search for one tensor's thresholds has counted already."""
@@ -79,7 +75,7 @@ class Rounding:
         self._lost = self._whole = 0.0
 
     def count(self, weight: Tensor, delta: Tensor, changed: Tensor) -> None:
-        wanted = delta * self._scale
+        wanted = delta if self._scale == 1.0 else delta * self._scale
         lost = (changed.float() - weight.float()).sub_(wanted)
         self._lost += float(torch.dot(lost, lost))
         self._whole += float(torch.dot(wanted, wanted))

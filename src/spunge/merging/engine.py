@@ -119,7 +119,7 @@ def write(
             rounding = Rounding(job.scale)
 
             def change(name: str, start: int, values: Tensor) -> None:
-                weight = base.place(name).read(start, start + len(values)).to(values.device)
+                weight = job.weights_of(name, start, start + len(values))
                 changed = add(weight, values, job.scale)
                 refuse_overflow(name, changed)
                 rounding.count(weight, values, changed)
@@ -180,6 +180,9 @@ def write_adapter(
 
 def run(job: Job, keep: Callable[[str, int, Tensor], None], progress: Progress) -> dict[str, Any]:
     """Combines everything, block by block, and hands it to `keep`; returns the diagnostics."""
+    # glibc gives freed memory back to the system above a limit, so that every block would fault its pages in again. The
+    # limit rises with the largest mapping that was freed, to 32 MiB at most: one that is never touched costs nothing.
+    torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8)
     with job.files:
         return _run(job, keep, progress)
 
@@ -194,6 +197,7 @@ def _run(job: Job, keep: Callable[[str, int, Tensor], None], progress: Progress)
         progress("merge", done, len(job.shapes))
         thresholds = everywhere
         if job.needs.densities and thresholds is None:
+            job.hold(name)
             thresholds = find_thresholds(job, [name], math.prod(shape))
         measures = tensors[name]
         if thresholds is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from spunge.task_vector import ROWS, Difference, LowRank, OpenFiles, TaskVector,
 BLOCK = {"cpu": 1 << 17, "cuda": 1 << 24}
 """Elements of each variant that are combined at once, by kind of device: what fits a cache, or keeps a GPU busy."""
 
+HELD = 48 << 20
+"""Bytes of one tensor, in the base and all variants, up to which it is read once for both passes."""
+
 _INHERITED = ("method", "settings", "seed", "data")  # of each variant's provenance, for the merged one's
 
 
@@ -35,6 +38,31 @@ class _Buffers:
         if held is None or len(held) < size:
             held = self._held[purpose, dtype] = torch.empty(size, dtype=dtype)
         return held[:size]
+
+
+class _Held:
+    """One tensor as it is stored, of the base and of every variant, so that a second pass over it reads no file."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._values: dict[TensorPlace, Tensor] = {}
+
+    def take(self, places: Collection[TensorPlace], files: OpenFiles) -> None:
+        """Reads these whole, if they are little together, in place of those before."""
+        self._values = {}
+        sizes = [-(-(place.stop - place.start) // 8) * 8 for place in places]  # so that each starts at a whole number
+        if sum(sizes) > HELD:
+            return
+        if len(self._memory) < sum(sizes):
+            self._memory = torch.empty(0)  # first, so that never both are held
+            self._memory = torch.empty(sum(sizes), dtype=torch.uint8)
+        for place, piece in zip(places, self._memory[: sum(sizes)].split(sizes), strict=True):
+            values = piece[: place.stop - place.start].view(place.dtype)
+            place.read_into(values, 0, files)
+            self._values[place] = values
+
+    def get(self, place: TensorPlace) -> Tensor | None:
+        return self._values.get(place)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +85,16 @@ class Job:
     block: int
     files: OpenFiles = field(default_factory=OpenFiles)
     _buffers: _Buffers = field(default_factory=_Buffers)
+    _held: _Held = field(default_factory=_Held)
+
+    def hold(self, name: str) -> None:
+        """Reads one tensor whole, if it is small, as several passes will want it."""
+        entries = [variant.entries.get(name) for variant in self.variants.values()]
+        places = [entry for entry in entries if isinstance(entry, TensorPlace)]
+        for entry in entries:
+            if isinstance(entry, Difference):
+                places += [entry.base, entry.changed]
+        self._held.take(dict.fromkeys(places), self.files)
 
     def pieces(self, name: str, granularity: str) -> Iterator[tuple[int, int]]:
         """Yields the bounds of the blocks of one tensor: whole rows, or the whole tensor, where that is asked for."""
@@ -89,16 +127,23 @@ class Job:
                 if place is not entry.base:  # variants of one base: its block is read once
                     place = entry.base
                     weight.copy_(self._stored(place, start, size))
-                changed = self._stored(entry.changed, start, size)
-                torch.sub(changed, weight, out=row)
+                row.copy_(self._stored(entry.changed, start, size))  # converted first: a mixed subtraction is slower
+                row.sub_(weight)
             else:
                 row.copy_(variant.read(name, start, stop))
             if not self.factored and variant.scale != 1.0:
                 row.mul_(variant.scale)
         return rows.to(self.device)
 
+    def weights_of(self, name: str, start: int, stop: int) -> Tensor:
+        """Returns one block of the base model's weights, in their own dtype; gone with the next."""
+        assert self.base is not None
+        return self._stored(self.base.place(name), start, stop - start).to(self.device)
+
     def _stored(self, place: TensorPlace, start: int, size: int) -> Tensor:
         """Returns stored values in their own dtype; gone with the next."""
+        if (held := self._held.get(place)) is not None:
+            return held[start : start + size]
         stored = self._buffers.get("stored", size, place.dtype)
         place.read_into(stored, start, self.files)
         return stored

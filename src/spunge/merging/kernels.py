@@ -98,6 +98,6 @@ def as_array(values: Tensor) -> Any:
     return values.numpy() if values.device.type == "cpu" else values
 
 
-def count_true(condition: Any) -> int:
-    """Returns how many entries of a mask, numpy's or torch's, are set."""
-    return int(np.count_nonzero(condition) if isinstance(condition, np.ndarray) else condition.sum())
+def count_nonzero(values: Any) -> int:
+    """Returns how many entries of an array, numpy's or torch's, are not zero or false."""
+    return int((np if isinstance(values, np.ndarray) else torch).count_nonzero(values))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spunge.merging.job import Job
-from spunge.merging.kernels import as_array, count_true, from_bits
+from spunge.merging.kernels import as_array, count_nonzero, from_bits
 
 _TOP = 0x7FFFFFFF  # above the bits of every finite magnitude
 _BINS, _NARROW = 16, 18  # the bits of a histogram over a wide bracket, and the width of one that is counted at once
@@ -59,7 +59,7 @@ def find_thresholds(job: Job, names: Sequence[str], size: int) -> Thresholds:
         for name in names:
             for start, stop in job.pieces(name, "element"):
                 for place, magnitudes in enumerate(map(as_array, _magnitudes(job, name, start, stop))):
-                    nonzero[place] += count_true(magnitudes != 0) if first else 0
+                    nonzero[place] += count_nonzero(magnitudes) if first else 0
                     for search in searches[place]:
                         if search in running:
                             search.add(magnitudes)
@@ -98,7 +98,7 @@ class _Search:
     def add(self, bits: Any) -> None:
         """Counts one block."""
         above = bits >= self._high
-        self._above += count_true(above)
+        self._above += count_nonzero(above)
         within = (bits >= self._low) ^ above
         inside = bits.compress(within) if isinstance(bits, np.ndarray) else bits[within].cpu().numpy()
         self._pending.append(inside)
@@ -117,8 +117,8 @@ class _Search:
             inside = np.concatenate(self._pending)
             place = self._above + len(inside) - self.count
             self.found = int(np.partition(inside, place)[place])
-            self._tied = count_true(inside == self.found)
-            self._at_least = self._above + count_true(inside >= self.found)
+            self._tied = count_nonzero(inside == self.found)
+            self._at_least = self._above + count_nonzero(inside >= self.found)
             return True
         if self._pending:
             self._count_pending()

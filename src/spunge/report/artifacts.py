@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ruamel.yaml import YAML, YAMLError
 
 from spunge.errors import ArtifactError
-from spunge.interfaces import ITEM_SCHEMA
+from spunge.items import SCHEMA
 
 FORMAT = 1
 
-ITEM_COLUMNS = {"variant": pl.String, "seed": pl.Int64, **ITEM_SCHEMA}
+ITEM_COLUMNS = {"variant": pl.String, "seed": pl.Int64, **SCHEMA}
 
 
 class _Record(BaseModel):
