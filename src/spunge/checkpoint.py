@@ -114,7 +114,7 @@ def shard_names(directory: Path) -> dict[str, str] | None:
         ModelError: The index is damaged, or a shard name is not a plain file name.
     """
     index = directory / INDEX
-    if not index.exists() or (directory / SINGLE).exists():
+    if not index.exists():
         return None
     try:
         listed = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
@@ -124,7 +124,7 @@ def shard_names(directory: Path) -> dict[str, str] | None:
         # transformers would follow ../ out of the directory; a shard is a plain file name or it is refused.
         if not isinstance(shard, str) or not shard or shard in (".", "..") or shard != Path(shard).name:
             raise ModelError(f"{index}: shard name {shard!r} is not a plain file name")
-    return listed
+    return None if (directory / SINGLE).exists() else listed
 
 
 def task_vector_at(base: Checkpoint, task_vector: TaskVector, name: str, start: int, stop: int | None) -> Tensor:

@@ -100,4 +100,4 @@ def as_array(values: Tensor) -> Any:
 
 def count_nonzero(values: Any) -> int:
     """Returns how many entries of an array, numpy's or torch's, are not zero or false."""
-    return int((np if isinstance(values, np.ndarray) else torch).count_nonzero(values))
+    return int(np.count_nonzero(values) if isinstance(values, np.ndarray) else torch.count_nonzero(values))
