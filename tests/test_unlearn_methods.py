@@ -181,6 +181,14 @@ def test_a_missing_retain_set(base, resident, tmp_path, method):
     assert method(alpha=0, max_steps=1).unlearn(base, FORGET, None, work).norm > 0
 
 
+def test_options_of_the_retain_loss_need_one():
+    with pytest.raises(ValueError, match="combine: sago does nothing while alpha is 0; set alpha"):
+        UNDIAL(combine="sago")
+    with pytest.raises(ValueError, match="retain_loss: kl does nothing while alpha is 0; set alpha"):
+        NPO(alpha=0, retain_loss="kl")
+    assert CEU(alpha=1, combine="pcgrad", retain_loss="kl").alpha == 1
+
+
 @pytest.mark.parametrize("method", [UNDIAL, CEU])
 def test_methods_that_need_no_retain_set(base, resident, tmp_path, method):
     assert method().unlearn(base, FORGET, None, work_in(tmp_path, resident=resident)).norm > 0

@@ -118,6 +118,15 @@ class ForgetAndRetain(Tuning):
     is the likelihood of a retained token relative to the base model's: exp(base NLL − NLL)."""
 
     @model_validator(mode="after")
+    def _what_is_asked_of_the_retain_loss_needs_one(self) -> ForgetAndRetain:
+        for setting, value, unasked in (("combine", self.combine, "sum"), ("retain_loss", self.retain_loss, "nll")):
+            if value != unasked and not self.alpha:
+                raise ValueError(
+                    f"{setting}: {value} does nothing while alpha is 0; set alpha, the retain loss's weight"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _a_floor_needs_a_probe(self) -> ForgetAndRetain:
         if self.utility_floor is not None and self.probe_every is None:
             raise ValueError("utility_floor: set probe_every too, to say how often it is checked")
