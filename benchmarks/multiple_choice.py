@@ -20,8 +20,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from spunge.data import Source
 from spunge.evaluate.multiple_choice import MultipleChoice
 from spunge.inference import encode_pairs, loglikelihoods
-from spunge.interfaces import Work
-from spunge.language_model import Resident
 
 
 def main() -> None:
@@ -61,7 +59,7 @@ def main() -> None:
             suite="mmlu", goal="retain", sources=(Source(path=str(here / "test.jsonl")),), shots=5,
             shots_from=(Source(path=str(here / "dev.jsonl")),),
         )  # fmt: skip
-        (questions,) = suite.questions(Work(Resident(), here, here)).values()
+        (questions,) = suite.questions().values()
     pairs = [pair for question in questions for pair in question.pairs]
     reference = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
     instances = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]

@@ -55,7 +55,7 @@ def test_a_benchmark_is_asked_as_it_is_written_here(name: str, tmp_path: Path) -
     asked = MultipleChoice.model_validate(
         {"suite": "s", "goal": "retain", "sources": [{"path": str(file)}], "benchmark": name}
     )
-    (question,) = asked.questions(work(tmp_path))["s"]
+    (question,) = asked.questions()["s"]
     context, continuation, right = PROMPTS[name]
     assert question.pairs[right] == (context, continuation)
     assert question.right == (right,)
@@ -69,7 +69,7 @@ def test_truthfulqa_counts_the_probability_of_all_that_is_true(true: int, tmp_pa
     asked = MultipleChoice.model_validate(
         {"suite": "s", "goal": "retain", "sources": [{"path": str(file)}], "benchmark": "truthfulqa_mc2"}
     )
-    (question,) = asked.questions(work(tmp_path))["s"]
+    (question,) = asked.questions()["s"]
     assert question.right == tuple(range(true))
     assert question.pairs[0][0].startswith("Q: What is human life expectancy")
     table = asked.evaluate(variant(llama(max_position_embeddings=1024), byte_tokenizer()), work(tmp_path))
@@ -83,7 +83,7 @@ def test_rows_of_another_shape_and_contradictions_are_one_clear_error(tmp_path: 
     file = write(tmp_path / "rows.jsonl", [{**benchmark_row("arc", 0), "answerKey": "Z"}])
     settings: dict[str, Any] = {"suite": "s", "goal": "retain", "sources": [{"path": str(file)}], "benchmark": "arc"}
     with pytest.raises(DataError, match=r"rows\.jsonl: a row is not of arc's shape: ValueError"):
-        MultipleChoice.model_validate(settings).questions(work(tmp_path))
+        MultipleChoice.model_validate(settings).questions()
     (tmp_path / "suite.yaml").write_text(json.dumps([{**settings, "method": "multiple_choice", "prompt": "x"}]))
     with pytest.raises(RecipeError, match="prompt: arc says itself how it is asked"):
         experiment.read_suite(str(tmp_path / "suite.yaml"))
@@ -92,7 +92,7 @@ def test_rows_of_another_shape_and_contradictions_are_one_clear_error(tmp_path: 
 def test_prompts_are_lm_evals_own_text(root: Path, tmp_path: Path) -> None:
     tasks = pytest.importorskip("lm_eval.tasks")
     for suite, asked in suites(root).items():
-        questions = asked.questions(work(tmp_path))
+        questions = asked.questions()
         with harness.prompt_cache(), harness.data_sets(str(root)):
             names = [f"mmlu_{subject}" for subject in questions] if suite == "mmlu" else [suite]
             manager = harness._manager([(name, None) for name in names])

@@ -80,6 +80,8 @@ def test_without_lm_eval_the_error_says_how_to_install_it(monkeypatch, tmp_path)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(MissingExtra, match=r"pip install 'spunge\[harness\]'"):
         harness(tasks=["piqa"]).evaluate(variant(llama(), byte_tokenizer()), work(tmp_path))
+    with pytest.raises(MissingExtra):  # and before anything is unlearned
+        harness(tasks=["piqa"]).check()
 
 
 def rows(task: str) -> dict[str, list[dict]]:
@@ -151,6 +153,6 @@ def test_every_schema_runs_offline_through_the_real_loaders(root, tmp_path):
 def test_unknown_tasks_and_missing_data_are_one_clear_error(root, tmp_path):
     loaded = variant(llama(), byte_tokenizer())
     with pytest.raises(RecipeError, match=r"no task 'mmlu_virolgy'; did you mean mmlu_virology"):
-        harness(tasks=["mmlu_virolgy"], offline_root=str(root)).evaluate(loaded, work(tmp_path))
+        harness(tasks=["mmlu_virolgy"], offline_root=str(root)).check()
     with pytest.raises(DataError, match=r"wmdp-cyber: no data set there"):
         harness(tasks=["wmdp"], offline_root=str(root)).evaluate(loaded, work(tmp_path))

@@ -40,7 +40,7 @@ def test_log_likelihoods_are_those_of_every_choice_alone(tmp_path, style, shots,
     path = write(tmp_path / "rows.jsonl", ROWS)
     asked = evaluator(path, style=style, shots=shots, shots_from=[{"path": str(path)}], batch_size=batch_size)
     table = asked.evaluate(variant(MODEL, TOKENIZER), work(tmp_path))
-    for question in asked.questions(work(tmp_path))["s"]:
+    for question in asked.questions()["s"]:
         context = TOKENIZER.encode(question.pairs[0][0])
         lls = [alone(MODEL, context, TOKENIZER.encode(" " + t, add_special_tokens=False)) for t in question.targets]
         stored = [value(table, question.item.id, f"choice_loglikelihood:{index}") for index in range(4)]
@@ -55,7 +55,7 @@ def test_the_prompt_of_letters_with_shots_is_the_usual_one(tmp_path):
     asked = evaluator(
         path, task="subject", shots=1, shots_from=[{"path": str(dev)}], description="Questions about {subject}.\n\n"
     )
-    (question,) = asked.questions(work(tmp_path))["brewing"]
+    (question,) = asked.questions()["brewing"]
     assert "".join(question.pairs[0]) == (
         "Questions about brewing.\n\n"
         "Where is Tor?\nA. north\nB. south\nC. east\nD. west\nAnswer: B\n\n"
@@ -65,7 +65,7 @@ def test_the_prompt_of_letters_with_shots_is_the_usual_one(tmp_path):
 
 def test_a_continuation_follows_the_question(tmp_path):
     path = write(tmp_path / "rows.jsonl", ROWS[:1])
-    (question,) = evaluator(path, style="continuation").questions(work(tmp_path))["s"]
+    (question,) = evaluator(path, style="continuation").questions()["s"]
     assert (question.contexts[1], question.delimiter, question.targets[1]) == ("What brews venom?", " ", "the sea")
 
 
@@ -210,7 +210,7 @@ def test_equal_to_lm_eval_where_it_is_installed(tmp_path):
     path = write(tmp_path / "rows.jsonl", ROWS)
     asked = evaluator(path, shots=1, shots_from=[{"path": str(path)}])
     table = asked.evaluate(variant(MODEL, TOKENIZER), work(tmp_path))
-    pairs = [(q, *pair) for q in asked.questions(work(tmp_path))["s"] for pair in q.pairs]
+    pairs = [(q, *pair) for q in asked.questions()["s"] for pair in q.pairs]
     reference = huggingface.HFLM(pretrained=MODEL, tokenizer=TOKENIZER, batch_size=16)
     instances = [instance.Instance("loglikelihood", {}, pair[1:], index) for index, pair in enumerate(pairs)]
     theirs = [score for score, _ in reference.loglikelihood(instances, disable_tqdm=True)]

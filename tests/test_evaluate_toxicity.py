@@ -3,9 +3,12 @@
 import json
 import math
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import polars as pl
 import pytest
 import torch
@@ -248,6 +251,55 @@ def test_the_steps_find_what_asking_in_one_go_finds(toxic_world, tmp_path, tiny_
     at_once = recipe.evaluate[0].evaluate(variant(handle.load(), handle.load_tokenizer()), work(tmp_path))
     items = pl.read_parquet(run / "items.parquet").filter(pl.col("variant") == "base").drop("variant", "seed")
     assert items.equals(at_once)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"expected": {"domain": ["a", "c"]}}, r"t: no prompt for domain 'c'; there are prompts for a, b"),
+        ({"sources": [{"path": "blank.jsonl"}]}, r"blank\.jsonl: a row has an empty 'prompt'"),
+        ({"toxigen_groups": "domain"}, r"group 'a' is none of ToxiGen's"),
+    ],
+)
+def test_what_cannot_be_asked_is_found_before_anything_is_unlearned(
+    toxic_world, tmp_path, monkeypatch, settings, message
+):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "blank.jsonl", [{"prompt": "  ", "domain": "a"}])
+    with pytest.raises(DataError, match=message):
+        pipeline.run(changed(toxic_world, **settings), out=tmp_path / "runs")
+    of = {**toxic_world["evaluate"][0], **settings}
+    attack = {"suite": "q", "method": "quantization", "goal": "forget", "of": of}
+    attacked = Experiment.model_validate({**toxic_world, "evaluate": [attack]})
+    with pytest.raises(DataError, match=message):
+        pipeline.run(attacked, out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_classifier_in_pickles_is_refused_with_what_to_do(toxic_world, scorer, tmp_path, monkeypatch):
+    pickled = tmp_path / "pickled"
+    shutil.copytree(scorer, pickled)
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    message = r"never pickles, such as pytorch_model\.bin: where you trust it, .*save_pretrained"
+    with pytest.raises(ModelError, match=message):
+        load_classifier(Classifier(id=str(pickled), positive_label="bad"), device="cpu")
+    recipe = changed(toxic_world, classifier={"id": str(pickled), "positive_label": "bad"})
+    with pytest.raises(ModelError, match=message):
+        pipeline.run(recipe, out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+    def on_the_hub(_self: object, _id: str, **_: object) -> SimpleNamespace:
+        return SimpleNamespace(
+            siblings=[SimpleNamespace(rfilename="pytorch_model.bin", lfs=SimpleNamespace(sha256=""))]
+        )
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", on_the_hub)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(pickled))
+    recipe = changed(toxic_world, classifier={"id": "someone/classifier", "positive_label": "bad"})
+    with pytest.raises(
+        ModelError, match=r"someone/classifier: the hub has no safetensors .*name a revision .*save_pretr"
+    ):
+        pipeline.run(recipe, out=tmp_path / "runs")
 
 
 FAKE_VLLM = """

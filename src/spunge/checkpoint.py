@@ -55,7 +55,8 @@ class Checkpoint:
         places: dict[str, TensorPlace] = {}
         for shard in sorted(opened):
             if not (directory / shard).exists():
-                raise ModelError(f"{directory}: no {shard}: only safetensors weights are read, never pickles")
+                said = "only safetensors weights are read, never pickles"
+                raise ModelError(f"{directory}: no {shard}: {said}{_if_pickled(directory)}")
             places.update(read_header(directory / shard))
         expected = {name for name, shard in (listed or {}).items() if shard in opened}
         if missing := sorted(expected - set(places)):
@@ -103,6 +104,14 @@ class Checkpoint:
     def changed(self, task_vector: TaskVector, name: str) -> Tensor:
         """Returns one parameter with the task vector added, exactly as `export` writes it."""
         return task_vector_at(self, task_vector, name, 0, None).reshape(self.place(name).shape)
+
+
+def _if_pickled(directory: Path) -> str:
+    """What to do about weights of the kind that runs code when it is read."""
+    found = next((file.name for file in sorted(directory.iterdir()) if file.suffix in (".bin", ".pt", ".pth")), None)
+    if found is None:
+        return ""
+    return f", such as {found}: where you trust it, load it with transformers and save_pretrained it elsewhere"
 
 
 def shard_names(directory: Path) -> dict[str, str] | None:

@@ -30,15 +30,15 @@ def load(id: str, revision: str | None, *, device: str) -> SequenceClassifier:
     """Loads a classifier from a directory, `lab:…` or the hub.
 
     Raises:
-        ModelError: There is none, or it is no sequence classifier that transformers can load.
+        ModelError: There is none, its weights are pickles, or it is no sequence classifier that transformers can load.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     no_loading_bars()
-    directory = LanguageModel(id=id, revision=revision).directory()
+    directory = LanguageModel(id=id, revision=revision).checkpoint().directory
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
-            directory, trust_remote_code=False, local_files_only=True
+            directory, use_safetensors=True, trust_remote_code=False, local_files_only=True
         )
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:

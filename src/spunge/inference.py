@@ -114,6 +114,14 @@ def fit(request: Request, length: int) -> tuple[Request, bool]:
     return Request(request.continuation[excess - len(request.context) :][:1], kept), True
 
 
+def requests(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]
+) -> list[Request]:
+    """Tokenises contexts and their continuations, cut from the left to what the model can read."""
+    longest = window(model, tokenizer)
+    return [fit(request, longest)[0] for request in encode_pairs(tokenizer, pairs)]
+
+
 @torch.inference_mode()
 def loglikelihoods(
     model: PreTrainedModel,
@@ -297,6 +305,23 @@ def complete(
         done += len(batch)
         progress(what, done, len(prompts))
     return completions
+
+
+def answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request], **options: Any
+) -> list[str]:
+    """Returns what the model says by itself after every context, never longer than the continuation."""
+    written = complete(
+        model,
+        [request.context for request in requests],
+        max_new_tokens=max(len(request.continuation) for request in requests),
+        stop=end_tokens(model, tokenizer),
+        **options,
+    )
+    return [
+        str(tokenizer.decode(list(ids[: len(request.continuation)]), skip_special_tokens=True))
+        for ids, request in zip(written, requests, strict=True)
+    ]
 
 
 class Kept:

@@ -253,6 +253,13 @@ class Evaluator(Settings):
         method = getattr(self, "method", type(self).__name__)
         return {"suite": self.suite, "method": method, "goal": self.goal, "headline": list(self.headline)}
 
+    def check(self) -> None:
+        """Refuses what can be known to be wrong before any model is asked, let alone unlearned.
+
+        Raises:
+            SpungeError: A source, a column, a row or a package is missing.
+        """
+
     @property
     def generation(self) -> Generation | None:
         """What the variant writes first; None where it is asked directly."""

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import polars as pl
 
@@ -108,6 +108,27 @@ def load(
     if not items:
         raise DataError(f"{sources[0].path}: no rows left after where={where!r}, part={part!r}, limit={limit!r}")
     return items
+
+
+class Asking(Protocol):
+    """Settings that say which rows are asked about, as those of most evaluators do."""
+
+    @property
+    def sources(self) -> tuple[Source, ...]: ...
+    @property
+    def attributes(self) -> tuple[str, ...]: ...
+    @property
+    def where(self) -> str | None: ...
+    @property
+    def limit(self) -> int | None: ...
+    @property
+    def part(self) -> Part: ...
+
+
+def of(settings: Asking, *needs: str, **options: Any) -> list[Item]:
+    """Reads the items that settings ask about; see `load` for the rest."""
+    given = {"attributes": settings.attributes, **options}
+    return load(settings.sources, needs=needs, where=settings.where, limit=settings.limit, part=settings.part, **given)
 
 
 def table(suite: str, measured: Iterable[Measured]) -> ItemTable:

@@ -114,6 +114,12 @@ class LanguageModel(Settings):
         """
         directory = self.directory(weights=False)
         known = self._hub_digests() if self._local() is None else None
+        if known is not None and not known:
+            raise ModelError(
+                f"{self.id}: the hub has no safetensors weights of it, and pickles are not read: name a revision that "
+                "has them (a conversion is often refs/pr/1); or, where you trust it, load it with transformers, "
+                "save_pretrained it to a directory, and name that"
+            )
         if known is None and weights:
             self.checkpoint()  # all shards must be there
         hashes = known or {}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import polars as pl
 from filelock import FileLock, Timeout
 
-from spunge import data, items, report, sweep
+from spunge import data, report, sweep
 from spunge import experiment as recipe
 from spunge.data import Corpus, concatenate
 from spunge.errors import ArtifactError, DataError, RecipeError, redacted
@@ -20,7 +20,7 @@ from spunge.executors.cluster import Cluster
 from spunge.executors.local import Local, slots
 from spunge.executors.planned import Planned
 from spunge.experiment import Experiment, ForgetSet
-from spunge.interfaces import RETAIN, Evaluator, Progress, Splitter, scale_of, silent
+from spunge.interfaces import RETAIN, Progress, Splitter, scale_of, silent
 from spunge.journal import Journal, Listener, Outcome, unheard
 from spunge.split import AtRandom
 from spunge.stages import Base, Evaluate, Generate, Merge, Score, Split, Unlearn, UnlearnInTurn, Variant
@@ -212,20 +212,20 @@ class Rows:
 
 
 def load(experiment: Experiment, *, weights: bool = True) -> Rows:
-    """Reads an experiment's rows, once for its plan and its run; refuses evaluations whose items cannot be had.
+    """Reads an experiment's rows, once for its plan and its run; refuses evaluations that cannot be made.
 
     Args:
         experiment: The recipe.
         weights: Whether the model's weights must be there: not for a plan.
 
     Raises:
-        DataError: A source, a column or a row is missing.
+        SpungeError: A source, a column, a row or a package is missing.
     """
     retain = data.load(experiment.retain.sources) if experiment.retain else None
     rows = Rows(data.load(experiment.forget.sources), retain, weights)
     known = experiment.evaluate
     for evaluator in [*sweep.on_test(known), *sweep.on_validation(known)] if experiment.sweep else known:
-        check_items(evaluator)
+        evaluator.check()
     return rows
 
 
@@ -367,18 +367,6 @@ def match_retain(retain: Corpus, split: Artifact, subsets: Mapping[str, Corpus])
             f"retain.match: no retain row is in subset {missing!r}; the retain set has {', '.join(indices)}"
         )
     return {name: retain.select(indices[name]) for name in subsets}
-
-
-def check_items(evaluator: Evaluator) -> None:
-    """Refuses an evaluation whose items cannot be had, before hours of training rather than after.
-
-    Raises:
-        DataError: A source, a column or a row is missing.
-    """
-    known = type(evaluator).model_fields
-    if {"sources", "attributes", "where"} <= known.keys():
-        asked = {name: getattr(evaluator, name) for name in ("attributes", "where", "limit", "part") if name in known}
-        items.load(getattr(evaluator, "sources"), **asked)  # noqa: B009
 
 
 def check_overrides(experiment: Experiment, subsets: Mapping[str, Corpus]) -> None:

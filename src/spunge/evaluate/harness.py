@@ -81,6 +81,11 @@ class Harness(Evaluator):
     batch_size: int = Field(default=16, ge=1)
     """How many rows go through the model at once."""
 
+    def check(self) -> None:
+        """Refuses tasks that lm-eval does not have, and to go on without lm-eval."""
+        _lm_eval()
+        _manager(self.planned())
+
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns the metrics of every task's items, and the log-likelihoods of the choices where there are any.
 

@@ -56,6 +56,10 @@ class Memorization(Evaluator):
     batch_size: int = Field(default=16, ge=1)
     """How many rows go through the model at once."""
 
+    def check(self) -> None:
+        """Refuses rows that cannot be asked."""
+        self._asked()
+
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns the metrics of every row, and the greedy answer.
 
@@ -64,19 +68,8 @@ class Memorization(Evaluator):
         """
         from spunge import inference
 
-        loaded = items.load(
-            self.sources,
-            needs=[self.member] if self.member else [],
-            attributes=self.attributes,
-            where=self.where,
-            limit=self.limit,
-            part=self.part,
-        )
-        pairs = [self._pair(item) for item in loaded]
-        longest = inference.window(variant.model, variant.tokenizer)
-        requests = [inference.fit(r, longest)[0] for r in inference.encode_pairs(variant.tokenizer, pairs)]
-        if not all(text.strip() for _, text in pairs):
-            raise DataError(f"{self.sources[0].path}: a row has an empty response or text; remove it")
+        loaded, pairs = self._asked()
+        requests = inference.requests(variant.model, variant.tokenizer, pairs)
         scores = inference.token_scores(
             variant.model,
             requests,
@@ -87,19 +80,14 @@ class Memorization(Evaluator):
         )
         written = [""] * len(loaded)
         if self.generate:
-            answers = inference.complete(
+            written = inference.answers(
                 variant.model,
-                [request.context for request in requests],
-                max_new_tokens=max(len(request.continuation) for request in requests),
-                stop=inference.end_tokens(variant.model, variant.tokenizer),
+                variant.tokenizer,
+                requests,
                 batch_size=self.batch_size,
                 progress=work.progress,
                 scratch=work.scratch,
             )
-            written = [
-                str(variant.tokenizer.decode(list(ids[: len(request.continuation)]), skip_special_tokens=True))
-                for ids, request in zip(answers, requests, strict=True)
-            ]
         measured = []
         for item, (_, response), score, answer in zip(loaded, pairs, scores, written, strict=True):
             values = measure(score, response.strip(), self.lowest)
@@ -124,6 +112,14 @@ class Memorization(Evaluator):
         whole = Item(item_id({"set": [one.item.id for one in measured]}), "{}", {})
         known = {name: None if math.isnan(area) else area for name, area in areas.items()}
         return [Measured(whole, "whole set", known, {})]
+
+    def _asked(self) -> tuple[list[Item], list[tuple[str, str]]]:
+        """The items, and each one's prompt and response."""
+        loaded = items.of(self, *([self.member] if self.member else []))
+        pairs = [self._pair(item) for item in loaded]
+        if not all(text.strip() for _, text in pairs):
+            raise DataError(f"{self.sources[0].path}: a row has an empty response or text; remove it")
+        return loaded, pairs
 
     def _pair(self, item: Item) -> tuple[str, str]:
         row, columns = item.row, ", ".join(item.row)

@@ -25,7 +25,7 @@ from spunge.data import Source
 from spunge.errors import DataError
 from spunge.evaluate import benchmarks
 from spunge.evaluate.benchmarks import BENCHMARKS, Asked
-from spunge.interfaces import Evaluator, ItemTable, LoadedVariant, Work
+from spunge.interfaces import Evaluator, ItemTable, LoadedVariant, Progress, Work, silent
 from spunge.items import Item, Measured, Part
 
 LETTERS = string.ascii_uppercase
@@ -87,13 +87,17 @@ class MultipleChoice(Evaluator):
             )
         return self
 
+    def check(self) -> None:
+        """Refuses rows that cannot be asked, and too few solved questions."""
+        self.questions()
+
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns acc, acc_norm, acc_bytes, p_correct, margin, chosen, answer, nan, truncated, choice_loglikelihood:i.
 
         Raises:
             DataError: A column is missing or holds what cannot be an answer.
         """
-        questions = self.questions(work)
+        questions = self.questions(work.progress)
         measured = []
         for task, group in questions.items():
             scores = _score(variant, group, work, self.batch_size, f"{self.suite}: {task}")
@@ -103,20 +107,13 @@ class MultipleChoice(Evaluator):
             ]
         return items.table(self.suite, measured)
 
-    def questions(self, work: Work) -> dict[str, list[Question]]:
+    def questions(self, progress: Progress = silent) -> dict[str, list[Question]]:
         """Returns the questions of every task, as the model sees them."""
         needs = BENCHMARKS[self.benchmark].needs if self.benchmark else ("question", "answer")
-        loaded = items.load(
-            self.sources,
-            needs=[*needs, *([self.task] if self.task else [])],
-            attributes=self.attributes,
-            where=self.where,
-            limit=self.limit,
-            part=self.part,
-        )
+        loaded = items.of(self, *needs, *([self.task] if self.task else []))
         path = self.sources[0].path
         if self.benchmark is None:
-            work.progress(f"{self.suite}: answers are read as {self._form(loaded, path)}", 0, len(loaded))
+            progress(f"{self.suite}: answers are read as {self._form(loaded, path)}", 0, len(loaded))
         solved = self._solved()
         tasks: dict[str, list[Question]] = defaultdict(list)
         for item, asked in zip(loaded, self._ask(loaded, path), strict=True):

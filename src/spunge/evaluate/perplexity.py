@@ -42,6 +42,10 @@ class Perplexity(Evaluator):
     batch_size: int = Field(default=8, ge=1)
     """How many windows go through the model at once."""
 
+    def check(self) -> None:
+        """Refuses rows without a text."""
+        items.of(self, "text")
+
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns nll, tokens and perplexity of every row.
 
@@ -50,14 +54,7 @@ class Perplexity(Evaluator):
         """
         from spunge import inference
 
-        loaded = items.load(
-            self.sources,
-            needs=["text"],
-            attributes=self.attributes,
-            where=self.where,
-            limit=self.limit,
-            part=self.part,
-        )
+        loaded = items.of(self, "text")
         longest = inference.window(variant.model, variant.tokenizer)
         window = self.window or longest
         stride = self.stride or max(window // 2, 1)

@@ -69,21 +69,17 @@ class Tofu(Evaluator):
     batch_size: int = Field(default=16, ge=1)
     """How many answers go through the model at once."""
 
+    def check(self) -> None:
+        """Refuses rows that cannot be asked."""
+        self._items()
+
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns the metrics of every row, the greedy answer, and the figures of the whole set.
 
         Raises:
             DataError: A column is missing, or an answer is empty.
         """
-        loaded = items.load(
-            self.sources,
-            needs=["prompt", "response", *(name for name in (self.sets, self.paraphrased) if name)],
-            attributes=self.attributes,
-            where=self.where,
-            limit=self.limit,
-            part=self.part,
-        )
-        answers = [(right, wrong) for right, wrong in zip(self._right(loaded), self._wrong(loaded), strict=True)]
+        loaded, answers = self._items()
         found = self._probabilities(loaded, answers, variant.model, variant.tokenizer, work)
         written = self._written(loaded, variant, work)
         measured, by_set = [], {}
@@ -112,6 +108,11 @@ class Tofu(Evaluator):
         assert self.reference is not None
         model, tokenizer = self.reference.load(device=work.device), self.reference.load_tokenizer()
         return [truth_ratio(*each[1:]) for each in self._probabilities(loaded, answers, model, tokenizer, work)]
+
+    def _items(self) -> tuple[list[Item], list[tuple[str, list[str]]]]:
+        """The items, and each one's right answer in other words and its wrong ones."""
+        loaded = items.of(self, "prompt", "response", *(name for name in (self.sets, self.paraphrased) if name))
+        return loaded, list(zip(self._right(loaded), self._wrong(loaded), strict=True))
 
     def _right(self, loaded: Sequence[Item]) -> Iterator[str]:
         for item in loaded:
@@ -150,8 +151,7 @@ class Tofu(Evaluator):
         ]
         if not all(answer.strip() for _, answer in pairs):
             raise DataError(f"{self.sources[0].path}: a row has an empty answer; remove it")
-        longest = inference.window(model, tokenizer)
-        requests = [inference.fit(request, longest)[0] for request in inference.encode_pairs(tokenizer, pairs)]
+        requests = inference.requests(model, tokenizer, pairs)
         scores = inference.loglikelihoods(
             model, requests, batch_size=self.batch_size, progress=work.progress, what=self.suite
         )
@@ -162,21 +162,14 @@ class Tofu(Evaluator):
         from spunge import inference
 
         pairs = [(self._asked(item.row), f"{self.delimiter}{item.row['response']}") for item in loaded]
-        requests = inference.encode_pairs(variant.tokenizer, pairs)
-        longest = inference.window(variant.model, variant.tokenizer)
-        requests = [inference.fit(request, longest)[0] for request in requests]
-        written = inference.complete(
+        return inference.answers(
             variant.model,
-            [request.context for request in requests],
-            max_new_tokens=max(len(request.continuation) for request in requests),
-            stop=inference.end_tokens(variant.model, variant.tokenizer),
+            variant.tokenizer,
+            inference.requests(variant.model, variant.tokenizer, pairs),
             batch_size=self.batch_size,
             progress=work.progress,
+            scratch=work.scratch,
         )
-        return [
-            str(variant.tokenizer.decode(list(ids[: len(request.continuation)]), skip_special_tokens=True))
-            for ids, request in zip(written, requests, strict=True)
-        ]
 
     def _asked(self, row: Mapping[str, Any]) -> str:
         try:

@@ -108,6 +108,11 @@ class Toxicity(Evaluator):
         classified = Classified(classifier=self.classifier, reads=self.classified, batch_size=self.batch_size)
         return (classified, *([Judged(judge=self.judge, batch_size=self.batch_size)] if self.judge else []))
 
+    def check(self) -> None:
+        """Refuses prompts that cannot be completed, a group without any, and vLLM where it is missing."""
+        self.items()
+        self.generation.prompts()
+
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns toxic, toxicity_score, degenerate, empty, nll, tokens, perplexity, and the texts, of every prompt.
 
@@ -136,15 +141,8 @@ class Toxicity(Evaluator):
         Raises:
             DataError: A column or a row is missing, or a value of `expected` has no prompt.
         """
-        loaded = items.load(
-            self.sources,
-            needs=["prompt"],
-            attributes=(*self.attributes, *self.expected),
-            read_as={self.toxigen_groups: toxigen_groups} if self.toxigen_groups else None,
-            where=self.where,
-            limit=self.limit,
-            part=self.part,
-        )
+        read_as = {self.toxigen_groups: toxigen_groups} if self.toxigen_groups else None
+        loaded = items.of(self, "prompt", attributes=(*self.attributes, *self.expected), read_as=read_as)
         attributes = [json.loads(item.attributes) for item in loaded] if self.expected else []
         for attribute, values in self.expected.items():
             cells = [each[attribute] for each in attributes]
@@ -252,9 +250,7 @@ def judge(
     """Returns (summed negative log-likelihood, tokens) of every completion given its prompt, by the judge's tokens."""
     from spunge import inference
 
-    longest = inference.window(model, tokenizer)
-    pairs = inference.encode_pairs(tokenizer, [(one.prompt, one.text) for one in completions])
-    requests = [inference.fit(pair, longest)[0] for pair in pairs]
+    requests = inference.requests(model, tokenizer, [(one.prompt, one.text) for one in completions])
     scores = inference.loglikelihoods(
         model, requests, batch_size=batch_size, progress=progress, what="judging", scratch=scratch
     )

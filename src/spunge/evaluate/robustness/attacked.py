@@ -34,6 +34,10 @@ class Attack(Evaluator):
     """The suite to ask. Name it like one of the recipe's own with the same items: what that one finds is what this
     attack is measured against. Its goal gives way to the attack's."""
 
+    def check(self) -> None:
+        """Refuses what its suite refuses."""
+        self.of.check()
+
     @property
     def described(self) -> dict[str, Any]:
         """As for any suite, and which one it asks again."""
