@@ -18,7 +18,7 @@ from spunge.merging.grams import Grams
 from spunge.merging.sources import check_base, refuse_twice
 from spunge.task_vector import ROWS, Difference, LowRank, OpenFiles, TaskVector, TensorPlace, check_shape
 
-BLOCK = {"cpu": 1 << 17, "cuda": 1 << 24}
+BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Elements of each variant that are combined at once, by kind of device: what fits a cache, or keeps a GPU busy."""
 
 HELD = 48 << 20
