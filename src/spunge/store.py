@@ -68,6 +68,25 @@ class Store:
                 raise ArtifactError(f"{self.root}: {other} is at work there; wait for it") from error
             yield
 
+    @contextlib.contextmanager
+    def marked(self) -> Iterator[Path]:
+        """A file that all who share the store's directory can see; it goes afterwards, or with the next mark.
+
+        Raises:
+            ArtifactError: The store cannot be written.
+        """
+        mark = self.root / f".mark.{_unique()}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            _sweep(self.root / "mark")
+            mark.touch()
+        except OSError as error:
+            raise ArtifactError(f"{self.root}: cannot be written: {error.strerror or error}") from error
+        try:
+            yield mark
+        finally:
+            mark.unlink(missing_ok=True)
+
     def find(self, stage: str, inputs: Mapping[str, Any]) -> Artifact | None:
         """Returns the artifact made from these inputs, or None; a damaged one counts as none. Changes nothing.
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -36,6 +40,22 @@ class Sleeper(Unlearner):
         name = "model.layers.2.mlp.down_proj.weight"
         shape = base.checkpoint().place(name).shape
         return TaskVector({name: 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(work.seed))})
+
+
+class Stuck(Unlearner):
+    """Takes no signal, lets nothing else run in its process, and has a child."""
+
+    log: str
+    """Where the numbers of both processes are noted."""
+
+    def unlearn(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> TaskVector:
+        for sent in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sent, signal.SIG_IGN)
+        child = subprocess.Popen(["sleep", "1000"])
+        with Path(self.log).open("a") as log:
+            log.write(f"{os.getpid()} {child.pid}\n")
+        ctypes.PyDLL(None).sleep(1000)  # in C, with Python's lock held
+        raise AssertionError
 
 
 def build(directory: Path) -> None:

@@ -1,16 +1,27 @@
-"""Several hosts: a script that makes two of one machine, and breaks the second."""
+"""A Ray cluster: what it makes, refuses and leaves behind; and two hosts, of which one breaks."""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from attempts import attempt
+from attempts import attempt, leftovers, made
+from conftest import tiny_world
+
+from spunge.executors.cluster import KEEPALIVE
+
+HERE = Path(__file__).parent
+PORT = 6399
+ADDRESS = f"127.0.0.1:{PORT}"
 
 
 def test_without_ray_or_a_cluster_there_is_one_clear_line(
@@ -21,11 +32,104 @@ def test_without_ray_or_a_cluster_there_is_one_clear_line(
     assert ended.code == 2, ended.errors
     assert "pip install 'spunge[ray]'" in ended.errors or "no Ray cluster to be had there" in ended.errors
     assert "Traceback" not in ended.errors
+    assert not leftovers(tmp_path / "runs")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Ray on this host, started without a word on how links are watched."""
+    pytest.importorskip("ray")
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    said = ("--num-cpus=2", "--object-store-memory=100000000", "--include-dashboard=false", "--disable-usage-stats")
+    environment = {name: value for name, value in os.environ.items() if name not in KEEPALIVE}
+    environment["RAY_AUTH_MODE"] = "disabled"  # whatever token lies in this user's home
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    subprocess.run([*ray, "start", "--head", f"--port={PORT}", *said], env=environment, check=True, capture_output=True)
+    yield
+    subprocess.run([*ray, "stop"], env=environment, check=True, capture_output=True)
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a run on the cluster; what a test leaves of it is ended."""
+    started: list[subprocess.Popen[str]] = []
+    run = [sys.executable, "-m", "spunge", "run", "recipe.yaml", "--quiet", "--executor", "ray", "--address", ADDRESS]
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+
+    def begin(**more: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, "PYTHONPATH": path, "RAY_AUTH_MODE": "disabled", **more}
+        started.append(subprocess.Popen(run, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.long
+def test_a_cluster_makes_what_one_process_makes_and_groups_as_one_task(
+    cluster: None, start: Start, tiny_model: Path, tmp_path: Path
+) -> None:
+    world = tiny_world(tmp_path, tiny_model)
+    world["unlearn"] = {"method": "task_vector_negation", "together": True, "batch_size": 4, "max_length": 16}
+    world["unlearn"]["lora"] = {"rank": 2, "dropout": 0.0}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**world, "retain": None}))
+    alone = attempt(("run", "recipe.yaml", "--quiet", "--out", "alone"), tmp_path)
+    assert alone.code == 0, alone.errors
+    run = start()
+    _, errors = run.communicate(timeout=180)
+    assert run.returncode == 0, errors
+    found = made(tmp_path / "runs")
+    assert found == made(tmp_path / "alone")
+    assert not leftovers(tmp_path / "runs")
+    manifests = [json.loads(file.read_text()) for file in (tmp_path / "runs/store/unlearn").glob("*/manifest.json")]
+    assert sum(manifest.get("together", 1) > 1 for manifest in manifests) >= 2
+
+
+@pytest.mark.long
+def test_hosts_that_watch_their_links_otherwise_are_refused(
+    cluster: None, start: Start, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(json.dumps(tiny_world(tmp_path, tiny_model)))
+    run = start(**dict.fromkeys(KEEPALIVE, "10000"))
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 2, errors
+    assert "set it alike on every host and here" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 2), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_stuck_task_ends_with_the_run_and_its_child_too(
+    cluster: None, start: Start, tiny_model: Path, tmp_path: Path, sent: int, code: int
+) -> None:
+    world = {**tiny_world(tmp_path, tiny_model), "controls": []}
+    world["unlearn"] = {"method": "slow:Stuck", "log": str(tmp_path / "log")}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(world))
+    run, deadline = start(), time.monotonic() + 120
+    while not (tmp_path / "log").exists() or len((tmp_path / "log").read_text().splitlines()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    stuck = [psutil.Process(int(number)) for number in (tmp_path / "log").read_text().split()]
+    assert len(stuck) == 4
+    run.send_signal(sent)
+    _, errors = run.communicate(timeout=30)
+    assert run.returncode == code, errors
+    assert "Traceback" not in errors
+    assert "SIGTERM" not in errors
+    _, alive = psutil.wait_procs(stuck, timeout=10)
+    assert not alive
+    if sent != signal.SIGKILL:
+        assert not list((tmp_path / "runs" / "store").glob(".mark.*"))
 
 
 @pytest.mark.long
 def test_two_hosts_one_killed_then_cut_off() -> None:
-    script = Path(__file__).with_name("two_hosts.sh")
+    script = HERE / "two_hosts.sh"
     done = subprocess.run(
         [script], env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, check=False, timeout=900
     )

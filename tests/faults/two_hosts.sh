@@ -13,7 +13,7 @@ python=$(realpath -s "${PYTHON:-.venv/bin/python}")
 a=spunge-a-$$ b=spunge-b-$$
 dir=$(mktemp -d /tmp/two_hosts.XXXXXX)
 export PYTHONPATH=$here:$here/..${PYTHONPATH:+:$PYTHONPATH}
-export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 RAY_grpc_client_keepalive_time_ms=10000 RAY_grpc_client_keepalive_timeout_ms=10000
+export HF_HUB_OFFLINE=1 RAY_AUTH_MODE=disabled OMP_NUM_THREADS=1 RAY_grpc_client_keepalive_time_ms=10000 RAY_grpc_client_keepalive_timeout_ms=10000
 
 skip() { echo "skipped: $*"; exit 77; }
 fail() { echo "FAILED: $*"; tail -n 20 "$dir"/*.log 2>/dev/null || true; exit 1; }

@@ -78,33 +78,45 @@ class Local:
         return artifacts
 
     def _artifacts(self, tasks: Sequence[Task]) -> Iterator[Artifact]:
-        missing = [place for place, task in enumerate(tasks) if self.store.find(task.stage, task.inputs) is None]
-        bundles = _bundles(tasks, missing)
-        if len(self.slots) == 1 or not missing:
-            self._resident = self._resident or Resident(self.slots[0].device)
-            made: dict[int, Artifact] = {}
-            for place in range(len(tasks)):
-                if place not in made:
-                    some = [tasks[each] for each in bundles[place]]
-                    made.update(
-                        zip(bundles[place], build(self.store, some, self._resident, self.progress), strict=True)
-                    )
-                yield made[place]
-            return
-        self._pool = self._pool or self._start_pool()
+        found = [self.store.find(task.stage, task.inputs) for task in tasks]
+        of = bundles(tasks, [place for place, artifact in enumerate(found) if artifact is None])
+        make = self._made_here if len(self.slots) == 1 or not of else self._made_by_workers
+        made = make(tasks, of)
+        for place, artifact in enumerate(found):
+            yield artifact or made(place)
+
+    def _made_here(self, tasks: Sequence[Task], of: Mapping[int, tuple[int, ...]]) -> Callable[[int], Artifact]:
+        """Makes a task when it is asked for, with all that are made with it."""
+        self._resident = resident = self._resident or Resident(self.slots[0].device)
+        made: dict[int, Artifact] = {}
+
+        def make(place: int) -> Artifact:
+            if place not in made:
+                some = build(self.store, [tasks[each] for each in of[place]], resident, self.progress)
+                made.update(zip(of[place], some, strict=True))
+            return made[place]
+
+        return make
+
+    def _made_by_workers(self, tasks: Sequence[Task], of: Mapping[int, tuple[int, ...]]) -> Callable[[int], Artifact]:
+        """Hands all tasks out to the workers, and waits for one when it is asked for."""
+        pool = self._pool = self._pool or self._start_pool()
         with _ctrl_c_ignored():  # by the workers, which start here and inherit it: the parent ends them
             futures = {
-                bundle: self._pool.submit(_build_in_worker, self.store, [tasks[place] for place in bundle])
-                for bundle in dict.fromkeys(bundles.values())
+                bundle: pool.submit(_build_in_worker, self.store, [tasks[place] for place in bundle])
+                for bundle in dict.fromkeys(of.values())
             }
-        for place, task in enumerate(tasks):
+
+        def wait(place: int) -> Artifact:
             try:
-                yield futures[bundles[place]].result()[bundles[place].index(place)]
+                return futures[of[place]].result()[of[place].index(place)]
             except BrokenProcessPool as error:
                 raise WorkerDied(
-                    f"{task.stage} {task.name}: a worker process was killed, most likely for want of memory: lower "
-                    "--jobs or the batch size; finished stages are kept, and the same command continues"
+                    f"{tasks[place].stage} {tasks[place].name}: a worker process was killed, most likely for want of "
+                    "memory: lower --jobs or the batch size; finished stages are kept, and the same command continues"
                 ) from error
+
+        return wait
 
     def _start_pool(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
@@ -151,14 +163,14 @@ def _ctrl_c_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _bundles(tasks: Sequence[Task], missing: Sequence[int]) -> dict[int, tuple[int, ...]]:
-    """Says for every task which ones are made with it: the missing ones of its group, or it alone."""
+def bundles(tasks: Sequence[Task], missing: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    """Says for every missing task which ones are made with it: those of its group, or it alone."""
     groups: dict[str, list[int]] = {}
     for place in missing:
         if (group := tasks[place].group) is not None:
             groups.setdefault(group, []).append(place)
     together = {place: tuple(group) for group in groups.values() for place in group}
-    return {place: together.get(place, (place,)) for place in range(len(tasks))}
+    return {place: together.get(place, (place,)) for place in missing}
 
 
 def build(store: Store, tasks: Sequence[Task], resident: Resident, progress: Progress) -> list[Artifact]:
