@@ -14,8 +14,8 @@ from ruamel.yaml import YAML
 from spunge import report
 from spunge.errors import ArtifactError
 from spunge.report import paper
-from spunge.report.figures import costs
 from spunge.report.findings import Findings
+from spunge.report.insides import costs
 from spunge.report.tables import Cell, Table, all_tables, signed, slug
 from spunge.report.verdict import BAD, GOOD, UNSURE, verdict
 

@@ -157,7 +157,7 @@ def _child(words: list[str], cwd: Path, meddle: Callable[[], None] | None, figur
 
             signal.signal(signal.SIGINT, signal.default_int_handler)
             if not figures:
-                from spunge.report import figures as drawing
+                from spunge.report import drawing
 
                 drawing.draw = plain_figure
             sys.argv = ["spunge", *words]
@@ -173,8 +173,8 @@ def _child(words: list[str], cwd: Path, meddle: Callable[[], None] | None, figur
 
 
 def plain_figure(key: str, title: str, caption: str, *rest: Any, wide: bool = False, **options: Any) -> Any:
-    """Stands for `report.figures.draw`, which takes longer than all the rest of a tiny run."""
-    from spunge.report.figures import Figure
+    """Stands for `report.drawing.draw`, which takes longer than all the rest of a tiny run."""
+    from spunge.report.drawing import Figure
 
     svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1" width="1pt" height="1pt"></svg>'
     return Figure(key, title, caption, svg, wide)

@@ -362,7 +362,7 @@ LOOSELY["phases"] = (Phase.generate, Phase.shrink)  # explaining traces every li
 def test_a_broken_input_is_refused_or_right(
     desk: Desk, kind: str, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
 ) -> None:
-    monkeypatch.setattr("spunge.report.figures.draw", plain_figure)
+    monkeypatch.setattr("spunge.report.drawing.draw", plain_figure)
     one(desk, kind, data)
 
 
@@ -375,6 +375,6 @@ def test_many_broken_inputs_are_refused_or_right(
     desk: Desk, kind: str, part: int, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
 ) -> None:
     if data.draw(st.integers(0, 9)):  # real figures take longer than all the rest
-        monkeypatch.setattr("spunge.report.figures.draw", plain_figure)
+        monkeypatch.setattr("spunge.report.drawing.draw", plain_figure)
     one(desk, kind, data)
     monkeypatch.undo()

@@ -14,9 +14,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from spunge.report import figures as draw
+from spunge.report import insides
 from spunge.report.artifacts import Run, curves
+from spunge.report.drawing import MANY, Figure
 from spunge.report.explorer import pack
-from spunge.report.figures import MANY, Figure
 from spunge.report.findings import Findings
 from spunge.report.tables import Table, by_key, plain
 from spunge.report.verdict import BAD, GOOD, UNSURE, Verdict
@@ -134,8 +135,8 @@ def _sections(run: Run, findings: Findings, tables: Sequence[Table]) -> list[Sec
     merged = [
         *table("subsets"),
         *[Block(text=warning) for warning in diagnostics.get("warnings", ())],
-        *pictures(draw.cosines(diagnostics), draw.coverage(diagnostics), draw.drift(diagnostics)),
-        *pictures(draw.training(findings, _curves(run))),
+        *pictures(insides.cosines(diagnostics), insides.coverage(diagnostics), insides.drift(diagnostics)),
+        *pictures(insides.training(findings, _curves(run))),
         *table("search", open=False),
     ]
     pictured = [draw.attacked(findings, attack, column, rows) for (attack, column), rows in findings.attacks.items()]
@@ -157,7 +158,7 @@ def _sections(run: Run, findings: Findings, tables: Sequence[Table]) -> list[Sec
             "Cost",
             "What did it cost?",
             _spent(findings),
-            [*pictures(draw.costs(findings)), *table("stages", open=False)],
+            [*pictures(insides.costs(findings)), *table("stages", open=False)],
         ),
         Section("use", "Use it", "How do I use the model?", "", _usage(run)),
     ]
