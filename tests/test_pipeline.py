@@ -14,6 +14,7 @@ import torch
 from spunge import experiment, pipeline, planning
 from spunge.errors import DataError, RecipeError
 from spunge.experiment import Experiment
+from spunge.store import here
 from spunge.task_vector import TaskVector
 
 VARIANTS = ["base", "joint", "joint_equal_steps", "subset:a", "subset:b", "spunge", "random_split"]
@@ -250,6 +251,34 @@ def test_a_merger_that_fits_needs_a_retain_set(world: dict[str, Any]) -> None:
     world["unlearn"] = {"method": "gradient_ascent"}
     with pytest.raises(RecipeError, match="say where `retain` is"):
         experiment.parse(json.dumps(world))
+
+
+def test_the_sequential_control_goes_on_after_the_last_part_that_it_finished(
+    world: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = Experiment.model_validate({**world, "controls": ["sequential"]})
+    whole = pipeline.run(recipe, out=tmp_path / "whole")
+    steps: list[int] = []
+
+    def interrupt(what: str, done: int, total: int, /, **figures: float) -> None:
+        if what == "unlearn sequential":
+            steps.append(done)
+            if len(steps) == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(recipe, out=tmp_path / "runs", progress=interrupt)
+    assert steps == [1, 2, 1]
+    # The next attempt has another scratch directory, as it would in another process.
+    [scratch] = (tmp_path / "runs" / "store" / ".scratch").glob("*/*")
+    scratch.rename(scratch.with_name(f"{here()}.{2**22 + 1}.1"))
+    run = pipeline.run(recipe, out=tmp_path / "runs", progress=interrupt)
+    assert steps[3:] == [1, 2]  # the second part's alone
+    [first], [second] = ([v for v in manifest_of(r)["variants"] if v["name"] == "sequential"] for r in (whole, run))
+    same = [(r / v["task_vector"] / "task_vector.safetensors").read_bytes() for r, v in ((whole, first), (run, second))]
+    assert same[0] == same[1]
+    assert "fingerprint" in TaskVector.load(run / second["task_vector"]).provenance["base"]
+    assert not list((tmp_path / "runs" / "store").glob(".scratch/*"))
 
 
 def test_the_sequential_control_unlearns_each_subset_from_what_the_one_before_left(

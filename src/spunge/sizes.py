@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from spunge.executors import Task
 from spunge.experiment import overridden
 from spunge.interfaces import Evaluator, Generation
 from spunge.language_model import LanguageModel
-from spunge.stages import Base, Evaluate, Generate, Merge, Score, Unlearn
+from spunge.stages import Base, Evaluate, Generate, Merge, Score, Unlearn, UnlearnInTurn
 from spunge.steering import SteeredUnlearner
 from spunge.steering.estimate import estimate, number_size
 from spunge.steering.loop import batches_per_epoch, planned_steps
@@ -73,32 +74,27 @@ class Shape:
     """Of one number of the weights."""
 
 
-_shapes: dict[str, Shape] = {}
-
-
 def shape(model: LanguageModel) -> Shape:
     """Reads the configuration, once in a process, and builds the model without memory for its weights.
 
     Raises:
         ModelError: There is no such model, or its configuration cannot be read.
     """
-    name = model.model_dump_json()
-    if name not in _shapes:
-        _shapes[name] = _shape(model)
-    return _shapes[name]
+    return _shape(model.id, model.directory(weights=False), model.dtype)
 
 
-def _shape(model: LanguageModel) -> Shape:
+@cache
+def _shape(name: str, directory: Path, dtype: str) -> Shape:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(model.directory(), local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             built: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         layers = find_layers(built.base_model)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"{model.id}: its configuration does not say what it will take: {reason}") from error
+        raise ModelError(f"{name}: its configuration does not say what it will take: {reason}") from error
     text = config.get_text_config()
     modules: list[Any] = [m for m in layers.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
     matrices = [module.weight for module in modules]
@@ -117,7 +113,7 @@ def _shape(model: LanguageModel) -> Shape:
         # Every matrix product's output is kept, and about as much again of norms and products between them.
         activations=2 * outputs,
         sides=sum(sum(matrix.shape) for matrix in matrices),
-        bytes=number_size(config, model.dtype),
+        bytes=number_size(config, dtype),
     )
 
 
@@ -133,6 +129,8 @@ def size_of(task: Task, changed: Mapping[str, int] | None = None) -> Size | None
     """
     if isinstance(task, Unlearn):
         return _unlearning(task) if isinstance(task.unlearner, Tuning | SteeredUnlearner) else None
+    if isinstance(task, UnlearnInTurn):
+        return _in_turn([size_of(part) for part in task.parts])
     if isinstance(task, Generate):
         return _asking(task.base.model, task.generation)
     if isinstance(task, Score) and (judge := getattr(task.scorer, "judge", None)) is not None:
@@ -167,6 +165,14 @@ def _unlearning(task: Unlearn) -> Size:
         flops=float(passes * known.inner * tokens * steps * tuning.accumulation * sets),
         changed=known.linear if tuning.lora else known.parameters,
     )
+
+
+def _in_turn(sizes: Sequence[Size | None]) -> Size | None:
+    known = [size for size in sizes if size is not None]
+    if not known:
+        return None
+    most = max(known, key=lambda size: size.memory)
+    return replace(most, disk=max(size.disk for size in known), flops=sum(size.flops for size in known))
 
 
 def _steering(settings: SteeredUnlearner, model: LanguageModel, forget: Corpus, retain: Corpus | None) -> Size:

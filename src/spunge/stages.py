@@ -7,7 +7,6 @@ import inspect
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from spunge.interfaces import (
 from spunge.language_model import LanguageModel, Resident
 from spunge.settings import Settings
 from spunge.split import ByFunction
-from spunge.store import Artifact, derived_seed, key
+from spunge.store import Artifact, derived_seed, key, replaced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -203,18 +202,12 @@ class Unlearn:
         return replace(work, seed=derived_seed(self.seed, "unlearn", self.name))
 
     def _save(self, unlearner: Unlearner, vector: TaskVector, work: Work) -> Mapping[str, Any]:
-        checkpoint = self.base.model.checkpoint(lambda _: tuple(vector))
         scaled_by = type(unlearner).scaled_by
         provenance = {
             "method": getattr(unlearner, "method", type(unlearner).__name__),
             "settings": unlearner.model_dump(mode="json", by_alias=True, exclude={scaled_by} if scaled_by else None),
             **vector.provenance,
-            "base": {
-                "id": self.base.model.id,
-                "revision": self.base.model.revision,
-                **self.base.model.fingerprint(),
-                "tensors": {name: checkpoint.digest(name) for name in vector},
-            },
+            "base": _touched(self.base.model, vector),
             "data": {"forget": self.forget.fingerprint, "rows": len(self.forget)},
             "seed": work.seed,
         }
@@ -239,48 +232,76 @@ class UnlearnInTurn(_Alone):
     stage = "unlearn"
 
     @property
+    def base(self) -> Base:
+        """The model that the first part begins with."""
+        return self.parts[0].base
+
+    @property
     def inputs(self) -> Mapping[str, Any]:
         """What the parts depend on, in order."""
         return {"in_turn": [part.inputs for part in self.parts]}
 
     def make(self, work: Work) -> Mapping[str, Any]:
-        """Unlearns in turn, each time from base + all before as a checkpoint, and saves the sum of the task vectors."""
+        """Unlearns in turn, each time from base + all before as a checkpoint, and saves the sum of the task vectors.
+
+        What a part learnt lies in the scratch as soon as it has: a killed attempt is taken up in the middle of a part.
+        """
         from spunge import merging
         from spunge.checkpoint import export
         from spunge.merge import TaskArithmetic
         from spunge.task_vector import TaskVector
 
-        base = self.parts[0].base.model
-        here = base
+        base = self.base.model
         learnt: dict[str, TaskVector] = {}
         total = TaskVector({})
-        with tempfile.TemporaryDirectory(dir=work.scratch) as folder:
-            for number, part in enumerate(self.parts):
-                place = Path(folder) / f"part_{number}"
-                place.mkdir()
+        for number, part in enumerate(self.parts):
+            name = f"{number:04}"
+            place, done, changed = (work.scratch / f"{kind}.{name}" for kind in ("part", "learnt", "base"))
+            if not done.exists():
+                if number and not changed.exists():
+                    export(base.directory(), total, changed)
+                here = base.model_copy(update={"id": str(changed), "revision": None}) if number else base
+                place.mkdir(exist_ok=True)
                 # A resident of its own: what is cached of one model is of no use to the next.
                 own = replace(work, resident=Resident(work.device), output=place, scratch=place)
                 vector = part.unlearner.unlearn(here, part.forget, part.retain, part._seeded(own))
                 own.resident.close()
-                learnt[f"{number:04}"] = vector.scaled(scale_of(part.unlearner))
-                total = merging.merge(TaskArithmetic(), learnt, device=work.device).task_vector
-                shutil.rmtree(Path(folder) / "base", ignore_errors=True)
-                export(base.directory(), total, Path(folder) / "base")
-                here = base.model_copy(update={"id": str(Path(folder) / "base"), "revision": None})
-            checkpoint = base.checkpoint()
-            provenance = {
-                "method": self.name,
-                "of": [part.name for part in self.parts],
-                "base": {
-                    "id": base.id,
-                    "revision": base.revision,
-                    "tensors": {name: checkpoint.digest(name) for name in total},
-                },
-                "steps": sum(int(vector.provenance.get("steps", 0)) for vector in learnt.values()),
-                "seed": self.seed,
-            }
-            replace(total, provenance=provenance).save(work.output)
+                with replaced(done) as building:
+                    vector.save(building)
+            for gone in (place, changed):
+                shutil.rmtree(gone, ignore_errors=True)
+            learnt[name] = TaskVector.load(done).scaled(scale_of(part.unlearner))
+            total = merging.merge(TaskArithmetic(), learnt, device=work.device).task_vector
+        provenance = {
+            "method": self.name,
+            "of": [part.name for part in self.parts],
+            "base": _touched(base, total),
+            "steps": sum(int(vector.provenance.get("steps", 0)) for vector in learnt.values()),
+            "seed": self.seed,
+        }
+        replace(total, provenance=provenance).save(work.output)
         return {"norm": total.norm}
+
+    def forecast(self, work: Work) -> Forecast:
+        """Says what `make` will take: as much memory as the hungriest of the parts, and a checkpoint for the time."""
+        each = [part.forecast(replace(work, resident=Resident(work.device))) for part in self.parts]
+        notes = {self.name: "one checkpoint of the model lies in the store while it is made"}
+        return Forecast(
+            max((one.memory for one in each if one.memory is not None), default=None),
+            max((one.disk for one in each if one.disk is not None), default=None),
+            notes,
+        )
+
+
+def _touched(base: LanguageModel, vector: TaskVector) -> Mapping[str, Any]:
+    """What a task vector's manifest says of the base: which model it is, and the digest of every tensor changed."""
+    checkpoint = base.checkpoint(lambda _: tuple(vector))
+    return {
+        "id": base.id,
+        "revision": base.revision,
+        **base.fingerprint(),
+        "tensors": {name: checkpoint.digest(name) for name in vector},
+    }
 
 
 @dataclass(frozen=True, eq=False)

@@ -163,16 +163,17 @@ class Store:
                 with contextlib.suppress(FileNotFoundError):  # another attempt was quicker
                     left.rename(own)
                     return own
+        fresh = own.with_name(f".{own.name}")  # whole or not at all, lest a kill leave half a checkpoint to the next
         while True:
-            with contextlib.suppress(FileNotFoundError):  # another attempt tidied up between parent and child
-                own.mkdir(parents=True)
-                break
-        for left in [left for left in _newest_first(attempts) if left != own][:1]:
-            for file in _files(left):
-                with contextlib.suppress(FileNotFoundError):  # replaced or removed meanwhile
-                    (own / file.relative_to(left)).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(file, own / file.relative_to(left))
-        return own
+            with contextlib.suppress(FileNotFoundError):  # another attempt tidied up meanwhile
+                fresh.mkdir(parents=True, exist_ok=True)
+                for left in _newest_first(attempts)[:1]:
+                    for file in _files(left):
+                        with contextlib.suppress(FileNotFoundError):  # replaced or removed meanwhile
+                            (fresh / file.relative_to(left)).parent.mkdir(parents=True, exist_ok=True)
+                            shutil.copyfile(file, fresh / file.relative_to(left))
+                fresh.rename(own)
+                return own
 
     def tidy(self, name: str, *, done: bool) -> None:
         """Removes the scratch directories of an artifact that is published; of another, those that are empty."""

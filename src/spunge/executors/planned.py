@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from spunge.executors import Task
 from spunge.interfaces import Forecast, Work
 from spunge.language_model import Resident
-from spunge.stages import Split, Unlearn
+from spunge.stages import Split, Unlearn, UnlearnInTurn
 from spunge.store import Artifact, Store, key
 
 if TYPE_CHECKING:
@@ -58,9 +58,10 @@ class Planned:
     def _forecast(self, task: Task, reused: bool) -> tuple[Forecast, float | None]:
         """What a task takes, as far as the method, or the model's configuration and the rows, say."""
         own, size = Forecast(), None
-        if isinstance(task, Unlearn) and not reused and (self.size_of is None or task.base.model.has_tokenizer):
+        unlearning = isinstance(task, Unlearn | UnlearnInTurn)
+        if unlearning and not reused and (self.size_of is None or task.base.model.has_tokenizer):
             own = task.forecast(self.work)
-        if self.size_of is not None and (not reused or isinstance(task, Unlearn)):
+        if self.size_of is not None and (not reused or unlearning):
             size = self.size_of(task, self._changed)
             self._changed[key(task.stage, task.inputs)] = size.changed if size else 0
         if size is None or reused:

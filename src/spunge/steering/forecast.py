@@ -33,8 +33,9 @@ def forecast(
     states = work.resident.cached("forecast of hidden states", States)
     config = skeleton_of(base, settings.layer + 1).config
     width = config.hidden_size * number_size(config, dtype or base.dtype)
-    worth = kept(settings, task.batches, task.steps, work.resident)
-    for cut, count in uses(settings, task.batches, task.steps).items():
+    wanted = uses(settings, task.batches, task.steps)
+    worth = kept(wanted, work.resident)
+    for cut, count in wanted.items():
         states.add((base, cut), count, cut.tokens * width if cut in worth else 0, settings.updated[0])
     return Forecast(expected.needed, expected.task_vector, {"hidden states kept for reuse": str(states)})
 

@@ -79,7 +79,8 @@ def steer(
 
     model = work.resident.cached(("truncated", base, settings.layer + 1), load)
     cache = work.resident.cached("hidden states", StateCache)
-    states = States(model, base, settings.updated[0], cache, kept(settings, batches, steps, work.resident), work)
+    worth = kept(uses(settings, batches, steps), work.resident)
+    states = States(model, base, settings.updated[0], cache, worth, work)
     matrices = Matrices(model, task.parameters, settings)
 
     norms = {topic: states.mean_norm(batches.first(topic)) for topic in topics}
@@ -285,24 +286,31 @@ def measures(settings: SteeredUnlearner, step: int, steps: int, topics: int) -> 
 
 
 def uses(settings: SteeredUnlearner, batches: Batches, steps: int) -> Counter[Cut]:
-    """Counts how often the steps of a run need which hidden states of the frozen model."""
+    """Counts how often a run needs which hidden states of the frozen model; nothing where no batch comes twice."""
+    counts: Counter[Cut] = Counter()
+    if settings.shuffle:
+        return counts
     start, end = settings.updated[0], settings.layer + 1
     topics = batches.topics
     # Every topic's first batch is looked at before the first step too.
-    counts = Counter({batches.first(topic).cut(layers): 0 for topic in topics for layers in (start, end)})
-    for step, (_, forget, retain) in islice(enumerate(batches), steps):
-        counts.update([forget.cut(start), retain.cut(start), retain.cut(end)])
-        if measures(settings, step, steps, len(topics)):
-            counts.update([forget.cut(end)])
+    counts.update({batches.first(topic).cut(layers): 0 for topic in topics for layers in (start, end)})
+    # Every epoch is like the first, so its batches alone are made, however many steps there are.
+    epoch = batches.count * len(topics)
+    for place, (_, forget, retain) in enumerate(islice(batches, min(epoch, steps))):
+        times = range(place, steps, epoch)
+        measured = sum(measures(settings, step, steps, len(topics)) for step in times)
+        for cut, count in (
+            (forget.cut(start), len(times)), (forget.cut(end), measured),
+            (retain.cut(start), len(times)), (retain.cut(end), len(times)),
+        ):  # fmt: skip
+            if count:
+                counts[cut] += count
     return counts
 
 
-def kept(settings: SteeredUnlearner, batches: Batches, steps: int, resident: Resident) -> frozenset[Cut]:
+def kept(uses: Mapping[Cut, int], resident: Resident) -> frozenset[Cut]:
     """Returns the hidden states worth keeping: all where other tasks may want them, else those used more than once."""
-    if settings.shuffle:  # no batch comes twice
-        return frozenset()
-    counts = uses(settings, batches, steps)
-    return frozenset(cut for cut, count in counts.items() if resident.shared or count > 1)
+    return frozenset(cut for cut, count in uses.items() if resident.shared or count > 1)
 
 
 def steered(settings: SteeredUnlearner, records: Sequence[Record], topics: Sequence[str]) -> bool:
@@ -576,7 +584,9 @@ def _method(settings: SteeredUnlearner) -> str:
 
 
 def _key(settings: SteeredUnlearner, base: LanguageModel, forget: Corpus, retain: Corpus, work: Work) -> str:
-    parts = [settings.dump(), base.dump(), forget.fingerprint, retain.fingerprint, work.seed, work.device,
+    # A model in a directory is known by its weights: the directory may have another name the next time.
+    model = {**base.dump(), "id": None, **weights} if (weights := base.fingerprint()) else base.dump()
+    parts = [settings.dump(), model, forget.fingerprint, retain.fingerprint, work.seed, work.device,
              work.resident.dtype]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
