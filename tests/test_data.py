@@ -124,8 +124,9 @@ def test_fields_blocks_computed_columns_and_a_sources_own_filter(tmp_path: Path)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = Source(
         path=str(file), columns={"text": "prompt.text", "how": "prompt.toxicity"}, blocks={"author": 2},
-        compute={"toxic": "how >= 0.5"}, where="level > 0",
+        compute={"toxic": "how >= 0.5", "one": "'for all'"}, where="level > 0",
     )  # fmt: skip
+    assert load([source]).rows["one"].to_list() == ["for all"] * 4
     assert load([source]).rows.select("text", "how", "author", "toxic").to_dicts() == [
         {"text": f"t{n}", "how": n / 4, "author": n // 2, "toxic": n >= 2} for n in range(1, 5)
     ]
@@ -138,10 +139,11 @@ def test_fields_blocks_computed_columns_and_a_sources_own_filter(tmp_path: Path)
         ({"where": "level > 9"}, "no row for which 'level > 9' is true"),
         ({"where": "lvl > 9"}, r"where: cannot evaluate 'lvl > 9'"),
         ({"compute": {"x": "lvl + 1"}}, r"compute\.x: cannot evaluate"),
+        ({"compute": {"x": "UNNEST(levels)"}}, r"compute\.x: 'UNNEST\(levels\)' gives 2 values for 1 rows"),
     ],
 )
 def test_mistakes_in_a_sources_expressions_are_named(tmp_path: Path, settings: dict, message: str) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps({"prompt": {"text": "t"}, "level": 1}) + "\n")
+    file.write_text(json.dumps({"prompt": {"text": "t"}, "level": 1, "levels": [1, 2]}) + "\n")
     with pytest.raises(DataError, match=message):
         load([Source(path=str(file), **settings)])

@@ -259,6 +259,7 @@ def test_the_steps_find_what_asking_in_one_go_finds(toxic_world, tmp_path, tiny_
         ({"expected": {"domain": ["a", "c"]}}, r"t: no prompt for domain 'c'; there are prompts for a, b"),
         ({"sources": [{"path": "blank.jsonl"}]}, r"blank\.jsonl: a row has an empty 'prompt'"),
         ({"toxigen_groups": "domain"}, r"group 'a' is none of ToxiGen's"),
+        ({"sources": [{"path": "prompts.jsonl", "compute": {"toxic": "'perhaps'"}}]}, "'perhaps' in column 'toxic'"),
     ],
 )
 def test_what_cannot_be_asked_is_found_before_anything_is_unlearned(
@@ -274,6 +275,15 @@ def test_what_cannot_be_asked_is_found_before_anything_is_unlearned(
     with pytest.raises(DataError, match=message):
         pipeline.run(attacked, out=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_classifier_that_is_none_is_refused(toxic_world, scorer, tiny_model, tmp_path):
+    recipe = changed(toxic_world, classifier={"id": str(scorer), "positive_label": "vile"})
+    with pytest.raises(ModelError, match="no label 'vile'; labels are good, bad"):
+        pipeline.run(recipe, out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(ModelError, match=r"no sequence classifier: its checkpoint has no score\.weight"):
+        load_classifier(Classifier(id=str(tiny_model), positive_label=1), device="cpu")
 
 
 def test_a_classifier_in_pickles_is_refused_with_what_to_do(toxic_world, scorer, tmp_path, monkeypatch):

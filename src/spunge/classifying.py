@@ -10,10 +10,10 @@ import numpy as np
 
 from spunge.errors import ModelError
 from spunge.interfaces import Progress, silent
-from spunge.language_model import LanguageModel, no_loading_bars
+from spunge.language_model import LanguageModel, no_bars
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,21 +34,47 @@ def load(id: str, revision: str | None, *, device: str) -> SequenceClassifier:
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    no_loading_bars()
+    no_bars()
     directory = LanguageModel(id=id, revision=revision).checkpoint().directory
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            directory, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        model, told = AutoModelForSequenceClassification.from_pretrained(
+            directory,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(f"{id}: cannot be loaded as a sequence classifier: {reason}") from error
+    if missing := sorted(told["missing_keys"]):  # transformers would draw them at random
+        raise ModelError(f"{id}: no sequence classifier: its checkpoint has no {missing[0]}")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
-    labels = {int(index): str(name) for index, name in model.config.id2label.items()}
-    return SequenceClassifier(model.to(device).eval(), tokenizer, tuple(labels[index] for index in sorted(labels)))
+    return SequenceClassifier(model.to(device).eval(), tokenizer, _labels(model.config))
+
+
+def labels(id: str, revision: str | None) -> tuple[str, ...]:
+    """Returns the names of a classifier's labels, in the order of its outputs, from its configuration alone.
+
+    Raises:
+        ModelError: There is none.
+    """
+    from transformers import AutoConfig
+
+    directory = LanguageModel(id=id, revision=revision).directory(weights=False)
+    try:
+        return _labels(AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True))
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise ModelError(f"{id}: no sequence classifier: {reason}") from error
+
+
+def _labels(config: PreTrainedConfig) -> tuple[str, ...]:
+    known = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+    return tuple(known[index] for index in sorted(known))
 
 
 def probabilities(

@@ -135,8 +135,7 @@ class Corpus:
         found = self.evaluated(expression, of=of)
         if found.dtype != pl.Boolean:
             raise DataError(f"{of}: {expression!r} gives {found.dtype}, not true or false")
-        mask = found.fill_null(False).to_list()
-        return mask if len(mask) == len(self) else mask * len(self)
+        return found.fill_null(False).to_list()
 
     def evaluated(self, expression: str, *, of: str) -> pl.Series:
         """Returns what a polars SQL expression over the columns gives for every row; `of` is what errors call it.
@@ -145,10 +144,13 @@ class Corpus:
             DataError: The expression cannot be evaluated on these columns.
         """
         try:
-            return self.rows.select(pl.sql_expr(expression).alias("_"))["_"]
+            found = self.rows.select(pl.sql_expr(expression).alias("_"))["_"]
         except pl.exceptions.PolarsError as error:
             reason = _first_line(error)
             raise DataError(f"{of}: cannot evaluate {expression!r}: {reason}; {_have(self.rows)}") from error
+        if len(found) not in (1, len(self)):
+            raise DataError(f"{of}: {expression!r} gives {len(found)} values for {len(self)} rows")
+        return found if len(found) == len(self) else found.new_from_index(0, len(self))  # one for all
 
 
 def concatenate(corpora: Iterable[Corpus]) -> Corpus:
@@ -341,6 +343,8 @@ def hub_refusal(error: BaseException, page: str) -> str:
     kind, said = type(error).__name__, str(error)
     if "gated" in f"{kind} {said}".lower():
         return f"it is gated: accept its terms at https://huggingface.co/{page}, then log in with `hf auth login`"
+    if kind in ("LocalEntryNotFoundError", "OfflineModeIsEnabled"):
+        said = "the hub cannot be reached (or HF_HUB_OFFLINE is set), and no copy is in its cache"
     return f"{(said.splitlines() or [kind])[0][:200]}; give a local path, or check the name and the network"
 
 

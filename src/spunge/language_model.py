@@ -157,7 +157,7 @@ class LanguageModel(Settings):
         import torch
         from transformers import AutoModelForCausalLM
 
-        no_loading_bars()
+        no_bars()
         directory = self.checkpoint().directory
         wanted = dtype or self.dtype
         try:
@@ -194,8 +194,8 @@ class LanguageModel(Settings):
         return tokenizer
 
 
-def no_loading_bars() -> None:
-    """Keeps transformers from drawing a bar for every model it reads from the disk; downloads have their own."""
+def no_bars() -> None:
+    """Keeps transformers from drawing a bar for every model it reads or writes; downloads have their own."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

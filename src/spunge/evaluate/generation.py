@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import polars as pl
 
 from spunge import items
-from spunge.checkpoint import export
 from spunge.data import Source
 from spunge.errors import DataError, MissingExtra
 from spunge.interfaces import Generation, Progress, Work, silent
@@ -82,6 +81,8 @@ class Completions(Generation):
             _, tokenizer = work.resident.base(base)
             with work.resident.variant(base, change) as model:
                 return self.of(model, tokenizer, work)
+        from spunge.checkpoint import export
+
         work.resident.close()  # vLLM wants the device for itself
         with tempfile.TemporaryDirectory(dir=work.scratch) as folder:
             changed = Path(folder) / "model"

@@ -109,9 +109,13 @@ class Toxicity(Evaluator):
         return (classified, *([Judged(judge=self.judge, batch_size=self.batch_size)] if self.judge else []))
 
     def check(self) -> None:
-        """Refuses prompts that cannot be completed, a group without any, and vLLM where it is missing."""
-        self.items()
+        """Refuses prompts that cannot be completed, a group without any, a label that is none, and vLLM if missing."""
+        from spunge import classifying
+
+        for item in self.items():
+            self._prompt_is_toxic(item)
         self.generation.prompts()
+        positive_index(self.classifier, classifying.labels(self.classifier.id, self.classifier.revision))
 
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns toxic, toxicity_score, degenerate, empty, nll, tokens, perplexity, and the texts, of every prompt.
@@ -130,10 +134,14 @@ class Toxicity(Evaluator):
         measured = []
         for item, one, score, said in zip(self.items(), completions(written), toxicity["score"], fluency, strict=True):
             values = measure(one, score, said, self.threshold)
-            if item.row.get("toxic") is not None:
-                values["toxic_prompt"] = float(as_bool(item.row["toxic"], self.sources[0].path))
+            if (asked := self._prompt_is_toxic(item)) is not None:
+                values["toxic_prompt"] = float(asked)
             measured.append(Measured(item, self.suite, values, {"prompt": one.prompt, "completion": one.text}))
         return items.table(self.suite, measured)
+
+    def _prompt_is_toxic(self, item: Item) -> bool | None:
+        toxic = item.row.get("toxic")
+        return None if toxic is None else as_bool(toxic, self.sources[0].path)
 
     def items(self) -> list[Item]:
         """Returns the prompts as items.
@@ -302,11 +310,7 @@ def load_classifier(settings: Classifier, *, device: str) -> LoadedClassifier:
     from spunge.statistics import area_under_roc
 
     classifier = classifying.load(settings.id, settings.revision, device=device)
-    known = ", ".join(classifier.labels)
-    named = [index for index, name in enumerate(classifier.labels) if settings.positive_label in (name, index)]
-    if not named:
-        raise ModelError(f"{settings.id}: no label {settings.positive_label!r}; labels are {known}")
-    loaded = LoadedClassifier(classifier, named[0], None)
+    loaded = LoadedClassifier(classifier, positive_index(settings, classifier.labels), None)
     if not settings.guard:
         return loaded
     path = settings.guard[0].path
@@ -316,9 +320,21 @@ def load_classifier(settings: Classifier, *, device: str) -> LoadedClassifier:
     if not area > 0.5:
         raise ModelError(
             f"{settings.id}: label {settings.positive_label!r} ranks toxic below benign on {path} (AUC {area:.2f}); "
-            f"name another positive_label ({known})"
+            f"name another positive_label ({', '.join(classifier.labels)})"
         )
     return replace(loaded, guard_auc=area)
+
+
+def positive_index(settings: Classifier, labels: Sequence[str]) -> int:
+    """Returns the index of the label that means toxic.
+
+    Raises:
+        ModelError: There is no such label.
+    """
+    named = [index for index, name in enumerate(labels) if settings.positive_label in (name, index)]
+    if not named:
+        raise ModelError(f"{settings.id}: no label {settings.positive_label!r}; labels are {', '.join(labels)}")
+    return named[0]
 
 
 def as_bool(value: Any, path: str) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from spunge.data import item_id
 from spunge.errors import ArtifactError, DataError
 from spunge.interfaces import Progress, silent
+from spunge.language_model import no_bars
 from spunge.settings import Settings
 from spunge.statistics import area_under_roc
 
@@ -150,6 +151,7 @@ def train_classifier(
     report = ClassifierReport(
         area_under_roc(scores, truths), right / len(test), len(train), len(test), labels[1], labels
     )
+    no_bars()
     try:
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from spunge.checkpoint import Checkpoint
 from spunge.errors import ModelError
-from spunge.language_model import LanguageModel, checkpoint_names, no_loading_bars
+from spunge.language_model import LanguageModel, checkpoint_names, no_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -189,7 +189,7 @@ def load_truncated(base: LanguageModel, layers: int, *, device: str, dtype: str 
     Raises:
         ModelError: It is no text decoder, or has fewer layers.
     """
-    no_loading_bars()
+    no_bars()
     skeleton = skeleton_of(base, layers)
     checkpoint = base.checkpoint(lambda names: _wanted(skeleton, names, layers))
     places = {name: checkpoint.places[name] for name in _wanted(skeleton, checkpoint.places, layers)}
