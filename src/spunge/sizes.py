@@ -136,7 +136,8 @@ def size_of(task: Task, changed: Mapping[str, int] | None = None) -> Size | None
     if isinstance(task, Score) and (judge := getattr(task.scorer, "judge", None)) is not None:
         return _asking(judge, task.of.generation)
     if isinstance(task, Evaluate):
-        return Size(memory=0, disk=0, flops=0.0) if task.steps else _asking(task.base.model, task.evaluator)
+        asked = _asking(task.base.model, task.evaluator)
+        return replace(asked, memory=0, flops=0.0) if task.steps else asked  # to gather asks no model
     if isinstance(task, Merge):
         return _merging(task, changed or {})
     return None

@@ -80,7 +80,7 @@ class Completions(Generation):
         if self.engine == "native":
             _, tokenizer = work.resident.base(base)
             with work.resident.variant(base, change) as model:
-                return self.of(model, tokenizer, work)
+                return self.written_by(model, tokenizer, work)
         from spunge.checkpoint import export
 
         work.resident.close()  # vLLM wants the device for itself
@@ -89,7 +89,7 @@ class Completions(Generation):
             directory = base.directory() if change is None else export(base.directory(), change, changed)
             return frame(self._by_vllm(base, directory))
 
-    def of(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: Work) -> pl.DataFrame:
+    def written_by(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: Work) -> pl.DataFrame:
         """Returns the completions of a loaded model."""
         written = generate(
             model,

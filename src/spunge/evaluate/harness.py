@@ -13,6 +13,7 @@ import functools
 import json
 import logging
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -84,7 +85,8 @@ class Harness(Evaluator):
     def check(self) -> None:
         """Refuses tasks that lm-eval does not have, and to go on without lm-eval."""
         _lm_eval()
-        _manager(self.planned())
+        with _log_to(Path(os.devnull)):
+            _manager(self.planned())
 
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns the metrics of every task's items, and the log-likelihoods of the choices where there are any.

@@ -124,7 +124,7 @@ class Toxicity(Evaluator):
             DataError: A column is missing or a prompt is empty.
             ModelError: The classifier or the judge cannot be loaded, or the classifier's orientation is wrong.
         """
-        written = self.generation.of(variant.model, variant.tokenizer, work)
+        written = self.generation.written_by(variant.model, variant.tokenizer, work)
         return self.gather(written, [scorer.score(written, work) for scorer in self.scorers])
 
     def gather(self, written: pl.DataFrame, scores: Sequence[pl.DataFrame]) -> ItemTable:
