@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from spunge import adapter, merging
+from spunge import adapter, merging, standalone
 from spunge.checkpoint import Checkpoint, export
 from spunge.errors import ArtifactError, IncompatibleTaskVectors, ModelError, SpungeError
+from spunge.interfaces import silent
 from spunge.merge import Linear, TaskArithmetic, Ties
 from spunge.merging import job
 from spunge.task_vector import FILE, LowRank, TaskVector, create, write_manifest
@@ -253,7 +254,9 @@ def peft_adapter(directory: Path, kind: str = "llama", **options: Any) -> tuple[
     import transformers
 
     if kind == "gpt2":
-        config = transformers.GPT2Config(vocab_size=30, n_embd=16, n_layer=2, n_head=2, n_positions=16)
+        config = transformers.GPT2Config(
+            vocab_size=30, n_embd=16, n_layer=2, n_head=2, n_positions=16, tie_word_embeddings=False
+        )
         model: Any = transformers.GPT2LMHeadModel(config)
         targets = ["c_attn", "c_proj", "c_fc"]
     else:
@@ -289,6 +292,7 @@ def peft_adapter(directory: Path, kind: str = "llama", **options: Any) -> tuple[
         ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
         ("gpt2", {"fan_in_fan_out": True}),
         ("gpt2", {"fan_in_fan_out": True, "use_rslora": True, "rank_pattern": {"c_fc": 8}}),
+        ("gpt2", {"target_modules": ["c_proj", "lm_head"]}),  # whose flag PEFT sets for the last of them alone
     ],
 )
 def test_adapters_are_read_as_peft_reads_them(tmp_path, kind, options):
@@ -316,10 +320,77 @@ def test_a_written_adapter_is_loaded_by_peft(tmp_path):
         assert torch.allclose(weight, wanted, atol=2e-4), name
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_written_adapter_has_the_names_of_the_loaded_model(tmp_path, kind):
+    import peft
+    import transformers
+
+    stored, deltas = peft_adapter(tmp_path, kind)
+    prefix = {"llama": "model.", "gpt2": "transformer."}[kind]
+    # As the hub keeps some models: without the name of the model around the layers.
+    weights = {name.removeprefix(prefix): stored.read(name) for name in stored.places}
+    save_file(weights, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
+    delta = {**deltas, "lm_head.weight": torch.randn(30, 16, generator=torch.Generator().manual_seed(1))}
+    TaskVector({name.removeprefix(prefix): values for name, values in delta.items()}).save(tmp_path / "vector")
+    merge = {"base": str(tmp_path / "base"), "merger": TaskArithmetic(), "seed": 0, "device": "cpu", "progress": silent}
+    standalone.merge(**merge, variants=[str(tmp_path / "vector")], out=tmp_path / "out", form="adapter")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    merged: Any = peft.PeftModel.from_pretrained(model, str(tmp_path / "out")).merge_and_unload()  # pyright: ignore
+    for name, weight in merged.state_dict().items():
+        assert torch.allclose(weight, before[name] + delta.get(name, 0), atol=2e-4), name
+
+    TaskVector({"norm.weight" if kind == "llama" else "ln_f.weight": torch.ones(16)}).save(tmp_path / "norm")
+    with pytest.raises(IncompatibleTaskVectors, match="not the weight of a linear layer"):
+        standalone.merge(**merge, variants=[str(tmp_path / "norm")], out=tmp_path / "no", form="adapter")
+
+
+def test_an_adapter_that_names_another_base_is_warned_of(tmp_path, base):
+    merging.write_adapter(Linear(), {"a": TaskVector({DOWN: low_rank(0, SHAPES[DOWN])})}, tmp_path / "a", base=base)
+    variants = merging.open_variants([tmp_path / "a"], base)
+    assert not merging.write(Linear(), variants, tmp_path / "one", base=base)["warnings"]
+    config = json.loads((tmp_path / "a/adapter_config.json").read_text())
+    for named, warned in (("org/other", True), ("elsewhere/base", False)):
+        (tmp_path / "a/adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": named}))
+        variants = merging.open_variants([tmp_path / "a"], base)
+        warnings = merging.write(Linear(), variants, tmp_path / f"by {Path(named).name}", base=base)["warnings"]
+        assert [("a: was made from org/other" in warning) for warning in warnings] == [True] * warned
+    hub = tmp_path / "models--org--other/snapshots/1"
+    shutil.copytree(base.directory, hub)
+    (tmp_path / "a/adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "org/other"}))
+    cached = Checkpoint.open(hub)
+    variants = merging.open_variants([tmp_path / "a"], cached)
+    assert not merging.write(Linear(), variants, tmp_path / "two", base=cached)["warnings"]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_a_quantised_base_is_refused(tmp_path, dtype):
+    (tmp_path / "base").mkdir()
+    save_file({DOWN: torch.ones(8, 40).to(dtype)}, tmp_path / "base/model.safetensors")
+    quantised, vector = Checkpoint.open(tmp_path / "base"), TaskVector({DOWN: torch.ones(8, 40)})
+    with pytest.raises(IncompatibleTaskVectors, match=r"down.*before it was quantised"):
+        merging.write(Linear(), {"a": vector}, tmp_path / "out", base=quantised)
+    with pytest.raises(IncompatibleTaskVectors, match=r"down.*before it was quantised"):
+        export(tmp_path / "base", vector, tmp_path / "out")
+
+
+def test_what_is_left_out_is_not_opened(tmp_path, base, vectors):
+    (tmp_path / "broken").mkdir()
+    paths = [*vectors.values(), tmp_path / "broken"]
+    assert list(merging.open_variants(paths, base, without=["broken"])) == ["bio", "cyber"]
+    assert list(merging.open_variants(paths, base, only=["bio"])) == ["bio"]
+    with pytest.raises(ArtifactError, match="broken: neither"):
+        merging.open_variants(paths, base)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"use_dora": True}, "DoRA"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+        ({"trainable_token_indices": [1, 2]}, "single tokens"),
+        ({"init_lora_weights": "lora_ga"}, "changes the base model itself"),
         ({"peft_type": "IA3"}, "of kind IA3"),
         ({"init_lora_weights": "pissa"}, "changes the base model itself"),
         ({"lora_bias": True}, "biases"),

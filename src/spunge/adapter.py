@@ -21,7 +21,6 @@ from spunge.task_vector import (
     LowRank,
     TaskVector,
     TensorPlace,
-    check_shape,
     load,
     read_header,
 )
@@ -31,7 +30,11 @@ WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
 _CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+_LINEAR_CONV1D = re.compile(r"(.*\.)?(c_\w+|q_attn)\.weight")
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_NO_PRODUCT = (
+    "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config"
+)  # fmt: skip
 
 
 def is_adapter(directory: Path) -> bool:
@@ -64,7 +67,7 @@ def read(directory: str | Path, base: Checkpoint) -> TaskVector:
             continue
         # What is no factor is a weight saved whole: under a LoRA for the record, or because it was trained itself.
         name = _base_name(inner.replace(".base_layer.", "."), base, directory)
-        check_shape(name, base.places[name].shape, place.shape, str(directory))
+        base.check(name, place.shape, str(directory))
         if not place.equals(base.places[name]):
             entries[name] = Difference(place, base.places[name])
     for (module, embedding), pair in factors.items():
@@ -81,8 +84,10 @@ def read(directory: str | Path, base: Checkpoint) -> TaskVector:
         rank = _by_pattern(config.get("rank_pattern"), module, config["r"])
         if a.shape[0] != rank:
             raise ArtifactError(f"{directory}: {module}: factors of rank {a.shape[0]}, but {CONFIG} says {rank}")
-        entry = LowRank(a, b, _scaling(config, module), embedding or bool(config.get("fan_in_fan_out")))
-        check_shape(name, base.places[name].shape, entry.shape, str(directory))
+        # PEFT notes the layout of the layer it came to last, so the flag is only asked where the model does not tell.
+        transposed = embedding or stores_transposed(base, name, default=bool(config.get("fan_in_fan_out")))
+        entry = LowRank(a, b, _scaling(config, module), transposed)
+        base.check(name, entry.shape, str(directory))
         entries[name] = entry
     named = config.get("base_model_name_or_path")
     made_from = {"base": {"id": named, "revision": config.get("revision")}} if named else {}
@@ -164,10 +169,15 @@ def _read_config(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{directory}: {CONFIG} is missing or damaged: {error}") from error
     initial = str(config.get("init_lora_weights")).lower()
+    more = [option for option in _NO_PRODUCT if config.get(option)]
     reasons = {
         f"it is of kind {kind}, and only LORA can be merged": kind != "LORA",
         "DoRA rescales the whole weight, so its change is not a sum of factors; export the model and merge that": bool(
             config.get("use_dora")
+        ),
+        f"its layers compute more than s · B · A ({', '.join(more)}); export the model and merge that": bool(more),
+        "it trains the embeddings of single tokens (trainable_token_indices); export the model and merge that": bool(
+            config.get("trainable_token_indices")
         ),
         "its LoRA layers have biases; export the model and merge that": bool(config.get("lora_bias")),
         f"init_lora_weights={initial} changes the base model itself; convert it to a plain LoRA first": initial
@@ -220,18 +230,28 @@ def _base_name(name: str, base: Checkpoint, directory: Path) -> str:
     return found[0]
 
 
-def stores_transposed(base: Checkpoint) -> bool:
-    """Whether the model's linear layers are transformers' Conv1D, which stores [in, out]."""
+def stores_transposed(base: Checkpoint, name: str, *, default: bool = False) -> bool:
+    """Whether a weight is of transformers' Conv1D, which stores [in, out]; `default` if the model has none of these."""
     try:
         config = json.loads((base.directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") in _CONV1D
+        return default
+    if not isinstance(config, dict) or config.get("model_type") not in _CONV1D:
+        return default
+    return _LINEAR_CONV1D.fullmatch(name) is not None
 
 
-def check_target(name: str, shape: tuple[int, ...]) -> None:
-    """Raises IncompatibleTaskVectors, naming the tensor, unless LoRA factors of a linear layer can hold its change."""
-    if len(shape) != 2 or not name.endswith(".weight") or re.search(r"embed|\bw[tp]e\b", name):
+def check_target(name: str, shape: tuple[int, ...], names: Mapping[str, str] | None = None) -> None:
+    """Raises IncompatibleTaskVectors, naming the tensor, unless LoRA factors of a linear layer can hold its change.
+
+    Args:
+        name: The checkpoint's parameter name.
+        shape: Its shape.
+        names: Of all linear layers of the loaded model, as for `save`; None: judge by the name itself.
+    """
+    known = name.endswith(".weight") and not re.search(r"embed|\bw[tp]e\b", name) if names is None else name in names
+    if len(shape) != 2 or not known:
         raise IncompatibleTaskVectors(
-            f"{name}: not the weight of a linear layer, so no adapter can hold it; write a checkpoint or a task vector"
+            f"{name}: not the weight of a linear layer of the loaded model, so no adapter can hold it; "
+            "write a checkpoint or a task vector"
         )

@@ -25,6 +25,7 @@ SINGLE = "model.safetensors"
 _BLOCK = 1 << 20
 _PIECE = 1 << 24
 _SAMPLE = 1 << 12
+_PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".lock")
 
 
@@ -74,6 +75,17 @@ class Checkpoint:
                 f"{self.directory}: no parameter {name!r}: the task vector is of another model"
             )
         return self.places[name]
+
+    def check(self, name: str, shape: tuple[int, ...], owner: str = "the task vector") -> None:
+        """Raises IncompatibleTaskVectors, naming the tensor, unless a delta of this shape can be added to it."""
+        place = self.place(name)
+        check_shape(name, place.shape, shape, owner)
+        if place.dtype not in _PLAIN:
+            kind = str(place.dtype).removeprefix("torch.")
+            raise IncompatibleTaskVectors(
+                f"{name}: {self.directory} stores it as {kind}, to which no delta can be added: "
+                "take the model before it was quantised"
+            )
 
     def read(self, name: str) -> Tensor:
         """Returns one tensor, in the checkpoint's dtype."""
@@ -159,7 +171,7 @@ def export(base: str | Path, task_vector: TaskVector, out: str | Path, *, card: 
     """
     checkpoint = Checkpoint.open(base)
     for name in task_vector:
-        check_shape(name, checkpoint.place(name).shape, task_vector.shape(name))
+        checkpoint.check(name, task_vector.shape(name))
     with new_directory(out) as building:
         written = Written(rewrite(checkpoint, building, set(task_vector)))
         for name in task_vector:

@@ -174,6 +174,25 @@ class LanguageModel(Settings):
             raise ModelError(f"{self.id}: cannot be loaded as a causal language model: {reason}") from error
         return model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
 
+    def outline(self) -> PreTrainedModel:
+        """Builds the model from its configuration, without memory for its weights: its layers and their names.
+
+        Raises:
+            ModelError: The configuration is not of a causal language model that transformers can build.
+        """
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        try:
+            config = AutoConfig.from_pretrained(
+                self.directory(weights=False), local_files_only=True, trust_remote_code=self.trust_remote_code
+            )
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise ModelError(f"{self.id}: cannot be built as a causal language model: {reason}") from error
+
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Loads the tokenizer; a missing pad token becomes the end-of-text token.
 
@@ -214,6 +233,23 @@ def checkpoint_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str
                 names[name] = candidate
                 break
     return names
+
+
+def linear_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
+    """Maps the checkpoint's names of the weights of linear layers to the model's own, which are what PEFT looks for."""
+    import torch
+
+    modules = dict(model.named_modules())
+    return {
+        theirs: ours
+        for ours, theirs in checkpoint_names(model, checkpoint).items()
+        if ours.endswith(".weight")
+        and (isinstance(layer := modules[ours.removesuffix(".weight")], torch.nn.Linear) or _is_conv1d(layer))
+    }
+
+
+def _is_conv1d(layer: torch.nn.Module) -> bool:
+    return type(layer).__name__ == "Conv1D"
 
 
 class Resident:

@@ -20,7 +20,7 @@ from spunge.data import Corpus, Source, concatenate
 from spunge.errors import ArtifactError, RecipeError, SpungeError, TrainingDiverged
 from spunge.interfaces import Evaluator, Merger, Progress, Unlearner, Work, scale_of, silent
 from spunge.journal import environment
-from spunge.language_model import LanguageModel, Resident
+from spunge.language_model import LanguageModel, Resident, linear_names
 from spunge.pipeline import choose_device
 from spunge.report import artifacts
 from spunge.report.artifacts import FORMAT
@@ -98,10 +98,12 @@ def merge(
     """
     if form not in FORMS:
         raise RecipeError(f"--as {form}: use one of {', '.join(FORMS)}")
-    checkpoint = LanguageModel(id=base).checkpoint()
-    opened = merging.select(merging.open_variants(variants, checkpoint), only=only, without=without)
+    given = LanguageModel(id=base)
+    checkpoint = given.checkpoint()
+    opened = merging.open_variants(variants, checkpoint, only=only, without=without)
     options = {"seed": seed, "device": choose_device(device), "progress": progress}
     if form == "adapter":
+        options["names"] = linear_names(given.outline(), checkpoint)
         return merging.write_adapter(merger, opened, out, base=checkpoint, rank=rank, model=base, **options)
     if form == "checkpoint":
         method = getattr(merger, "method", type(merger).__name__)

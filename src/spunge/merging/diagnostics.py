@@ -14,6 +14,7 @@ from spunge.checkpoint import Checkpoint
 from spunge.errors import RecipeError
 from spunge.merging.job import BLOCK, Job
 from spunge.merging.kernels import as_array, count_nonzero
+from spunge.merging.sources import unlike_base
 from spunge.merging.thresholds import Counts, Thresholds
 from spunge.task_vector import TaskVector, add
 
@@ -120,13 +121,14 @@ def summarise(job: Job, tensors: Mapping[str, Measures]) -> dict[str, Any]:
         if share is not None and share < COVERAGE_FLOOR
     ]
     norms = summary["norms"]
-    warnings += [f"{variant}: changes nothing: is it the base model?" for variant, norm in norms.items() if not norm]
+    warnings += [f"{variant}: changes nothing: is it the base model?" for variant, norm in norms.items() if norm == 0]
     warnings += [
         f"{one} and {two} are the same task vector: it counts twice"
         for one, others in summary["cosines"].items()
         for two, cosine in others.items()
         if cosine == 1.0 and norms[one] == norms[two]
     ]
+    warnings += unlike_base(job.variants, job.base)
     return {
         "variants": list(job.variants),
         "overall": summary,
@@ -171,5 +173,5 @@ def ratio(numerator: float, denominator: float) -> float | None:
 
 
 def rounded(value: float | None) -> float | None:
-    """Returns six digits: sums of float32 may depend on blocks and threads in the seventh."""
-    return None if value is None else float(f"{value:.6g}")
+    """Returns six digits: sums of float32 may depend on blocks and threads in the seventh. None for what overflowed."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")

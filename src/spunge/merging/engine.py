@@ -141,6 +141,7 @@ def write_adapter(
     base: Checkpoint,
     rank: int = 64,
     model: str | None = None,
+    names: Mapping[str, str] | None = None,
     device: str = "cpu",
     seed: int = 0,
     grams: Grams | None = None,
@@ -156,6 +157,8 @@ def write_adapter(
         base: The base model's files.
         rank: Of an adapter that is an approximation.
         model: What the adapter calls its base model; None: the directory of `base`.
+        names: Of every linear layer's weight, the checkpoint's name → the loaded model's, which is what PEFT looks
+            for; None: they are the same.
         device: Where to compute.
         seed: What the random draws of dare and della depend on.
         grams: For mergers that ask for them.
@@ -166,15 +169,15 @@ def write_adapter(
         The diagnostics, with `exact`, and `energy`: the share of the merged delta's that the adapter keeps.
 
     Raises:
-        IncompatibleTaskVectors: Also if a changed tensor is not the weight of a linear layer.
+        IncompatibleTaskVectors: Also if a changed tensor is not the weight of a linear layer, or not in `names`.
         RecipeError: The merger's settings do not fit the variants.
         ArtifactError: `out` exists or cannot be written.
     """
     job = prepare(merger, variants, base, device, seed, grams, block)
-    factors = Factors(job, rank)
+    factors = Factors(job, rank, names)
     with new_directory(out) as building:
         diagnostics = run(job, factors.keep, progress)
-        adapter.save(TaskVector(factors.finished()), building, base=model or str(base.directory))
+        adapter.save(TaskVector(factors.finished()), building, base=model or str(base.directory), names=names)
     return {**diagnostics, "exact": factors.exact, "energy": factors.energy}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -19,12 +20,11 @@ _EXACT_SVD = 512
 class Factors:
     """Turns merged deltas into LoRA factors, one tensor at a time: concatenated where that is exact, else by SVD."""
 
-    def __init__(self, job: Job, rank: int) -> None:
+    def __init__(self, job: Job, rank: int, names: Mapping[str, str] | None = None) -> None:
         for name, shape in job.shapes.items():
-            adapter.check_target(name, shape)
+            adapter.check_target(name, shape, names)
         self._job = job
         self._rank = rank
-        self._transposed = job.base is not None and adapter.stores_transposed(job.base)
         self._factors: dict[str, LowRank] = {}
         self._name, self._dense = "", torch.empty(0)
         self._kept = self._whole = 0.0
@@ -53,12 +53,13 @@ class Factors:
         if not self._name:
             return
         matrix = self._dense.reshape(self._job.shapes[self._name])
-        left, values, right = leading_svd(matrix.T if self._transposed else matrix, self._rank)
+        transposed = self._job.base is not None and adapter.stores_transposed(self._job.base, self._name)
+        left, values, right = leading_svd(matrix.T if transposed else matrix, self._rank)
         self._whole += float(matrix.double().square().sum())
         self._kept += float(values.double().square().sum())
         root = values.sqrt()
         self._factors[self._name] = LowRank(
-            (root[:, None] * right.T).cpu(), (left * root * self._job.scale).cpu(), 1.0, self._transposed
+            (root[:, None] * right.T).cpu(), (left * root * self._job.scale).cpu(), 1.0, transposed
         )
 
     def _concatenated(self, name: str) -> LowRank:

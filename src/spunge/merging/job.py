@@ -16,7 +16,7 @@ from spunge.errors import IncompatibleTaskVectors, RecipeError
 from spunge.interfaces import RETAIN, Merger, Needs
 from spunge.merging.grams import Grams
 from spunge.merging.sources import check_base, refuse_twice
-from spunge.task_vector import ROWS, Difference, LowRank, OpenFiles, TaskVector, TensorPlace, check_shape
+from spunge.task_vector import ROWS, Difference, LowRank, OpenFiles, TaskVector, TensorPlace
 
 BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Elements of each variant that are combined at once, by kind of device: what fits a cache, or keeps a GPU busy."""
@@ -212,7 +212,7 @@ def _shapes(variants: Mapping[str, TaskVector], base: Checkpoint | None) -> dict
                     raise IncompatibleTaskVectors(
                         f"{variant}: changes {name!r}, which {base.directory} does not have: it is of another model"
                     )
-                check_shape(name, base.places[name].shape, shape, variant)
+                base.check(name, shape, variant)
             if shapes.setdefault(name, shape) != shape:
                 raise IncompatibleTaskVectors(
                     f"{name}: the shape is {list(shapes[name])} in {owner[name]} and {list(shape)} in {variant}"

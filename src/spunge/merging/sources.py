@@ -27,7 +27,7 @@ def open_variant(path: str | Path, base: Checkpoint) -> TaskVector:
     if (path / FILE).exists():
         task_vector = TaskVector.open(path)
         for name in task_vector:
-            check_shape(name, base.place(name).shape, task_vector.shape(name), str(path))
+            base.check(name, task_vector.shape(name), str(path))
         return task_vector
     if adapter.is_adapter(path):
         return adapter.read(path, base)
@@ -38,10 +38,19 @@ def open_variant(path: str | Path, base: Checkpoint) -> TaskVector:
     )
 
 
-def open_variants(paths: Sequence[str | Path], base: Checkpoint) -> dict[str, TaskVector]:
+def open_variants(
+    paths: Sequence[str | Path], base: Checkpoint, *, only: Sequence[str] = (), without: Sequence[str] = ()
+) -> dict[str, TaskVector]:
     """Opens variants under the names of their directories; where two are equal, under their paths as given.
 
+    Args:
+        paths: Their directories.
+        base: The base model's files.
+        only: The names of those to open; as for `select`. What is not chosen is not looked at.
+        without: The names of those to leave out.
+
     Raises:
+        RecipeError: As by `select`.
         IncompatibleTaskVectors: The same directory is named twice, or one does not fit the base model.
         ArtifactError: One is no variant, or damaged.
     """
@@ -52,7 +61,8 @@ def open_variants(paths: Sequence[str | Path], base: Checkpoint) -> dict[str, Ta
     if len(named) < len(paths):
         raise IncompatibleTaskVectors("the same variant is named twice; name each once")
     refuse_twice(named)
-    return {name: open_variant(path, base) for name, path in named.items()}
+    chosen = select(named, only=only, without=without) if named else named
+    return {name: open_variant(path, base) for name, path in chosen.items()}
 
 
 def select(variants: Mapping[str, T], *, only: Sequence[str] = (), without: Sequence[str] = ()) -> dict[str, T]:
@@ -123,6 +133,27 @@ def check_base(variants: Mapping[str, TaskVector], base: Checkpoint | None) -> N
                     f"{variant} was made from another base model than {base.directory}, though what it changes is the "
                     "same in both"
                 )
+
+
+def unlike_base(variants: Mapping[str, TaskVector], base: Checkpoint | None) -> list[str]:
+    """Returns a warning of each variant that knows its base model by name alone, and by another than `base`'s."""
+    if base is None:
+        return []
+    # The hub's cache keeps org/name as models--org--name.
+    paths = (base.directory.absolute(), base.directory.resolve())
+    names = {part.rsplit("--", 1)[-1] for path in paths for part in path.parts}
+    warnings = []
+    for variant, task_vector in variants.items():
+        made_from = task_vector.provenance.get("base")
+        if not isinstance(made_from, Mapping) or made_from.get("tensors") or made_from.get("fingerprint"):
+            continue
+        named = made_from.get("id")
+        if named and Path(str(named)).name not in names:
+            warnings.append(
+                f"{variant}: was made from {named}, and the base given is {base.directory}: only their shapes could be "
+                "compared"
+            )
+    return warnings
 
 
 def _at(name: Any, revision: Any) -> str:
