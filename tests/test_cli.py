@@ -282,3 +282,15 @@ def test_looking_after_the_store(world: dict[str, Any], write_recipe: Write, tmp
     assert "warning:" in mended.stderr
     assert re.search(r"\b1 stages computed", mended.stdout)
     assert "1 to remove" in spunge("store", "gc", cwd=tmp_path).stdout  # what was set aside
+
+
+def test_a_hub_out_of_reach_is_one_line(world: dict[str, Any], write_recipe: Write, tmp_path: Path) -> None:
+    world["evaluate"][0]["sources"] = [{"path": "someone/questions"}]
+    write_recipe(world)
+    hurried = "import sys, time; time.sleep = lambda _: None; sys.argv = ['spunge', 'plan', 'recipe.yaml'];"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{hurried} from spunge.cli import main; main()"], cwd=tmp_path, text=True,
+        capture_output=True, env={**ENVIRONMENT, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"},
+    )  # fmt: skip
+    refused(done, r"someone/questions: neither a local file nor to be had from the hub: .*; give a local path")
+    assert len(done.stderr.splitlines()) == 1, done.stderr  # the hub client tells of every retry
