@@ -33,7 +33,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def kl_to_base(logits: Tensor, base_logits: Tensor, labels: Tensor) -> Tensor:
     """KL(base ‖ model) of the next-token distributions at the counted positions."""
     base = _wide(base_logits).log_softmax(-1)
-    return _mean((base.exp() * (base - _wide(logits).log_softmax(-1))).sum(-1), labels)
+    ratio = base - _wide(logits).log_softmax(-1)
+    return _mean((base.exp_() * ratio).sum(-1), labels)  # in place: one tensor of the logits' size less
 
 
 def npo(log_probs: Tensor, base_log_probs: Tensor, *, beta: float) -> Tensor:
