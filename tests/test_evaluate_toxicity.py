@@ -2,8 +2,8 @@
 
 import json
 import math
-import os
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -375,23 +375,21 @@ def completed(recipe: Experiment, change: TaskVector | None, tmp_path: Path) -> 
 
 def test_vllm_completes_with_the_variants_own_weights(toxic_world, tmp_path, monkeypatch):
     native, other = changed(toxic_world), changed(toxic_world, engine="vllm")  # no GPU here: `auto` is native
-    with pytest.raises(MissingExtra, match=r"engine: vllm is not installed.*engine: native"):
+    monkeypatch.delenv("SPUNGE_VLLM_PYTHON", raising=False)
+    with pytest.raises(MissingExtra, match=r"engine: vllm is not installed.*SPUNGE_VLLM_PYTHON.*engine: native"):
         pipeline.run(other, out=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
-    module = tmp_path / "modules" / "vllm.py"
+    module, python = tmp_path / "modules" / "vllm.py", tmp_path / "python"
     module.parent.mkdir()
     module.write_text(FAKE_VLLM)
-    monkeypatch.syspath_prepend(str(module.parent))
-    monkeypatch.setenv("PYTHONPATH", f"{module.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    keys = [
-        {
-            step["key"]
-            for step in planning.plan(recipe, out=tmp_path / "runs")
-            if step["stage"] in ("generate", "evaluate")
-        }
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={module.parent} exec {sys.executable} "$@"\n')  # without Spunge's sources
+    python.chmod(0o755)
+    monkeypatch.setenv("SPUNGE_VLLM_PYTHON", str(python))
+    first, second = (
+        {s["key"] for s in planning.plan(recipe, out=tmp_path / "runs") if s["stage"] in ("generate", "evaluate")}
         for recipe in (native, other)
-    ]
-    assert not keys[0] & keys[1]  # one engine's completions are never taken for the other's
+    )
+    assert not first & second  # one engine's completions are never taken for the other's
     weight = native.model.checkpoint().read("model.layers.1.mlp.down_proj.weight")
     change = TaskVector({"model.layers.1.mlp.down_proj.weight": 3.0 * torch.randn(weight.shape)})
     by_vllm = completed(other, change, tmp_path / "vllm")
@@ -401,3 +399,6 @@ def test_vllm_completes_with_the_variants_own_weights(toxic_world, tmp_path, mon
     module.write_text(FAKE_VLLM.replace("self.length = max_model_len", "raise RuntimeError('no GPU here')"))
     with pytest.raises(ModelError, match=r"no GPU here.*engine: native"):
         completed(other, None, tmp_path / "failing")
+    monkeypatch.setenv("SPUNGE_VLLM_PYTHON", str(tmp_path / "none"))
+    with pytest.raises(ModelError, match=r"none: cannot be started for vLLM: No such file"):
+        completed(other, None, tmp_path / "missing")

@@ -1,11 +1,13 @@
 """Greedy completions by vLLM, in a process of its own: with its end, all memory of the GPU is free again.
 
-`python -m spunge.evaluate.by_vllm REQUEST ANSWERS` is that process. It reads a checkpoint's directory, so that the
-weights it sees are what `spunge export` writes: those of the variant, bit for bit.
+The process (`vllm_worker`) reads a checkpoint's directory, so that the weights it sees are what `spunge export` writes:
+those of the variant, bit for bit. It needs nothing of Spunge, and may be of another environment: vLLM pins versions of
+torch and transformers that Spunge's own are seldom among.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,7 +16,6 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING
 
 from spunge.errors import ModelError
@@ -25,6 +26,15 @@ if TYPE_CHECKING:
     from spunge.language_model import LanguageModel
 
 Ids = tuple[int, ...]
+
+PYTHON = "SPUNGE_VLLM_PYTHON"
+"""The environment variable that names the Python of an environment with vLLM; without it, Spunge's own is asked."""
+_WORKER = Path(__file__).with_name("vllm_worker.py")
+
+
+def installed() -> bool:
+    """Says whether there is a vLLM to ask."""
+    return PYTHON in os.environ or importlib.util.find_spec("vllm") is not None
 
 
 def shell(base: LanguageModel) -> PreTrainedModel:
@@ -78,9 +88,13 @@ def complete(
         asked, answers, said = (Path(folder) / name for name in ("request.json", "answers.json", "said"))
         asked.write_text(json.dumps(request))
         with said.open("w") as told:
-            command = [sys.executable, "-m", __name__, str(asked), str(answers)]
-            # Through the pipe the process notices if this one is killed.
-            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=told, stderr=subprocess.STDOUT) as process:
+            command = [os.environ.get(PYTHON, sys.executable), str(_WORKER), str(asked), str(answers)]
+            try:
+                # Through the pipe the process notices if this one is killed.
+                process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=told, stderr=subprocess.STDOUT)
+            except OSError as error:
+                raise ModelError(f"{command[0]}: cannot be started for vLLM: {error.strerror}") from error
+            with process:
                 try:
                     code = process.wait()
                 except BaseException:
@@ -93,37 +107,3 @@ def complete(
                 "native`, or mend vLLM"
             )
         return [tuple(ids) for ids in json.loads(answers.read_text())]
-
-
-def _serve(asked: Path, answers: Path) -> None:
-    """Completes the prompts of a request."""
-    from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
-
-    request = json.loads(asked.read_text())
-    llm = LLM(
-        model=request["model"],
-        dtype=request["dtype"],
-        trust_remote_code=request["trust_remote_code"],
-        max_model_len=request["max_model_len"],
-        seed=0,
-    )
-    greedy = SamplingParams(
-        temperature=0.0,
-        max_tokens=request["max_tokens"],
-        stop_token_ids=request["stop_token_ids"],
-        detokenize=False,
-    )
-    prompts = [{"prompt_token_ids": ids} for ids in request["prompts"]]
-    outputs = llm.generate(prompts, greedy, use_tqdm=False)
-    answers.write_text(json.dumps([list(output.outputs[0].token_ids) for output in outputs]))
-
-
-def _follow_parent() -> None:
-    """Ends this process when the one that asked is gone."""
-    os.read(0, 1)  # not sys.stdin, whose lock would be held at the end
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    Thread(target=_follow_parent, daemon=True).start()
-    _serve(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import polars as pl
 from spunge import items
 from spunge.data import Source
 from spunge.errors import DataError, MissingExtra
+from spunge.evaluate import by_vllm
 from spunge.interfaces import Generation, Progress, Work, silent
 from spunge.items import Part
 
@@ -34,10 +34,12 @@ def chosen_engine(engine: Engine) -> Literal["native", "vllm"]:
     Raises:
         MissingExtra: vLLM is asked for, and is not installed.
     """
-    installed = importlib.util.find_spec("vllm") is not None
-    if engine == "vllm" and not installed:
-        raise MissingExtra("engine: vllm is not installed here: install it, or set `engine: native`")
-    if engine == "auto" and installed:
+    if engine == "vllm" and not by_vllm.installed():
+        raise MissingExtra(
+            f"engine: vllm is not installed here: name the Python of an environment that has it in {by_vllm.PYTHON}, "
+            "or set `engine: native`"
+        )
+    if engine == "auto" and by_vllm.installed():
         import torch
 
         return "vllm" if torch.cuda.is_available() else "native"
@@ -105,7 +107,6 @@ class Completions(Generation):
 
     def _by_vllm(self, base: LanguageModel, directory: Path) -> list[Completion]:
         from spunge import inference
-        from spunge.evaluate import by_vllm
 
         tokenizer, shell = base.load_tokenizer(), by_vllm.shell(base)
         return complete(
