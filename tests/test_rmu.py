@@ -10,6 +10,8 @@ import polars as pl
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from naive_rmu import naive_rmu
 from pydantic import ValidationError
 from steering_models import ARCHITECTURES, make_corpus, make_model, make_work
@@ -353,6 +355,15 @@ def test_the_estimate_counts_what_is_loaded_and_trained(base: LanguageModel) -> 
     assert expected.weights == 4 * sum(parameter.numel() for parameter in truncated.decoder.parameters())
     assert expected.training == 32 * 48 * (2 * 4 + 4 * 4)  # weight, gradient; master, the one before, two moments
     assert expected.task_vector == 32 * 48 * 4
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 12), st.integers(1, 40))
+def test_measured_steps_are_counted_as_they_come(count: int, topics: int, every: int, steps: int) -> None:
+    epoch = count * topics
+    for place in range(min(epoch, steps)):
+        walked = sum(step // topics % every == 0 or step >= steps - topics for step in range(place, steps, epoch))
+        times = len(range(place, steps, epoch))
+        assert loop.times_measured(every, place, times, epoch, steps, topics) == walked
 
 
 @pytest.mark.parametrize("epochs", [1, 2])

@@ -47,13 +47,17 @@ class Look:
         raise AssertionError("of no group")
 
 
-def test_each_slot_is_a_process_with_its_own_devices(tmp_path: Path) -> None:
-    told: list[int] = []
-    with Local(
-        Store(tmp_path), (Slot("cpu", "GPU-a"), Slot("cpu", "GPU-b")), finished=lambda task, _: told.append(task.seed)
-    ) as executor:
-        tasks = [Look(number, seed=number) for number in range(8)]
+def test_each_slot_is_a_process_with_its_own_devices_and_one_that_dies_loses_nothing(tmp_path: Path) -> None:
+    store, told = Store(tmp_path), []
+
+    def note(task: Any, artifact: Artifact) -> None:
+        told.append(task.number)
+
+    tasks = [Look(number) for number in range(8)]
+    with Local(store, (Slot("cpu", "GPU-a"), Slot("cpu", "GPU-b")), finished=note) as executor:
         artifacts = executor.run(tasks)
+        with pytest.raises(WorkerDied, match=r"^look last: a worker process was killed"):
+            executor.run([Look(8, name="last", dies=True)])
     assert told == list(range(8))
     seen: dict[str, set[int]] = {}
     for artifact in artifacts:
@@ -65,27 +69,14 @@ def test_each_slot_is_a_process_with_its_own_devices(tmp_path: Path) -> None:
     lengths = sorted(len(json.loads((artifact.path / "seen").read_text())) for artifact in artifacts)
     assert lengths.count(1) == 2
     assert max(lengths) >= 4
+    with Local(store) as executor:
+        assert [artifact.reused for artifact in executor.run([*tasks, Look(8)])] == [True] * 8 + [False]
 
 
 def test_one_slot_needs_no_process(tmp_path: Path) -> None:
     with Local(Store(tmp_path)) as executor:
         (artifact,) = executor.run([Look(0)])
     assert artifact.manifest["process"] == os.getpid()
-
-
-def test_a_worker_that_dies_is_told_and_what_was_done_is_kept(tmp_path: Path) -> None:
-    store, done = Store(tmp_path), []
-
-    def note(task: Any, artifact: Artifact) -> None:
-        done.append(task.number)
-
-    with Local(store, (Slot(), Slot()), finished=note) as executor:
-        executor.run([Look(0), Look(1)])
-        with pytest.raises(WorkerDied, match=r"^look last: a worker process was killed"):
-            executor.run([Look(2, name="last", dies=True)])
-    assert done == [0, 1]
-    with Local(store) as executor:
-        assert [artifact.reused for artifact in executor.run([Look(0), Look(1), Look(2)])] == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,11 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
+import subprocess
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,34 +73,28 @@ def test_killed_at_a_random_moment(unbroken: Unbroken, tmp_path: Path) -> None:
         finished(tmp_path, unbroken, f"runs{number}")
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 2)])
-def test_asked_to_stop_at_a_random_moment(unbroken: Unbroken, tmp_path: Path, sent: int, code: int) -> None:
-    operations = unbroken.operations
-    at = random.Random(sent).randrange(operations // 10, operations // 2)
-    stopped = attempt((*unbroken.run, "--out", "runs"), tmp_path, Signalled(tmp_path / "runs", at, signal=sent))
-    assert stopped.code == code, stopped.errors
-    assert "Traceback" not in stopped.errors
-    assert set(leftovers(tmp_path / "runs")) <= {"store/.scratch"} or all(
-        name.startswith("store/.scratch") for name in leftovers(tmp_path / "runs")
-    )
+def test_asked_to_stop_at_random_moments(unbroken: Unbroken, tmp_path: Path) -> None:
+    for sent, code, earliest, latest in ((signal.SIGTERM, 143, 0.05, 0.2), (signal.SIGINT, 2, 0.1, 0.4)):
+        at = int(random.Random(sent).uniform(earliest, latest) * unbroken.operations)
+        moment = Signalled(tmp_path / "runs", at, signal=sent)
+        stopped = attempt((*unbroken.run, "--out", "runs"), tmp_path, moment)
+        assert stopped.code == code, stopped.errors
+        assert "Traceback" not in stopped.errors
+        assert all(name.startswith("store/.scratch") for name in leftovers(tmp_path / "runs"))
     finished(tmp_path, unbroken, "runs")
 
 
-@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EROFS])
-def test_the_disk_fills_up_or_becomes_read_only(unbroken: Unbroken, tmp_path: Path, reason: int) -> None:
-    operations = unbroken.operations
-    for at in (1, random.Random(reason).randrange(2, operations * 2 // 3)):
-        refused = attempt((*unbroken.run, "--out", "runs"), tmp_path, Refusing(tmp_path / "runs", at, errno=reason))
+def test_the_disk_is_read_only_then_full_then_takes_small_files_alone(unbroken: Unbroken, tmp_path: Path) -> None:
+    middle = random.Random(errno.ENOSPC).randrange(unbroken.operations // 3, unbroken.operations // 2)
+    runs = tmp_path / "runs"
+    for reason, meddling in (
+        (errno.EROFS, Refusing(runs, 1, errno=errno.EROFS)),
+        (errno.ENOSPC, Refusing(runs, middle, errno=errno.ENOSPC)),
+        (errno.EFBIG, SmallFiles(9000)),
+    ):
+        refused = attempt((*unbroken.run, "--out", "runs"), tmp_path, meddling)
         assert refused.code == 2, refused.errors
         one_line(refused.errors, "runs", os.strerror(reason))
-    finished(tmp_path, unbroken, "runs")
-
-
-def test_no_file_may_grow(unbroken: Unbroken, tmp_path: Path) -> None:
-    for limit in (300, 9000):
-        refused = attempt((*unbroken.run, "--out", "runs"), tmp_path, SmallFiles(limit))
-        assert refused.code == 2, refused.errors
-        one_line(refused.errors, "runs", os.strerror(errno.EFBIG))
     finished(tmp_path, unbroken, "runs")
 
 
@@ -138,6 +135,66 @@ def test_workers_die_with_their_parent(unbroken: Unbroken, tmp_path: Path) -> No
     assert len(children) >= 2
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EROFS])
+def test_the_disk_fills_up_or_becomes_read_only_at_a_random_moment(
+    unbroken: Unbroken, tmp_path: Path, reason: int
+) -> None:
+    for at in random.Random(reason).sample(range(1, unbroken.operations * 2 // 3), 4):
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        refused = attempt((*unbroken.run, "--out", "runs"), tmp_path, Refusing(tmp_path / "runs", at, errno=reason))
+        assert refused.code == 2, refused.errors
+        one_line(refused.errors, "runs", os.strerror(reason))
+        finished(tmp_path, unbroken, "runs")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], None]]:
+    """A disk of its own below `disk`, whose mount options are then changed."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], capture_output=True, check=False).returncode:
+        pytest.skip("nothing may be mounted here")
+
+    def remount(options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", place], check=True)
+
+    yield remount
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("kilobytes", [4, 40, 100, 200, 300])
+def test_a_real_disk_is_full(
+    unbroken: Unbroken, tmp_path: Path, disk: Callable[[str], None], kilobytes: int, jobs: str
+) -> None:
+    disk(f"size={kilobytes}k")
+    refused = attempt((*unbroken.run, "--jobs", jobs, "--out", "disk/runs"), tmp_path)
+    assert refused.code == 2, refused.errors
+    one_line(refused.errors, "runs", os.strerror(errno.ENOSPC))
+    assert all(name.startswith("store/.scratch") for name in leftovers(tmp_path / "disk/runs"))
+    disk("size=50m")
+    finished(tmp_path, unbroken, "disk/runs")
+
+
+@pytest.mark.long
+def test_a_real_disk_is_read_only(unbroken: Unbroken, tmp_path: Path, disk: Callable[[str], None]) -> None:
+    finished(tmp_path, unbroken, "disk/runs")
+    disk("ro")
+    vector = next((tmp_path / "disk/runs/store/unlearn").iterdir())
+    for words in (
+        (*unbroken.run, "--out", "disk/runs"), (*unbroken.run, "--out", "disk/new"), ("report", "disk/runs/tiny"),
+        ("merge", "--base", tmp_path, vector, "--out", "disk/new"),
+    ):  # fmt: skip
+        refused = attempt(words, tmp_path)
+        assert refused.code == 2, (words, refused.errors)
+        assert "Traceback" not in refused.errors
+    for words in (("plan", *unbroken.run[1:2]), ("store", "ls"), ("store", "verify"), ("store", "gc")):
+        looked = attempt((*words, "--out", "disk/runs"), tmp_path)
+        assert looked.code == 0, (words, looked.errors)
 
 
 @pytest.mark.long

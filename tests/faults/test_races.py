@@ -28,7 +28,7 @@ def race(recipe: Path, tmp_path: Path, number: int) -> None:
 @pytest.fixture
 def recipe(world: dict[str, Any], write_recipe: Callable[[dict[str, Any]], Path], tmp_path: Path) -> Path:
     """A tiny recipe, of which an undisturbed run has been made."""
-    file = write_recipe({**world, "controls": ["joint"]})
+    file = write_recipe({**world, "controls": []})
     ended = wait(start(("run", file, "--quiet", "name=run0", "--out", "alone"), tmp_path))
     assert ended.code == 0, ended.errors
     return file

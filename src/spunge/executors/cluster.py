@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from threading import current_thread, main_thread
 from types import FrameType
@@ -121,11 +122,14 @@ class Cluster:
 
     def _connect(self) -> None:
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray leaves the working directory alone
-        ray, before = _ray(), signal.getsignal(signal.SIGTERM)
+        if find_spec("ray") is None:
+            raise MissingExtra("ray is not installed: pip install 'spunge[ray]'")
+        before = signal.getsignal(signal.SIGTERM)
         try:
             if self.address != "auto":  # Ray would try for minutes, and then abort
                 host, _, port = self.address.rpartition(":")
                 socket.create_connection((host, int(port)), timeout=10).close()
+            ray = _ray()
             ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
         except (OSError, RuntimeError, ValueError) as error:
             raise ArtifactError(
@@ -194,11 +198,9 @@ class Cluster:
 
 
 def _ray() -> Any:
-    try:
-        import ray  # pyright: ignore[reportMissingImports]
-        import ray.exceptions  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise MissingExtra("ray is not installed: pip install 'spunge[ray]'") from error
+    import ray  # pyright: ignore[reportMissingImports]
+    import ray.exceptions  # pyright: ignore[reportMissingImports]
+
     return ray
 
 

@@ -297,15 +297,31 @@ def uses(settings: SteeredUnlearner, batches: Batches, steps: int) -> Counter[Cu
     # Every epoch is like the first, so its batches alone are made, however many steps there are.
     epoch = batches.count * len(topics)
     for place, (_, forget, retain) in enumerate(islice(batches, min(epoch, steps))):
-        times = range(place, steps, epoch)
-        measured = sum(measures(settings, step, steps, len(topics)) for step in times)
+        times = -(-(steps - place) // epoch)
+        measured = times_measured(settings.measured_every, place, times, epoch, steps, len(topics))
         for cut, count in (
-            (forget.cut(start), len(times)), (forget.cut(end), measured),
-            (retain.cut(start), len(times)), (retain.cut(end), len(times)),
+            (forget.cut(start), times), (forget.cut(end), measured),
+            (retain.cut(start), times), (retain.cut(end), times),
         ):  # fmt: skip
             if count:
                 counts[cut] += count
     return counts
+
+
+def times_measured(every: int, place: int, times: int, epoch: int, steps: int, topics: int) -> int:
+    """Counts for how many of the steps place, place + epoch, … (so many times) `measures` holds, without a walk.
+
+    Step place + t · epoch is measured where a + t · b is a multiple of m, for a = place // topics, b = epoch / topics
+    and m = `every`: for one t in each m / gcd(b, m), if for any; and, among the last steps, in any case.
+    """
+    a, b, m = place // topics, epoch // topics, every
+    shared = math.gcd(b, m)
+    period = m // shared
+    first = -a // shared * pow(b // shared, -1, period) % period if a % shared == 0 else times
+    found = -(-max(0, times - first) // period)
+    last = place + (times - 1) * epoch
+    extra = last >= steps - topics and last // topics % m != 0
+    return found + extra
 
 
 def kept(uses: Mapping[Cut, int], resident: Resident) -> frozenset[Cut]:
