@@ -134,6 +134,12 @@ def test_task_vectors_carry_their_provenance(world: dict[str, Any], tmp_path: Pa
         ),
         ({"split": {"by": "column", "column": "domian"}}, DataError, "no column 'domian'"),
         ({"subsets": {"c": {"alpha": 1}}}, RecipeError, r"subsets\.c: the split has no such subset; it has a, b"),
+        (
+            {"merge": {"method": "ties", "weights": {"c": 2}}},
+            RecipeError,
+            r"merge\.weights\.c: the split has no such subset; it has a, b",
+        ),
+        ({"merge": {"method": "linear", "weights": {"a": 0, "b": 0}}}, RecipeError, r"merge\.weights: all are zero"),
     ],
 )
 def test_mistakes_end_before_any_work(
@@ -162,6 +168,17 @@ def test_an_evaluators_mistake_is_found_first_and_spares_the_good_run(
     with pytest.raises(DataError, match=message):
         pipeline.run(Experiment.model_validate(bad), out=tmp_path / "runs")
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_a_subsets_weight_counts_for_the_random_subset_of_its_size(world: dict[str, Any], tmp_path: Path) -> None:
+    world |= {"merge": {"method": "task_arithmetic", "weights": {"b": 0.0}}, "controls": ["random_split"]}
+    run = pipeline.run(Experiment.model_validate(world), out=tmp_path / "runs")
+    found = {each["name"]: each for each in manifest_of(run)["variants"] if each["task_vector"]}
+    vectors = {name: TaskVector.load(run / each["task_vector"]) for name, each in found.items()}
+    assert all(
+        torch.equal(vectors["spunge"].delta(name), vectors["subset:a"].delta(name)) for name in vectors["spunge"]
+    )
+    assert vectors["random_split"].provenance["settings"]["weights"] == {"random_2": 0.0}
 
 
 def test_a_declared_subset_without_rows_is_an_error(world: dict[str, Any], tmp_path: Path) -> None:

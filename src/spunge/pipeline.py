@@ -72,13 +72,14 @@ def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
         unlearned, baselines = first[: len(parts)], first[len(parts) :]
 
         # the controls: joint with as many steps as all subsets together, and a split at random into the same sizes
-        others, drawn = [], {}
+        others, drawn, weighed_as = [], {}, {}
         if "joint_equal_steps" in controls:
             steps_of = tuple(variant.artifact.path for variant in [*baselines, *unlearned] if variant.artifact)
             others.append(replace(joint, name="joint_equal_steps", steps_of=steps_of))
         if "random_split" in controls:
             at_random, pooled = AtRandom(sizes=[len(rows) for rows in subsets.values()]), union.without(data.SUBSET)
             drawn = read_subsets(pooled, executor.run([Split(at_random, pooled, base, seed)])[0], at_random, None, seed)
+            weighed_as = dict(zip(subsets, at_random.names, strict=True))
             others += [
                 Unlearn("control", name, base, experiment.unlearn, rows.named(name), retain, seed)
                 for name, rows in drawn.items()
@@ -94,7 +95,9 @@ def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
         merged = [merge(executor, "merged", "spunge", experiment, base, unlearned, {**subsets, RETAIN: retain}, seed)]
         if at_random_unlearned:
             fit = {**drawn, RETAIN: retain}
-            merged.append(merge(executor, "control", "random_split", experiment, base, at_random_unlearned, fit, seed))
+            merged.append(
+                merge(executor, "control", "random_split", experiment, base, at_random_unlearned, fit, seed, weighed_as)
+            )
         rivals = [scaled(experiment, variant) for variant in baselines]
         chosen, points = pick(executor, experiment, base, [*rivals, *merged], seed)
         outcome.points += points
@@ -268,13 +271,20 @@ def merge(
     variants: Sequence[Variant],
     rows: Mapping[str, Corpus | None],
     seed: int,
+    weighed_as: Mapping[str, str] | None = None,
 ) -> Candidates:
-    """Merges variants into one, under every setting of the sweep; `rows` are for mergers that fit their inputs."""
+    """Merges variants into one, under every setting of the sweep.
+
+    `rows` are for mergers that fit their inputs; `weighed_as` names the variant that a subset's weight is for.
+    """
     fitted_on = {name: each for name, each in rows.items() if each is not None}
-    tasks = [
-        Merge(_titled(name, point), merger, base, tuple(variants), seed, fitted_on if merger.needs().grams else {})
-        for point, merger in experiment.grid
-    ]
+    tasks = []
+    for point, merger in experiment.grid:
+        if weighed_as is not None and merger.weights:
+            weights = {weighed_as[subset]: weight for subset, weight in merger.weights.items()}
+            merger = merger.model_copy(update={"weights": weights})
+        fitted = fitted_on if merger.needs().grams else {}
+        tasks.append(Merge(_titled(name, point), merger, base, tuple(variants), seed, fitted))
     merged = [Variant(name, kind, seed, artifact) for artifact in executor.run(tasks)]
     return [(point, variant) for (point, _), variant in zip(experiment.grid, merged, strict=True)]
 
@@ -370,7 +380,13 @@ def match_retain(retain: Corpus, split: Artifact, subsets: Mapping[str, Corpus])
 
 
 def check_overrides(experiment: Experiment, subsets: Mapping[str, Corpus]) -> None:
-    """Refuses settings for a subset that does not exist."""
+    """Refuses settings for a subset that does not exist, and weights that leave none."""
+    for _, merger in experiment.grid:
+        for name in merger.weights:
+            if name not in subsets:
+                raise RecipeError(f"merge.weights.{name}: the split has no such subset; it has {', '.join(subsets)}")
+        if not any(merger.weights.get(name, 1.0) for name in subsets):
+            raise RecipeError("merge.weights: all are zero, so nothing would be merged")
     unknown = next((name for name in experiment.subsets if name not in subsets), None)
     if unknown is not None:
         raise RecipeError(f"subsets.{unknown}: the split has no such subset; it has {', '.join(subsets)}")

@@ -24,6 +24,11 @@ class AtRandom(Splitter):
     sizes: list[Annotated[int, Field(ge=1)]]
     """Rows of each subset; the control of an experiment takes them from its own split."""
 
+    @property
+    def names(self) -> list[str]:
+        """The subsets' names, in the order of their sizes."""
+        return [f"random_{number}" for number, _ in enumerate(self.sizes, 1)]
+
     def split(self, forget: Corpus, base: LanguageModel, work: Work) -> list[tuple[str, ...]]:
         """Returns each row's subset name; rows beyond the sum of the sizes are in none.
 
@@ -32,7 +37,7 @@ class AtRandom(Splitter):
         """
         if sum(self.sizes) > len(forget):
             raise DataError(f"split.sizes: {sum(self.sizes)} rows are asked for, the forget set has {len(forget)}")
-        names = [(f"random_{number}",) for number, size in enumerate(self.sizes, 1) for _ in range(size)]
+        names = [(name,) for name, size in zip(self.names, self.sizes, strict=True) for _ in range(size)]
         placed: list[tuple[str, ...]] = [()] * len(forget)
         for row, name in zip(np.random.default_rng(work.seed).permutation(len(forget)), names, strict=False):
             placed[row] = name
