@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -56,6 +55,7 @@ def complete(
     base: LanguageModel,
     shell: PreTrainedModel,
     directory: Path,
+    folder: Path,
     max_new_tokens: int,
     prompts: Sequence[Ids],
     stop: frozenset[int],
@@ -66,6 +66,7 @@ def complete(
         base: Says in what to compute, and whether the model's own code may run.
         shell: The model without weights.
         directory: The checkpoint.
+        folder: Where the request, the answers and what vLLM says are written.
         max_new_tokens: Where a completion ends at the latest.
         prompts: Token ids, at least one each.
         stop: A completion ends after the first of these tokens, which it keeps.
@@ -84,26 +85,25 @@ def complete(
         "stop_token_ids": sorted(stop),
         "prompts": [list(prompt) for prompt in prompts],
     }
-    with tempfile.TemporaryDirectory() as folder:
-        asked, answers, said = (Path(folder) / name for name in ("request.json", "answers.json", "said"))
-        asked.write_text(json.dumps(request))
-        with said.open("w") as told:
-            command = [os.environ.get(PYTHON, sys.executable), str(_WORKER), str(asked), str(answers)]
+    asked, answers, said = (folder / name for name in ("request.json", "answers.json", "said"))
+    asked.write_text(json.dumps(request))
+    with said.open("w") as told:
+        command = [os.environ.get(PYTHON, sys.executable), str(_WORKER), str(asked), str(answers)]
+        try:
+            # Through the pipe the process notices if this one is killed.
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=told, stderr=subprocess.STDOUT)
+        except OSError as error:
+            raise ModelError(f"{command[0]}: cannot be started for vLLM: {error.strerror}") from error
+        with process:
             try:
-                # Through the pipe the process notices if this one is killed.
-                process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=told, stderr=subprocess.STDOUT)
-            except OSError as error:
-                raise ModelError(f"{command[0]}: cannot be started for vLLM: {error.strerror}") from error
-            with process:
-                try:
-                    code = process.wait()
-                except BaseException:
-                    process.kill()
-                    raise
-        if code:
-            last = [line.strip() for line in said.read_text(errors="replace").splitlines() if line.strip()]
-            raise ModelError(
-                f"{base.id}: vLLM could not complete the prompts ({(last or ['no word'])[-1][:300]}): set `engine: "
-                "native`, or mend vLLM"
-            )
-        return [tuple(ids) for ids in json.loads(answers.read_text())]
+                code = process.wait()
+            except BaseException:
+                process.kill()
+                raise
+    if code:
+        last = [line.strip() for line in said.read_text(errors="replace").splitlines() if line.strip()]
+        raise ModelError(
+            f"{base.id}: vLLM could not complete the prompts ({(last or ['no word'])[-1][:300]}): set `engine: "
+            "native`, or mend vLLM"
+        )
+    return [tuple(ids) for ids in json.loads(answers.read_text())]

@@ -89,7 +89,7 @@ class Completions(Generation):
         with tempfile.TemporaryDirectory(dir=work.scratch) as folder:
             changed = Path(folder) / "model"
             directory = base.directory() if change is None else export(base.directory(), change, changed)
-            return frame(self._by_vllm(base, directory))
+            return frame(self._by_vllm(base, directory, Path(folder)))
 
     def written_by(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: Work) -> pl.DataFrame:
         """Returns the completions of a loaded model."""
@@ -105,7 +105,7 @@ class Completions(Generation):
         )
         return frame(written)
 
-    def _by_vllm(self, base: LanguageModel, directory: Path) -> list[Completion]:
+    def _by_vllm(self, base: LanguageModel, directory: Path, folder: Path) -> list[Completion]:
         from spunge import inference
 
         tokenizer, shell = base.load_tokenizer(), by_vllm.shell(base)
@@ -116,7 +116,7 @@ class Completions(Generation):
             ends=inference.end_tokens(shell, tokenizer),
             max_new_tokens=self.max_new_tokens,
             stop_at_newline=self.stop_at_newline,
-            ask=partial(by_vllm.complete, base, shell, directory, self.max_new_tokens),
+            ask=partial(by_vllm.complete, base, shell, directory, folder, self.max_new_tokens),
         )
 
     def prompts(self) -> list[str]:
