@@ -465,6 +465,26 @@ def test_checkpoints_of_other_models_are_refused(tmp_path, base, change, message
         merging.open_variant(tmp_path / "model", base)
 
 
+@pytest.mark.parametrize("lacking", ["base", "variant"])
+def test_vectors_that_happen_to_be_equal_are_not_taken_for_tied_and_constants_may_be_missing(tmp_path, base, lacking):
+    tensors = load_file(base.directory / "model.safetensors")
+    bias = {f"model.layers.{layer}.up.bias": torch.zeros(40) for layer in (0, 1)}
+    constant = {f"model.layers.{layer}.rotary_emb.inv_freq": torch.ones(4) for layer in (0, 1)}
+    for name, own in (("base", tensors), ("variant", {**tensors, UP: tensors[UP] + 1})):
+        (tmp_path / f"{name}-all").mkdir()
+        save_file({**own, **bias, **({} if name == lacking else constant)}, tmp_path / f"{name}-all/model.safetensors")
+    variant = tmp_path / "variant-all/model.safetensors"
+    older = Checkpoint.open(tmp_path / "base-all")
+    assert set(merging.open_variant(variant.parent, older)) == {UP}
+    stored = load_file(variant)
+    save_file({name: values for name, values in stored.items() if name != "model.layers.1.up.bias"}, variant)
+    with pytest.raises(IncompatibleTaskVectors, match=r"lacks 'model.layers.1.up.bias'"):
+        merging.open_variant(variant.parent, older)
+    save_file({**stored, "model.layers.2.up.bias": torch.zeros(40)}, variant)
+    with pytest.raises(IncompatibleTaskVectors, match=r"has 'model.layers.2.up.bias'"):
+        merging.open_variant(variant.parent, older)
+
+
 @pytest.mark.parametrize("stored_in", ["base", "variant"])
 def test_tied_weights_may_be_stored_once_or_twice(tmp_path, base, stored_in):
     tensors = load_file(base.directory / "model.safetensors")

@@ -40,7 +40,7 @@ class Measures:
         """Counts one block: the variants' deltas and, last, the merged one."""
         # Row by row: a product of so few rows costs a matrix multiplication twice as much.
         for row in range(len(stacked)):
-            products = torch.mv(stacked[row:], stacked[row]).double().cpu()
+            products = torch.mv(stacked[row:], stacked[row]).cpu().double()
             self.gram[row, row:] += products
             self.gram[row + 1 :, row] += products[1:]
         deltas = stacked[:-1]

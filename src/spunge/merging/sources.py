@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,8 @@ from spunge.errors import ArtifactError, IncompatibleTaskVectors, RecipeError
 from spunge.task_vector import FILE, Difference, Entry, TaskVector, check_shape
 
 T = TypeVar("T")
+_CONSTANT = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attn\.masked_bias)")
+"""What older versions of transformers stored besides the weights, and newer ones compute: may be missing anywhere."""
 
 
 def open_variant(path: str | Path, base: Checkpoint) -> TaskVector:
@@ -162,8 +165,8 @@ def _at(name: Any, revision: Any) -> str:
 
 def _difference(variant: Checkpoint, base: Checkpoint) -> TaskVector:
     """A checkpoint minus the base: only what differs, found without reading further than the first difference."""
-    missing = [name for name in base.places if name not in variant.places]
-    extra = [name for name in variant.places if name not in base.places]
+    missing = [name for name in base.places if name not in variant.places and not _CONSTANT.fullmatch(name)]
+    extra = [name for name in variant.places if name not in base.places and not _CONSTANT.fullmatch(name)]
     entries: dict[str, Entry] = {}
     for name, place in sorted(base.places.items()):
         other = variant.places.get(name)
@@ -191,6 +194,8 @@ def _difference(variant: Checkpoint, base: Checkpoint) -> TaskVector:
 
 
 def _copies(name: str, checkpoint: Checkpoint) -> list[str]:
-    """Returns the names of the other tensors that hold the same values."""
+    """Returns the names of the other matrices that hold the same values; vectors of zeros or ones are often equal."""
     place = checkpoint.places[name]
+    if len(place.shape) < 2:
+        return []
     return [known for known, other in checkpoint.places.items() if known != name and other.equals(place)]
