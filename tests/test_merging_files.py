@@ -351,10 +351,10 @@ def test_an_adapter_that_names_another_base_is_warned_of(tmp_path, base):
     variants = merging.open_variants([tmp_path / "a"], base)
     assert not merging.write(Linear(), variants, tmp_path / "one", base=base)["warnings"]
     config = json.loads((tmp_path / "a/adapter_config.json").read_text())
-    for named, warned in (("org/other", True), ("elsewhere/base", False)):
+    for named, warned in (("org/other", True), ("elsewhere/base", False), ("lab:base", False)):
         (tmp_path / "a/adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": named}))
         variants = merging.open_variants([tmp_path / "a"], base)
-        warnings = merging.write(Linear(), variants, tmp_path / f"by {Path(named).name}", base=base)["warnings"]
+        warnings = merging.write(Linear(), variants, tmp_path / f"by {named}", base=base)["warnings"]
         assert [("a: was made from org/other" in warning) for warning in warnings] == [True] * warned
     hub = tmp_path / "models--org--other/snapshots/1"
     shutil.copytree(base.directory, hub)

@@ -151,7 +151,7 @@ def unlike_base(variants: Mapping[str, TaskVector], base: Checkpoint | None) -> 
         if not isinstance(made_from, Mapping) or made_from.get("tensors") or made_from.get("fingerprint"):
             continue
         named = made_from.get("id")
-        if named and Path(str(named)).name not in names:
+        if named and re.split("[/:]", str(named).rstrip("/"))[-1] not in names:
             warnings.append(
                 f"{variant}: was made from {named}, and the base given is {base.directory}: only their shapes could be "
                 "compared"
