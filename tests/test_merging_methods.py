@@ -206,3 +206,22 @@ def test_gram_matrices_are_of_the_inputs_of_linear_layers(tiny_model):
     inputs = seen[0][mask.bool()]
     assert len(inputs) == 17
     assert torch.allclose(found["stored"], inputs.T @ inputs / 17, atol=1e-6)
+
+
+def test_gram_matrices_of_a_model_that_makes_one_row_a_token():
+    import transformers
+
+    config = transformers.OPTConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=24, word_embed_proj_dim=16
+    )
+    model = transformers.OPTForCausalLM(config).eval()
+    ids, mask = torch.arange(4, 14).reshape(2, 5), torch.ones(2, 5, dtype=torch.long)
+    mask[0, 3:] = 0
+    seen = []
+    model.get_submodule("model.decoder.layers.0.fc2").register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].detach().reshape(2, 5, 24))
+    )
+    name = "model.decoder.layers.0.fc2.weight"
+    found = merging.gram_matrices(model, {name: name}, [{"input_ids": ids, "attention_mask": mask}])[name]
+    inputs = seen[0][mask.bool()]
+    assert torch.allclose(found, inputs.T @ inputs / 8, atol=1e-6)

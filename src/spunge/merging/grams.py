@@ -46,7 +46,8 @@ def gram_matrices(
 
     def watch(name: str) -> Callable[[torch.nn.Module, tuple[Tensor, ...]], None]:
         def add_inputs(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen = inputs[0][mask].float()
+            flat = inputs[0].reshape(-1, inputs[0].shape[-1])  # some models, as OPT, make one row a token themselves
+            seen = flat[mask.reshape(-1)].float()
             sums[name] = sums.get(name, 0) + seen.T @ seen
 
         return add_inputs
