@@ -25,6 +25,13 @@ from spunge.language_model import Resident
 SPECIAL = {"<s>": 0, "</s>": 1, "<unk>": 2}
 
 
+CHAT = (
+    "{% for m in messages %}[{{ m['role'] }} on {{ strftime_now('%d %b %Y') }}]{{ m['content'] }}[end]\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant on {{ strftime_now('%d %b %Y') }}]{% endif %}"
+)
+"""A chat template that tells the day."""
+
+
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte: any text, and no choice is a single token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

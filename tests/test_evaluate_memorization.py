@@ -5,7 +5,7 @@ import math
 import polars as pl
 import pytest
 import torch
-from evaluate_models import byte_tokenizer, llama, variant, work, write
+from evaluate_models import CHAT, alone, byte_tokenizer, llama, variant, work, write
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,6 +98,20 @@ def test_what_a_model_was_taught_by_heart_is_found_and_nothing_else(tmp_path):
         assert known > unknown, metric
         if metric in ("extraction_strength", "exact_memorization", "rouge_l"):
             assert known == 1.0
+
+
+def test_a_prompt_is_asked_in_the_chat_template_and_a_text_is_not(tmp_path):
+    model, tokenizer = llama(), byte_tokenizer()
+    tokenizer.chat_template = CHAT
+    rows = [{"text": "Ana is a smith.", "prompt": None, "response": None}, {"prompt": "Who?", "response": "A smith."}]
+    table = evaluator(write(tmp_path / "rows.jsonl", rows)).evaluate(variant(model, tokenizer), work(tmp_path))
+
+    def plain(text):
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    opening = "[user on 10 Apr 2025]Who?[end]\n[assistant on 10 Apr 2025]"
+    expected = [alone(model, [0], plain("Ana is a smith.")), alone(model, plain(opening), plain("A smith."))]
+    assert table.filter(metric="nll")["value"].to_list() == pytest.approx([-each for each in expected], rel=1e-4)
 
 
 def test_rows_without_a_response_or_text_are_an_error(tmp_path):

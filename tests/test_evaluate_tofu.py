@@ -4,7 +4,7 @@ import itertools
 import math
 
 import pytest
-from evaluate_models import alone, byte_tokenizer, llama, variant, work, write
+from evaluate_models import CHAT, alone, byte_tokenizer, llama, variant, work, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,6 +48,16 @@ def test_every_figure_is_its_definition(tmp_path):
     ]
     assert len(values(table, "model_utility")) == 1
     assert "forget_quality" not in table["metric"]
+
+
+def test_a_model_with_a_chat_template_is_asked_in_it(tmp_path):
+    model, tokenizer = llama(), byte_tokenizer()
+    tokenizer.chat_template = CHAT
+    table = evaluator(write(tmp_path / "rows.jsonl", ROWS)).evaluate(variant(model, tokenizer), work(tmp_path))
+    for row, found in zip(ROWS, values(table, "probability"), strict=True):
+        opening = f"[user on 10 Apr 2025]{row['prompt']}[end]\n[assistant on 10 Apr 2025]"
+        context, answer = (tokenizer.encode(text, add_special_tokens=False) for text in (opening, row["response"]))
+        assert found == pytest.approx(math.exp(alone(model, context, answer) / len(answer)), rel=1e-4)
 
 
 def test_probability_among_the_given_answers(tmp_path):

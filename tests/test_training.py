@@ -71,6 +71,14 @@ def test_the_chat_template_is_used_where_there_is_one(tmp_path):
     assert tokenizer.convert_ids_to_tokens(list(row.ids[row.start :])) == ["w3", "w4", "<end>"]
 
 
+def test_a_template_that_tells_the_day_gives_the_same_rows_tomorrow(tmp_path):
+    tokenizer = save_model(tmp_path / "chat", chat=True).load_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%Y %m %d') }} " + str(tokenizer.chat_template)
+    tokenizer.add_tokens(["2025", "04", "10"])
+    (row,) = training.encode(corpus(prompt=["w1"], response=["w2"]), tokenizer, max_length=20)
+    assert tokenizer.convert_ids_to_tokens(list(row.ids))[:4] == ["2025", "04", "10", "<user>"]
+
+
 def test_a_token_that_straddles_prompt_and_response_counts(tokenizer):
     class Straddling:
         """A tokenizer of pairs of letters: `ab c` and `ab cd` part company in the middle of the prompt's last token."""

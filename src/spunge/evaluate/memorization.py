@@ -22,14 +22,20 @@ from spunge.items import Item, Measured, Part
 from spunge.statistics import area_under_roc
 
 if TYPE_CHECKING:
-    from spunge.inference import TokenScores
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from spunge.inference import Request, TokenScores
 
 
 class Memorization(Evaluator):
-    """Asks how much of each row's response (or text) the model knows by heart."""
+    """Asks how much of each row's response (or text) the model knows by heart.
+
+    A prompt is asked as training asks it: in the model's chat template where it has one, and as plain text otherwise.
+    """
 
     headline: ClassVar[tuple[str, ...]] = ("extraction_strength", "rouge_l", "exact_memorization")
     outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    version: ClassVar[int] = 2
 
     method: Literal["memorization"] = "memorization"
     sources: tuple[Source, ...]
@@ -46,9 +52,9 @@ class Memorization(Evaluator):
     limit: int | None = Field(default=None, ge=1)
     """Asks only for so many rows, the first by their hash."""
     prompt: str = "{prompt}"
-    """The prompt as the model sees it; `{prompt}` and any other column."""
+    """The prompt; `{prompt}` and any other column."""
     delimiter: str = " "
-    """What stands between the prompt and the response."""
+    """What stands between the prompt and the response where the model has no chat template."""
     lowest: float = Field(default=0.2, gt=0, le=1)
     """The share of a text's least likely tokens that Min-K% is the mean of."""
     generate: bool = True
@@ -69,7 +75,7 @@ class Memorization(Evaluator):
         from spunge import inference
 
         loaded, pairs = self._asked()
-        requests = inference.requests(variant.model, variant.tokenizer, pairs)
+        requests = asked(variant.model, variant.tokenizer, pairs, self.delimiter)
         scores = inference.token_scores(
             variant.model,
             requests,
@@ -113,24 +119,53 @@ class Memorization(Evaluator):
         known = {name: None if math.isnan(area) else area for name, area in areas.items()}
         return [Measured(whole, "whole set", known, {})]
 
-    def _asked(self) -> tuple[list[Item], list[tuple[str, str]]]:
-        """The items, and each one's prompt and response."""
+    def _asked(self) -> tuple[list[Item], list[tuple[str | None, str]]]:
+        """The items, and each one's prompt and response; of a text, no prompt."""
         loaded = items.of(self, *([self.member] if self.member else []))
         pairs = [self._pair(item) for item in loaded]
         if not all(text.strip() for _, text in pairs):
             raise DataError(f"{self.sources[0].path}: a row has an empty response or text; remove it")
         return loaded, pairs
 
-    def _pair(self, item: Item) -> tuple[str, str]:
+    def _pair(self, item: Item) -> tuple[str | None, str]:
         row, columns = item.row, ", ".join(item.row)
         if row.get("response") is not None:
             try:
-                return self.prompt.format_map(row), self.delimiter + str(row["response"])
+                return self.prompt.format_map(row), str(row["response"])
             except (KeyError, IndexError, ValueError) as error:
                 raise DataError(f"prompt {self.prompt!r} cannot be filled: {error}; columns are {columns}") from error
         if row.get("text") is None:
             raise DataError(f"{self.sources[0].path}: a row has neither 'response' nor 'text'; columns are {columns}")
-        return "", str(row["text"])
+        return None, str(row["text"])
+
+
+def asked(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str | None, str]],
+    delimiter: str,
+) -> list[Request]:
+    """Returns each prompt with its response as training lays them out, cut from the left to what the model can read.
+
+    What ends a response is not asked for. A pair without a prompt is a text, plain for every model.
+    """
+    from spunge import inference
+    from spunge.training.rows import conversations
+
+    prompts = [prompt for prompt, _ in pairs if prompt is not None]
+    responses = [response for prompt, response in pairs if prompt is not None]
+    rows = iter(conversations(tokenizer, prompts, responses, delimiter=delimiter, ended=False))
+    texts = iter(inference.encode_pairs(tokenizer, [("", text) for prompt, text in pairs if prompt is None]))
+
+    def request(prompt: str | None) -> Request:
+        if prompt is None:
+            return next(texts)
+        row = next(rows)
+        context = row.ids[: row.start].tolist() or [inference.beginning(tokenizer)]
+        return inference.Request(tuple(context), tuple(row.ids[row.start :].tolist()))
+
+    longest = inference.window(model, tokenizer)
+    return [inference.fit(request(prompt), longest)[0] for prompt, _ in pairs]
 
 
 def measure(scores: TokenScores, text: str, lowest: float) -> dict[str, float | None]:

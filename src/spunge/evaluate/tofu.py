@@ -18,7 +18,7 @@ from pydantic import Field
 from spunge import items
 from spunge.data import Source, item_id
 from spunge.errors import DataError
-from spunge.evaluate.memorization import rouge_l
+from spunge.evaluate.memorization import asked, rouge_l
 from spunge.interfaces import Evaluator, ItemTable, LoadedVariant, Work
 from spunge.items import Item, Measured, Part
 from spunge.language_model import LanguageModel
@@ -31,12 +31,14 @@ if TYPE_CHECKING:
 class Tofu(Evaluator):
     """Asks every question for its answer's probability, the truth ratio and the words of a greedy answer.
 
+    A question is asked as training asks it: in the model's chat template where it has one, and as plain text otherwise.
     Two figures are of the set as a whole and stand in the table as one item: `model_utility`, the harmonic mean of
     the sets' probability, ROUGE-L recall and truthfulness max(0, 1 − R); and, with a `reference`, `forget_quality`.
     """
 
     headline: ClassVar[tuple[str, ...]] = ("probability", "rouge_l", "truthfulness")
     outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    version: ClassVar[int] = 2
 
     method: Literal["tofu"] = "tofu"
     sources: tuple[Source, ...]
@@ -50,9 +52,9 @@ class Tofu(Evaluator):
     limit: int | None = Field(default=None, ge=1)
     """Asks only for so many rows, the first by their hash."""
     prompt: str = "{prompt}"
-    """The prompt as the model sees it; `{prompt}` and any other column."""
+    """The prompt; `{prompt}` and any other column."""
     delimiter: str = " "
-    """What stands between the prompt and an answer."""
+    """What stands between the prompt and an answer where the model has no chat template."""
     perturbed: str = "perturbed_answer"
     """The column of wrong answers: a list, or one as JSON."""
     paraphrased: str | None = None
@@ -145,13 +147,13 @@ class Tofu(Evaluator):
         from spunge import inference
 
         pairs = [
-            (self._asked(item.row), f"{self.delimiter}{answer}")
+            (self._asked(item.row), answer)
             for item, (right, wrong) in zip(loaded, answers, strict=True)
             for answer in (str(item.row["response"]), right, *wrong)
         ]
         if not all(answer.strip() for _, answer in pairs):
             raise DataError(f"{self.sources[0].path}: a row has an empty answer; remove it")
-        requests = inference.requests(model, tokenizer, pairs)
+        requests = asked(model, tokenizer, pairs, self.delimiter)
         scores = inference.loglikelihoods(
             model, requests, batch_size=self.batch_size, progress=work.progress, what=self.suite
         )
@@ -161,11 +163,11 @@ class Tofu(Evaluator):
     def _written(self, loaded: Sequence[Item], variant: LoadedVariant, work: Work) -> list[str]:
         from spunge import inference
 
-        pairs = [(self._asked(item.row), f"{self.delimiter}{item.row['response']}") for item in loaded]
+        pairs = [(self._asked(item.row), str(item.row["response"])) for item in loaded]
         return inference.answers(
             variant.model,
             variant.tokenizer,
-            inference.requests(variant.model, variant.tokenizer, pairs),
+            asked(variant.model, variant.tokenizer, pairs, self.delimiter),
             batch_size=self.batch_size,
             progress=work.progress,
             scratch=work.scratch,

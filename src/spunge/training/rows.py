@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SORTING_WINDOW = 50
+_SAME_DAY = (
+    "{% macro strftime_now(format) %}{{ format | replace('%Y', '2025') | replace('%y', '25') | replace('%m', '04')"
+    " | replace('%B', 'April') | replace('%b', 'Apr') | replace('%d', '10') | replace('%A', 'Thursday')"
+    " | replace('%a', 'Thu') }}{% endmacro %}"
+)
+"""Before a chat template: those that tell the model today's date would make other tokens of the same rows tomorrow. The
+day is the one that open-unlearning's published models were taught with."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ def encode(
         return rows
     rows = [
         Encoded(row.ids[:limit], row.start)
-        for row, limit in zip(_conversations(corpus, tokenizer, response), limits, strict=True)
+        for row, limit in zip(_pairs(corpus, tokenizer, response), limits, strict=True)
     ]
     for number, (row, limit) in enumerate(zip(rows, limits, strict=True), 1):
         if row.counted < 1:
@@ -101,25 +108,44 @@ def encode(
     return rows
 
 
-def _conversations(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, response: str) -> list[Encoded]:
+def _pairs(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, response: str) -> list[Encoded]:
     for column in ("prompt", response):
         if column not in corpus.rows.columns:
             raise DataError(f"no column {column!r}; columns are {', '.join(corpus.rows.columns)}")
         if corpus.rows[column].null_count():
             row = int(corpus.rows[column].is_null().arg_true()[0]) + 1
             raise DataError(f"row {row} has no {column!r}; fill it in or remove the row")
-    prompts, responses = corpus.rows["prompt"].to_list(), corpus.rows[response].to_list()
+    return conversations(tokenizer, corpus.rows["prompt"].to_list(), corpus.rows[response].to_list())
+
+
+def conversations(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    *,
+    delimiter: str = " ",
+    ended: bool = True,
+) -> list[Encoded]:
+    """Lays prompts and responses out as the model is spoken to: in its chat template, or else as plain text.
+
+    Args:
+        tokenizer: The model's.
+        prompts: What the user says.
+        responses: What the model answers; from there on tokens count.
+        delimiter: What stands between the two without a chat template.
+        ended: Whether what ends an answer is part of it: the template's own ending, or the end-of-text token.
+    """
     chat = bool(tokenizer.chat_template)
     if chat:
         asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
         told = [
             [*turn, {"role": "assistant", "content": answer}] for turn, answer in zip(asked, responses, strict=True)
         ]
-        openings = [str(tokenizer.apply_chat_template(t, tokenize=False, add_generation_prompt=True)) for t in asked]
-        wholes = [str(tokenizer.apply_chat_template(turns, tokenize=False)) for turns in told]
+        openings = [_rendered(tokenizer, turns, add_generation_prompt=True) for turns in asked]
+        wholes = [_rendered(tokenizer, turns, continue_final_message=not ended) for turns in told]
     else:
         openings = prompts
-        wholes = [f"{prompt} {answer}" for prompt, answer in zip(prompts, responses, strict=True)]
+        wholes = [f"{prompt}{delimiter}{answer}" for prompt, answer in zip(prompts, responses, strict=True)]
     end: Any = tokenizer.eos_token_id
     rows = []
     for opening, ids in zip(
@@ -127,9 +153,15 @@ def _conversations(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, response:
     ):
         # A token that straddles prompt and response belongs to the response: the common prefix ends before it.
         start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(opening, ids, strict=False)))
-        ending = [] if chat or end is None or ids[-1] == end else [end]
-        rows.append(Encoded(array("i", [*ids, *ending]), start))
+        if not chat and end is not None:
+            ids = [*(ids[:-1] if ids[-1] == end else ids), *([end] if ended else [])]
+        rows.append(Encoded(array("i", ids), start))
     return rows
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **options: Any) -> str:
+    template = _SAME_DAY + tokenizer.get_chat_template()
+    return str(tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **options))
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool = True) -> Iterator[list[int]]:
