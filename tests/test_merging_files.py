@@ -555,6 +555,11 @@ def test_an_output_that_exists_is_left_alone(tmp_path, base, vectors):
     (tmp_path / "out/mine").touch()
     with pytest.raises(ArtifactError, match="exists already"):
         merging.write(Ties(), vectors, tmp_path / "out", base=base)
+    with pytest.raises(ArtifactError, match="exists already"):  # before anything is read
+        standalone.merge(
+            base=str(tmp_path / "none"), variants=[str(tmp_path / "none")], merger=Ties(), out=tmp_path / "out",
+            form="checkpoint", seed=0, device="cpu", progress=silent,
+        )  # fmt: skip
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine"]
 
 

@@ -244,6 +244,12 @@ class Written:
                 raise ArtifactError(f"{place.file}: {name} reads back other than it was written: a failing disk?")
 
 
+def refuse_existing(out: str | Path) -> None:
+    """Raises ArtifactError if `out` exists; `new_directory` asks too, but only after all that is read before it."""
+    if Path(out).exists():
+        raise ArtifactError(f"{out}: exists already; give another --out or remove it")
+
+
 @contextmanager
 def new_directory(out: str | Path) -> Iterator[Path]:
     """A directory that is filled under a passing name and becomes `out` if all goes well, else is gone.
@@ -251,10 +257,8 @@ def new_directory(out: str | Path) -> Iterator[Path]:
     Raises:
         ArtifactError: `out` exists or cannot be written.
     """
-    out = Path(out)
-    if out.exists():
-        raise ArtifactError(f"{out}: exists already; give another --out or remove it")
-    building = None
+    refuse_existing(out)
+    out, building = Path(out), None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         building = out.parent / f".{out.name}.{uuid.uuid4().hex}"

@@ -15,7 +15,7 @@ import polars as pl
 
 from spunge import data, merging, report
 from spunge.checkpoint import export as write_checkpoint
-from spunge.checkpoint import new_directory
+from spunge.checkpoint import new_directory, refuse_existing
 from spunge.data import Corpus, Source, concatenate
 from spunge.errors import ArtifactError, RecipeError, SpungeError, TrainingDiverged
 from spunge.interfaces import Evaluator, Merger, Progress, Unlearner, Work, scale_of, silent
@@ -98,6 +98,7 @@ def merge(
     """
     if form not in FORMS:
         raise RecipeError(f"--as {form}: use one of {', '.join(FORMS)}")
+    refuse_existing(out)
     given = LanguageModel(id=base)
     checkpoint = given.checkpoint()
     opened = merging.open_variants(variants, checkpoint, only=only, without=without)
