@@ -1,5 +1,6 @@
 """lm-eval's tasks on local rows of the true schemas, item by item; what lm-eval is not needed for is tested without."""
 
+import importlib.metadata
 import json
 import math
 import sys
@@ -8,6 +9,7 @@ import polars as pl
 import pytest
 from evaluate_models import byte_tokenizer, llama, variant, work, write
 
+from spunge import stages
 from spunge.errors import DataError, MissingExtra, RecipeError
 from spunge.evaluate.harness import SUITES, Harness, read_samples
 
@@ -82,6 +84,15 @@ def test_without_lm_eval_the_error_says_how_to_install_it(monkeypatch, tmp_path)
         harness(tasks=["piqa"]).evaluate(variant(llama(), byte_tokenizer()), work(tmp_path))
     with pytest.raises(MissingExtra):  # and before anything is unlearned
         harness(tasks=["piqa"]).check()
+
+
+def test_the_results_of_another_lm_eval_are_not_reused(monkeypatch):
+    pytest.importorskip("lm_eval")
+    here = stages.identity(harness(tasks=["piqa"]))
+    assert here == stages.identity(harness(tasks=["piqa"], batch_size=1))
+    assert here["depends_on"] == {"lm_eval": importlib.metadata.version("lm_eval")}
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.4.99")
+    assert stages.identity(harness(tasks=["piqa"])) == {**here, "depends_on": {"lm_eval": "0.4.99"}}
 
 
 def rows(task: str) -> dict[str, list[dict]]:

@@ -290,6 +290,17 @@ def test_what_cannot_be_asked_is_found_before_anything_is_unlearned(
     assert not (tmp_path / "runs").exists()
 
 
+def test_completions_as_long_as_the_model_reads_are_refused_before_anything_is_unlearned(toxic_world, tmp_path):
+    window = Experiment.model_validate(toxic_world).model.config().max_position_embeddings
+    recipe = changed(toxic_world, max_new_tokens=window)
+    message = f"max_new_tokens: {window} leaves no room for a prompt: this model reads {window} tokens at once"
+    for attempt in (pipeline.run, planning.plan, planning.forecast):
+        with pytest.raises(DataError, match=message):
+            attempt(recipe, out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    planning.plan(changed(toxic_world, max_new_tokens=window - 1), out=tmp_path / "runs")
+
+
 def test_a_classifier_that_is_none_is_refused(toxic_world, scorer, tiny_model, tmp_path):
     recipe = changed(toxic_world, classifier={"id": str(scorer), "positive_label": "vile"})
     with pytest.raises(ModelError, match="no label 'vile'; labels are good, bad"):

@@ -24,7 +24,7 @@ from spunge.errors import DataError
 from spunge.interfaces import Progress, silent
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Ids = tuple[int, ...]
 
@@ -96,11 +96,16 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fr
 
 def window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Returns how many tokens the model can read at once."""
-    config = model.config.get_text_config()
-    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
-        if (length := getattr(config, name, None)) is not None:
-            return int(length)
+    if (stated := stated_window(model.config)) is not None:
+        return stated
     return tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else 2048
+
+
+def stated_window(config: PreTrainedConfig) -> int | None:
+    """Returns how many tokens a model can read at once by its configuration; None where that does not say."""
+    text = config.get_text_config()
+    lengths = (getattr(text, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx"))
+    return next((int(length) for length in lengths if length is not None), None)
 
 
 def fit(request: Request, length: int) -> tuple[Request, bool]:

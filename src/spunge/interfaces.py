@@ -216,6 +216,13 @@ class Merger(Settings):
 class Generation(Settings):
     """What a variant is asked to write, for scorers to read: kept by itself, so that another scorer writes nothing."""
 
+    def check(self, base: LanguageModel) -> None:
+        """Refuses what this base model cannot write, as far as its configuration says.
+
+        Raises:
+            SpungeError: It cannot.
+        """
+
     @abstractmethod
     def generate(self, base: LanguageModel, change: TaskVector | None, work: Work) -> pl.DataFrame:
         """Returns one row a prompt, in the order of the prompts, of base + change."""

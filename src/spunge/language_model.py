@@ -17,7 +17,7 @@ from spunge.settings import Settings
 # A handle is part of a recipe, and reading a recipe must not cost the import of torch.
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from spunge.checkpoint import Checkpoint
     from spunge.task_vector import TaskVector
@@ -174,6 +174,22 @@ class LanguageModel(Settings):
             raise ModelError(f"{self.id}: cannot be loaded as a causal language model: {reason}") from error
         return model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
 
+    def config(self) -> PreTrainedConfig:
+        """Reads the model's configuration.
+
+        Raises:
+            ModelError: There is none, or none that transformers can read.
+        """
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(
+                self.directory(weights=False), local_files_only=True, trust_remote_code=self.trust_remote_code
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise ModelError(f"{self.id}: no configuration that can be read: {reason}") from error
+
     def outline(self) -> PreTrainedModel:
         """Builds the model from its configuration, without memory for its weights: its layers and their names.
 
@@ -181,12 +197,10 @@ class LanguageModel(Settings):
             ModelError: The configuration is not of a causal language model that transformers can build.
         """
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
+        config = self.config()
         try:
-            config = AutoConfig.from_pretrained(
-                self.directory(weights=False), local_files_only=True, trust_remote_code=self.trust_remote_code
-            )
             with torch.device("meta"):
                 return AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:

@@ -229,6 +229,8 @@ def load(experiment: Experiment, *, weights: bool = True) -> Rows:
     known = experiment.evaluate
     for evaluator in [*sweep.on_test(known), *sweep.on_validation(known)] if experiment.sweep else known:
         evaluator.check()
+        if evaluator.generation is not None:
+            evaluator.generation.check(experiment.model)
     return rows
 
 

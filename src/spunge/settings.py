@@ -17,6 +17,11 @@ class Settings(BaseModel):
     version: ClassVar[int] = 1
     """Bumped whenever the same settings begin to give another result; part of every store key."""
 
+    @property
+    def depends_on(self) -> dict[str, str]:
+        """Other programs that move the result → their versions; part of every store key."""
+        return {}
+
     @model_validator(mode="before")
     @classmethod
     def _true_is_not_one(cls, given: Any) -> Any:

@@ -512,7 +512,8 @@ def identity(value: Any) -> Any:
             for name, known in type(value).model_fields.items()
             if name not in outside
         }
-        return {"class": _class(type(value)), "version": type(value).version, **content, **fields}
+        others = {"depends_on": value.depends_on} if value.depends_on else {}
+        return {"class": _class(type(value)), "version": type(value).version, **others, **content, **fields}
     if isinstance(value, Mapping):
         return {str(name): identity(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

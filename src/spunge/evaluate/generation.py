@@ -72,6 +72,14 @@ class Completions(Generation):
     engine: Literal["native", "vllm"]
     batch_size: int
 
+    def check(self, base: LanguageModel) -> None:
+        """Refuses completions that leave no room for a prompt."""
+        from spunge import inference
+
+        window = inference.stated_window(base.config())
+        if window is not None:
+            room_for_prompts(window, self.max_new_tokens)
+
     def generate(self, base: LanguageModel, change: TaskVector | None, work: Work) -> pl.DataFrame:
         """Returns the completions of base + change, one row each; `completions` reads them back.
 
@@ -194,9 +202,7 @@ def complete(
     """
     from spunge import inference
 
-    room = window - max_new_tokens
-    if room < 1:
-        raise DataError(f"max_new_tokens: {max_new_tokens} leaves no room for a prompt in this model's window")
+    room = room_for_prompts(window, max_new_tokens)
     whole = inference.encode(tokenizer, prompts)
     read = [ids[-room:] for ids in whole]
     lines = newline_tokens(tokenizer) if stop_at_newline else frozenset()
@@ -207,6 +213,19 @@ def complete(
             text = text.split("\n", 1)[0]
         done.append(Completion(prompt, text, new, len(kept) < len(ids)))
     return done
+
+
+def room_for_prompts(window: int, max_new_tokens: int) -> int:
+    """Returns how many tokens of a prompt fit beside its completion.
+
+    Raises:
+        DataError: None does.
+    """
+    if window <= max_new_tokens:
+        raise DataError(
+            f"max_new_tokens: {max_new_tokens} leaves no room for a prompt: this model reads {window} tokens at once"
+        )
+    return window - max_new_tokens
 
 
 def newline_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import importlib.metadata
 import json
 import logging
 import math
@@ -81,6 +82,12 @@ class Harness(Evaluator):
     remembered by its path, so give it another name when its files change."""
     batch_size: int = Field(default=16, ge=1)
     """How many rows go through the model at once."""
+
+    @property
+    def depends_on(self) -> dict[str, str]:
+        """lm-eval, whose tasks, prompts and metrics change from one release to the next."""
+        _lm_eval()
+        return {"lm_eval": importlib.metadata.version("lm_eval")}
 
     def check(self) -> None:
         """Refuses tasks that lm-eval does not have, and to go on without lm-eval."""
