@@ -80,10 +80,10 @@ def test_what_does_not_fit_is_told_with_what_to_change(world: dict[str, Any], tm
     assert "choose a larger device" in none["unlearn subset:a"]["advice"]
 
 
-@pytest.mark.parametrize("method", ["rmu", "lora", "weights"])
+@pytest.mark.parametrize("method", ["rmu", "lora", "default_lora", "weights"])
 def test_the_disk_that_is_foretold_is_the_disk_that_is_used(world: dict[str, Any], tmp_path: Path, method: str) -> None:
     if method != "rmu":
-        lora = LORA if method == "lora" else None
+        lora = {"lora": LORA, "default_lora": {"rank": 2}, "weights": None}[method]
         world["unlearn"] = {"method": "gradient_difference", "lora": lora, "max_steps": 1}
     foretold = forecast(world, tmp_path, controls=[])
     run = pipeline.run(Experiment.model_validate({**world, "controls": []}), out=tmp_path / "runs")
@@ -93,6 +93,13 @@ def test_the_disk_that_is_foretold_is_the_disk_that_is_used(world: dict[str, Any
             expected = foretold[f"{stage['stage']} {stage['name']}"]["disk"]
             header = int.from_bytes(file.read_bytes()[:8], "little") + 8
             assert file.stat().st_size - header == expected
+
+
+def test_as_many_steps_as_all_subsets_together_take_as_long(world: dict[str, Any], tmp_path: Path) -> None:
+    steps = forecast(world, tmp_path, controls=["joint", "joint_equal_steps", "sequential"])
+    together = sum(steps[f"unlearn subset:{name}"]["seconds"] for name in "ab")
+    assert steps["unlearn joint_equal_steps"]["seconds"] == pytest.approx(together)
+    assert steps["unlearn sequential"]["seconds"] == pytest.approx(together)
 
 
 def test_what_is_there_already_takes_nothing(world: dict[str, Any], tmp_path: Path) -> None:

@@ -42,12 +42,15 @@ def forecast(
     flow(experiment, load(experiment, weights=False), planned)
     device = choose_device(device)
     room = memory if memory is not None else free_memory(device)
+    process = sizes.PROCESS if device == "cpu" and memory is None else 0
     existing = next(path for path in (Path(out).absolute(), *Path(out).absolute().parents) if path.exists())
     disk = shutil.disk_usage(existing).free
     for step, task in zip(planned.steps, planned.tasks, strict=True):
         flops = step.pop("flops")
         step["seconds"] = None if flops is None else flops / sizes.rate(device, experiment.model.dtype)
-        step["advice"] = sizes.advice(task, step["memory"], room)
+        step["advice"] = sizes.advice(task, step["memory"], room - process)
+        if step["memory"] is not None:
+            step["memory"] += process
         disk -= step["disk"] or 0
         if disk < 0:
             step["advice"] = "the disk is full by then: give an --out with more room, or see `spunge store gc`"

@@ -6,12 +6,14 @@ the rate at which this machine multiplies matrices.
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -28,13 +30,15 @@ from spunge.steering import SteeredUnlearner
 from spunge.steering.estimate import estimate, number_size
 from spunge.steering.loop import batches_per_epoch, planned_steps
 from spunge.steering.truncated import choose_parameters, find_layers, skeleton_of
-from spunge.tuning import Tuning
+from spunge.tuning import Lora, Tuning
 
 _CHARACTERS = 4
-_ITEM = 500
-"""Bytes of an item's metrics and texts in a table."""
-_MERGING = 2**29
-"""Bytes of a merge: its blocks, and the libraries."""
+_TABLE, _ITEM = 2**12, 60
+"""Bytes of a table of items, and of an item's metrics in it."""
+_MERGING = 2**27
+"""Bytes of a merge's blocks."""
+PROCESS = 450 * 2**20
+"""Bytes of a process with its libraries, which count where it computes on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,10 @@ class Shape:
 
     parameters: int
     """Numbers in all weights, tied ones once."""
-    linear: int
-    """Numbers in the weights of the layers' linear maps: those that LoRA can adapt."""
+    matrices: Mapping[str, tuple[int, int]]
+    """The layers' linear maps by what LoRA calls them (`q_proj`): numbers in all, and input plus output features."""
+    adapted: frozenset[str]
+    """Those of them that PEFT adapts where a recipe names none."""
     inner: int
     """Numbers that every token is multiplied with."""
     layers: int
@@ -68,8 +74,6 @@ class Shape:
     """Numbers that a token leaves in the key-value cache."""
     activations: int
     """Numbers that a token's way through one layer leaves for the backward pass."""
-    sides: int
-    """Input plus output features of all those linear maps: LoRA's numbers a rank."""
     bytes: int
     """Of one number of the weights."""
 
@@ -85,6 +89,7 @@ def shape(model: LanguageModel) -> Shape:
 
 @cache
 def _shape(name: str, directory: Path, dtype: str) -> Shape:
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -96,15 +101,20 @@ def _shape(name: str, directory: Path, dtype: str) -> Shape:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(f"{name}: its configuration does not say what it will take: {reason}") from error
     text = config.get_text_config()
-    modules: list[Any] = [m for m in layers.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
-    matrices = [module.weight for module in modules]
-    linear = sum(matrix.numel() for matrix in matrices)
+    matrices: dict[str, tuple[int, int]] = {}
+    for path, module in layers.named_modules():
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+            numbers, sides = matrices.get(path.rpartition(".")[2], (0, 0))
+            shape = cast("torch.Tensor", module.weight).shape
+            matrices[path.rpartition(".")[2]] = (numbers + shape.numel(), sides + sum(shape))
+    linear = sum(numbers for numbers, _ in matrices.values())
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     outputs = sum(p.shape[0] for p in layers[-1].parameters() if p.ndim > 1)
     return Shape(
         parameters=sum(parameter.numel() for parameter in built.parameters()),
-        linear=linear,
+        matrices=matrices,
+        adapted=frozenset(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(config.model_type, matrices)),
         inner=linear + text.hidden_size * text.vocab_size,
         layers=len(layers),
         width=text.hidden_size,
@@ -112,23 +122,22 @@ def _shape(name: str, directory: Path, dtype: str) -> Shape:
         cached=2 * len(layers) * heads * head,
         # Every matrix product's output is kept, and about as much again of norms and products between them.
         activations=2 * outputs,
-        sides=sum(sum(matrix.shape) for matrix in matrices),
         bytes=number_size(config, dtype),
     )
 
 
-def size_of(task: Task, changed: Mapping[str, int] | None = None) -> Size | None:
+def size_of(task: Task, before: Mapping[str, Size] | None = None) -> Size | None:
     """Returns what a task takes; None for a split, and where a method is not known here.
 
     Args:
         task: Any task of an experiment.
-        changed: Artifact key → `Size.changed` of the task that makes it; for merges.
+        before: Artifact key → what the task takes that makes it, for those that build on it.
 
     Raises:
         SpungeError: The configuration or the rows do not say.
     """
     if isinstance(task, Unlearn):
-        return _unlearning(task) if isinstance(task.unlearner, Tuning | SteeredUnlearner) else None
+        return _unlearning(task, before or {}) if isinstance(task.unlearner, Tuning | SteeredUnlearner) else None
     if isinstance(task, UnlearnInTurn):
         return _in_turn([size_of(part) for part in task.parts])
     if isinstance(task, Generate):
@@ -139,33 +148,53 @@ def size_of(task: Task, changed: Mapping[str, int] | None = None) -> Size | None
         asked = _asking(task.base.model, task.evaluator)
         return replace(asked, memory=0, flops=0.0) if task.steps else asked  # to gather asks no model
     if isinstance(task, Merge):
-        return _merging(task, changed or {})
+        return _merging(task, before or {})
     return None
 
 
-def _unlearning(task: Unlearn) -> Size:
-    tuning, model = task.unlearner, task.base.model
-    if isinstance(tuning, SteeredUnlearner):
-        return _steering(tuning, model, task.forget, task.retain)
-    assert isinstance(tuning, Tuning)
+def _unlearning(task: Unlearn, before: Mapping[str, Size]) -> Size:
+    method, model = task.unlearner, task.base.model
+    if isinstance(method, SteeredUnlearner):
+        size = _steering(method, model, task.forget, task.retain)
+    else:
+        assert isinstance(method, Tuning)
+        size = _tuning(method, model, task.forget, task.retain)
+    # As many steps as all subsets took together are as many operations.
+    together = sum(before[path.name].flops for path in task.steps_of[1:] if path.name in before)
+    return replace(size, flops=together) if together else size
+
+
+def _tuning(tuning: Tuning, model: LanguageModel, forget: Corpus, retain: Corpus | None) -> Size:
     known = shape(model)
-    length = min(tuning.max_length, _longest(task.forget.texts))
-    steps = tuning.epochs * -(-len(task.forget) // (tuning.batch_size * tuning.accumulation))
+    length = min(tuning.max_length, _longest(forget.texts))
+    steps = tuning.epochs * -(-len(forget) // (tuning.batch_size * tuning.accumulation))
     steps = min(steps, tuning.max_steps or steps)
-    rank = tuning.lora.rank if tuning.lora else 0
-    trained = rank * known.sides if tuning.lora else known.parameters
+    trained = changed = known.parameters
+    if tuning.lora:
+        adapted = [size for name, size in known.matrices.items() if _is_adapted(name, tuning.lora, known)]
+        changed = sum(numbers for numbers, _ in adapted)
+        trained = tuning.lora.rank * sum(sides for _, sides in adapted)
     kept = known.width if tuning.gradient_checkpointing else known.activations
     tokens = tuning.batch_size * length
     activations = tokens * known.layers * kept * known.bytes + 3 * tokens * known.vocabulary * 4
-    sets = 2 if task.retain is not None and getattr(tuning, "alpha", 0) else 1
+    sets = 2 if retain is not None and getattr(tuning, "alpha", 0) else 1
     # Forward 2, gradients of the activations 2, those of the weights 2 where there is no adapter; recomputed 2.
     passes = 4 + (0 if tuning.lora else 2) + (2 if tuning.gradient_checkpointing else 0)
     return Size(
         memory=known.parameters * known.bytes + trained * 16 + activations,
         disk=trained * 4,
         flops=float(passes * known.inner * tokens * steps * tuning.accumulation * sets),
-        changed=known.linear if tuning.lora else known.parameters,
+        changed=changed,
     )
+
+
+def _is_adapted(name: str, lora: Lora, known: Shape) -> bool:
+    targets = lora.target_modules
+    if targets is None:
+        return name in known.adapted
+    if isinstance(targets, str):
+        return targets == "all-linear" or re.fullmatch(targets, f"model.layers.0.{name}") is not None
+    return any(target.rpartition(".")[2] == name for target in targets)
 
 
 def _in_turn(sizes: Sequence[Size | None]) -> Size | None:
@@ -195,8 +224,9 @@ def _steering(settings: SteeredUnlearner, model: LanguageModel, forget: Corpus, 
     return Size(memory=taken.needed, disk=changed * 4, flops=flops, changed=changed)
 
 
-def _merging(task: Merge, changed: Mapping[str, int]) -> Size:
-    numbers = max(changed.get(variant.artifact.key, 0) for variant in task.variants if variant.artifact is not None)
+def _merging(task: Merge, before: Mapping[str, Size]) -> Size:
+    made = [before.get(variant.artifact.key) for variant in task.variants if variant.artifact is not None]
+    numbers = max((size.changed for size in made if size is not None), default=0)
     # Thresholds are found and blocks combined piece by piece: what lies in memory does not grow with the model.
     return Size(memory=_MERGING, disk=4 * numbers, flops=20.0 * numbers * len(task.variants), changed=numbers)
 
@@ -214,7 +244,7 @@ def _asking(model: LanguageModel, evaluator: Evaluator | Generation) -> Size:
     return Size(
         memory=known.parameters * known.bytes + trained + tokens * (known.cached * known.bytes + 8 * known.width)
         + batch * max(new, 32) * known.vocabulary * 4,
-        disk=_ITEM * len(lengths) * rounds,
+        disk=_TABLE + (_ITEM + 2 * new) * len(lengths) * rounds,
         flops=float(2 * known.inner * (sum(lengths) + new * len(lengths)) * rounds),
     )  # fmt: skip
 
@@ -288,6 +318,9 @@ def rate(device: str, dtype: str) -> float:
     width = 8192 if device.startswith("cuda") else 1024
     a, b = (torch.ones(width, width, device=device, dtype=kind) for _ in range(2))
     torch.mm(a, b)
-    begun = time.perf_counter()
-    (a @ b)[0, 0].item()
-    return width**3 / (time.perf_counter() - begun)  # 2 · width³ operations, and half the rate
+    fastest = math.inf
+    for _ in range(5):  # others may be using the machine too
+        begun = time.perf_counter()
+        (a @ b)[0, 0].item()
+        fastest = min(fastest, time.perf_counter() - begun)
+    return width**3 / fastest  # 2 · width³ operations, and half the rate

@@ -22,12 +22,12 @@ class Planned:
     """An executor that runs nothing but splits, and says for every other task whether and why it would run."""
 
     store: Store
-    size_of: Callable[[Task, Mapping[str, int]], Size | None] | None = None
+    size_of: Callable[[Task, Mapping[str, Size]], Size | None] | None = None
     """Estimates what a task takes: `sizes.size_of`."""
     steps: list[dict[str, Any]] = field(default_factory=list)
     work: Work = field(default_factory=lambda: Work(Resident(), Path(), Path()))
     tasks: list[Task] = field(default_factory=list)
-    _changed: dict[str, int] = field(default_factory=dict)
+    _sizes: dict[str, Size] = field(default_factory=dict)
 
     def run(self, tasks: Sequence[Task]) -> list[Artifact]:
         """Returns what is in the store, and promises for the rest."""
@@ -62,8 +62,9 @@ class Planned:
         if unlearning and not reused and (self.size_of is None or task.base.model.has_tokenizer):
             own = task.forecast(self.work)
         if self.size_of is not None and (not reused or unlearning):
-            size = self.size_of(task, self._changed)
-            self._changed[key(task.stage, task.inputs)] = size.changed if size else 0
+            size = self.size_of(task, self._sizes)
+            if size is not None:
+                self._sizes[key(task.stage, task.inputs)] = size
         if size is None or reused:
             return own, None
         memory = own.memory if own.memory is not None else size.memory
