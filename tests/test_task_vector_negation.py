@@ -383,7 +383,9 @@ def test_divergence_names_the_last_good_step(base, tmp_path, monkeypatch):
     work = work_in(tmp_path)
     model, _ = work.resident.base(base)
     before = snapshot(model)
-    with pytest.raises(TrainingDiverged, match="step 3 of 5: the nll loss became nan; the last good step was 2"):
+    with pytest.raises(
+        TrainingDiverged, match=r"step 3 of 5: the nll loss became nan; .*; step 2, the last good one, is kept in"
+    ):
         TaskVectorNegation(batch_size=2).unlearn(base, texts(), None, work)
     assert_untouched(model, before)
     assert len((work.output / "metrics.jsonl").read_text().splitlines()) == 2

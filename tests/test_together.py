@@ -1,12 +1,15 @@
 """k adapters at once are k separate runs: the same deltas, the same metrics, resumed and stored one by one."""
 
 import json
+import math
 from typing import Any
 
 import pytest
 import torch
 from training_models import save_model, texts, work_in
 
+from spunge import losses
+from spunge.errors import TrainingDiverged
 from spunge.executors.local import Local, Slot
 from spunge.interfaces import Work
 from spunge.language_model import Resident
@@ -140,3 +143,26 @@ def test_what_is_trained_together():
     for settings in wrong:
         with pytest.raises(ValueError, match="together: needs a LoRA with dropout 0"):
             TaskVectorNegation(together=True, **settings)
+
+
+def test_of_runs_that_end_because_one_diverges_that_one_is_kept(base, tmp_path, monkeypatch):
+    settings = TaskVectorNegation(lora=LORA, learning_rate=1e-2, batch_size=2, schedule="constant")
+    works = [work_in(tmp_path / f"run{place}") for place in range(2)]
+    honest = losses.sequence_log_probs
+    calls = []
+
+    def third_is_nan_in_the_second_run(logits, labels):
+        calls.append(1)
+        spoiled = torch.ones(len(logits))
+        spoiled[2:] = math.nan if len(calls) == 3 else 1.0
+        return honest(logits, labels) * spoiled
+
+    monkeypatch.setattr(losses, "sequence_log_probs", third_is_nan_in_the_second_run)
+    with pytest.raises(TrainingDiverged, match=r"step 3 of 4: .* step 2, .* kept in .*run1/scratch/last_good"):
+        learn_together(settings, base, CORPORA[:2], works)
+    kept = TaskVector.load(works[1].scratch / "last_good")
+    monkeypatch.undo()
+    stopped = settings.model_copy(update={"max_steps": 2})
+    expected = learn(stopped, base, CORPORA[1], work_in(tmp_path / "apart")).scaled(-1)
+    assert expected.norm > 0
+    same(kept, expected)

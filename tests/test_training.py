@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from spunge import losses, training
 from spunge.data import MAX_LENGTH, Corpus
 from spunge.errors import ArtifactError, DataError, TrainingDiverged
 from spunge.interfaces import Work
+from spunge.task_vector import TaskVector
 from spunge.training import state
 from spunge.tuning import Lora, Tuning
 from spunge.unlearn.gradient_difference import GradientDifference
@@ -242,6 +244,30 @@ def test_the_floor_chooses_the_most_forgetful_of_the_useful_steps(base, tmp_path
         GradientDifference(probe_every=1).unlearn(base, forget, retain, work_in(tmp_path / "few"))
     with pytest.raises(ValueError, match="set probe_every too"):
         GradientDifference(utility_floor=0.9)
+
+
+@pytest.mark.parametrize("lora", [{"rank": 4, "dropout": 0.1}, None])
+def test_what_a_diverging_run_had_made_is_kept_as_it_would_be_read(base, tmp_path, lora, monkeypatch):
+    options: dict[str, Any] = {"lora": lora, "batch_size": 2, "learning_rate": 1e-2, "schedule": "constant"}
+    work = work_in(tmp_path / "diverging")
+    honest = losses.cross_entropy
+    calls = []
+
+    def fourth_is_nan(logits, labels):
+        calls.append(1)
+        return honest(logits, labels) * (math.nan if len(calls) == 4 else 1.0)
+
+    monkeypatch.setattr(losses, "cross_entropy", fourth_is_nan)
+    with pytest.raises(
+        TrainingDiverged, match=r"step 4 of 5: the nll loss became nan; .*step 3, .* kept in .*last_good"
+    ):
+        TaskVectorNegation.model_validate({**options, "lambda": 0.5}).unlearn(base, texts(10), None, work)
+    kept = TaskVector.load(work.scratch / "last_good")
+    monkeypatch.undo()
+    stopped = TaskVectorNegation(**options, max_steps=3).unlearn(base, texts(10), None, work_in(tmp_path / "stopped"))
+    assert set(kept) == set(stopped)
+    for name in stopped:
+        torch.testing.assert_close(kept.delta(name), -0.5 * stopped.delta(name))
 
 
 def test_a_probed_run_resumes(base, tmp_path, monkeypatch):

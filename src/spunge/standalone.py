@@ -298,13 +298,10 @@ def _scratch(out: Path, name: str) -> Iterator[Path]:
     scratch.mkdir(parents=True, exist_ok=True)
     try:
         yield scratch
-    except TrainingDiverged:
-        raise  # its message names what is kept here
-    except (SpungeError, OSError):
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    except BaseException:
-        with suppress(OSError):  # not empty: there is something to continue from
+    except BaseException as error:
+        if isinstance(error, (SpungeError, OSError)) and not isinstance(error, TrainingDiverged):
+            shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):  # not empty: there is something to continue from, or the last good weights
             scratch.rmdir()
         raise
     shutil.rmtree(scratch, ignore_errors=True)

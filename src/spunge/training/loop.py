@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from spunge import losses
 from spunge.errors import TrainingDiverged
-from spunge.interfaces import Work
-from spunge.task_vector import TaskVector
+from spunge.interfaces import Unlearner, Work, scale_of
+from spunge.task_vector import Entry, TaskVector
 from spunge.training import sharding
 from spunge.training.rows import Batch, Encoded, Step, plan
 from spunge.training.seeding import seed_of, seeded
@@ -24,6 +25,7 @@ from spunge.tuning import Tuning
 
 METRICS = "metrics.jsonl"
 STATE = "training_state.pt"
+LAST_GOOD = "last_good"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +90,7 @@ def train(
     """
     with trainee.as_base():
         base_retain = _nll(trainee, probe.retain) if probe else 0.0
-    with Course(trainee.settings, trainee.parameters, terms, work) as course:
+    with Course(trainee.settings, trainee.parameters, terms, work, trainee.entries) as course:
         while course.batches is not None:
             figures = _backward(trainee, terms, course, combine)
             figures |= course.descend()
@@ -107,9 +109,14 @@ class Course:
     """One training on its way: its batches, its optimiser, its metrics and its saved state. A context manager."""
 
     def __init__(
-        self, settings: Tuning, parameters: Mapping[str, nn.Parameter], terms: Sequence[Term], work: Work
+        self,
+        settings: Tuning,
+        parameters: Mapping[str, nn.Parameter],
+        terms: Sequence[Term],
+        work: Work,
+        entries: Callable[[], dict[str, Entry]],
     ) -> None:
-        self.settings, self.work = settings, work
+        self.settings, self.work, self.entries = settings, work, entries
         self.parameters = list(parameters.values())
         self.steps = plan([term.rows for term in terms], settings, torch.Generator().manual_seed(work.seed))
         self.optimizer = torch.optim.AdamW(
@@ -166,12 +173,20 @@ class Course:
         self.work.progress("training", self.done, len(self.steps), **figures)
 
     def check(self, what: str, value: float) -> None:
-        """Raises TrainingDiverged, naming the last good step, unless the value is finite."""
-        if not math.isfinite(value):
-            raise TrainingDiverged(
-                f"step {self.done + 1} of {len(self.steps)}: the {what} became {value}; the last good step was "
-                f"{self.done}; lower learning_rate (now {self.settings.learning_rate:g})"
-            )
+        """Raises TrainingDiverged unless the value is finite, and keeps what the steps before have made."""
+        if math.isfinite(value):
+            return
+        kept = f"; step {self.done}, the last good one, is kept in {self._keep()}" if self.done else ""
+        raise TrainingDiverged(
+            f"step {self.done + 1} of {len(self.steps)}: the {what} became {value}; "
+            f"lower learning_rate (now {self.settings.learning_rate:g}){kept}"
+        )
+
+    def _keep(self) -> Path:
+        scale = scale_of(self.settings) if isinstance(self.settings, Unlearner) else 1.0
+        reached = TaskVector(self.entries(), provenance={"steps": self.done}).scaled(scale)
+        place = self.work.scratch / LAST_GOOD
+        return reached.save(place) if sharding.rank() == 0 else place
 
 
 def schedule(kind: Literal["cosine", "linear", "constant"], step: int, steps: int, warmup: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from spunge import losses
 from spunge.data import Corpus
 from spunge.interfaces import Work
 from spunge.language_model import LanguageModel
-from spunge.task_vector import TaskVector
+from spunge.task_vector import Entry, TaskVector
 from spunge.training.loop import Course, Term
 from spunge.training.rows import Encoded
 from spunge.training.trainee import Trainee, borrow
@@ -48,12 +49,20 @@ def learn_together(
     for work in works:
         with borrow(settings, base, work) as trainee:
             adapters.append({name: nn.Parameter(value.detach().clone()) for name, value in trainee.parameters.items()})
-    vectors = []
     with borrow(settings, base, works[0]) as trainee:
         rows = [trainee.encode(corpus) for corpus in corpora]
+
+        def entries(adapter: _Adapter) -> dict[str, Entry]:
+            with torch.no_grad():
+                for name, value in trainee.parameters.items():
+                    value.copy_(adapter[name])
+            return trainee.entries()
+
         with ExitStack() as stack:
             courses = [
-                stack.enter_context(Course(settings, adapter, [Term("nll", own, _of_all)], work))
+                stack.enter_context(
+                    Course(settings, adapter, [Term("nll", own, _of_all)], work, partial(entries, adapter))
+                )
                 for adapter, own, work in zip(adapters, rows, works, strict=True)
             ]
             choose = stack.enter_context(_adapted(trainee, adapters))
@@ -62,12 +71,7 @@ def learn_together(
                 for place in active:
                     figures = {"loss": found[place], "nll": found[place]}
                     courses[place].note({**figures, **courses[place].descend()})
-        for adapter, course in zip(adapters, courses, strict=True):
-            with torch.no_grad():
-                for name, value in trainee.parameters.items():
-                    value.copy_(adapter[name])
-            vectors.append(TaskVector(trainee.entries(), provenance={"steps": len(course.steps)}))
-    return vectors
+        return [TaskVector(course.entries(), provenance={"steps": len(course.steps)}) for course in courses]
 
 
 def _of_all(batch: Any) -> Tensor:
