@@ -34,6 +34,14 @@ def test_the_main_table_has_the_papers_shape(tmp_path):
     assert names[-1] == "+ RMU, only muslim"
 
 
+def test_one_seed_is_said_to_leave_the_variance_between_seeds_open(tmp_path):
+    one, three = (
+        report.summary(report.build(write_run(tmp_path, seeds=tuple(range(n)), name=f"{n} seeds")))[0] for n in (1, 3)
+    )
+    assert "how far another seed would lie is unknown" in one.note
+    assert "seed" not in three.note
+
+
 def test_the_papers_figures_stand_beside_its_own_models_only(tmp_path):
     run = write_run(tmp_path, kind="toxicity", groups=3, items=60)
     assert "paper" not in {table.key for table in all_tables(Findings(report.build(run)))}

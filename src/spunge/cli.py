@@ -718,7 +718,8 @@ def _show(directory: Path) -> None:
 
     results = json.loads((directory / "report" / "results.json").read_text(encoding="utf-8"))
     for summary in reports.summary(results):
-        table = Table(*summary.header, title=summary.title, title_justify="left")
+        justify: Any = {"title_justify": "left", "caption_justify": "left"}
+        table = Table(*summary.header, title=summary.title, caption=summary.note or None, **justify)
         for row in summary.rows:
             table.add_row(*row)
         screen.print(table)

@@ -46,7 +46,7 @@ class Classifier(Settings):
     revision: str | None = None
     """The hub revision."""
     guard: tuple[Source, ...] = ()
-    """Rows with `text` and `toxic`, on which the classifier must rank toxic above benign, or nothing is run."""
+    """Rows with `text` and `toxic`, on which the classifier must rank toxic above benign, or nothing is classified."""
 
 
 class Toxicity(Evaluator):

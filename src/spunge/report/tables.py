@@ -140,10 +140,15 @@ def each(findings: Findings) -> Table:
 
 def _variants(key: str, title: str, findings: Findings, variants: list[str]) -> Table:
     columns = findings.columns
+    note = "Percentages, but for perplexity (PPL). Arrows say which way is better; brackets are 95 % intervals."
+    if len(findings.results["provenance"]["seeds"]) == 1:
+        note += (
+            " They are over the items of one seed: how far another seed would lie is unknown (--seeds 3 runs three)."
+        )
     return Table(
         key,
         title,
-        "Percentages, but for perplexity (PPL). Arrows say which way is better; brackets are 95 % intervals.",
+        note,
         ["Model + method", *(f"{column.label}\u00a0{column.arrow}" for column in columns)],
         [
             [Cell(titled(name, findings)), *(level(findings.score(name, column), column) for column in columns)]

@@ -128,7 +128,8 @@ def keeping(findings: Findings, column: Column, allowed: float) -> Point | None:
     what = "the perplexity of what it writes" if column in findings.fluency() else metric_name(column)
     # The rule of three: n items without a loss leave room for a loss on 3/n of all.
     if row["low"] is None or (column.share and row["n"] * margin < 3):
-        status, told = UNSURE, "cannot be judged from so few items"
+        few = "of so few items it cannot be told"
+        status, told = UNSURE, f"may or may not be within {100 * allowed:.0f} % of the base model's: {few}"
     else:
         worst, best = sorted((sign * row["low"], sign * row["high"]))
         if worst >= -margin:
