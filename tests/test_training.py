@@ -270,6 +270,14 @@ def test_what_a_diverging_run_had_made_is_kept_as_it_would_be_read(base, tmp_pat
         torch.testing.assert_close(kept.delta(name), -0.5 * stopped.delta(name))
 
 
+def test_a_subset_smaller_than_the_probe_is_measured_whole(base, tmp_path):
+    work = work_in(tmp_path)
+    method = GradientDifference(probe_every=1, probe_rows=8, batch_size=5, learning_rate=1e-9)
+    method.unlearn(base, answers(5), answers(12, seed=9), work)
+    (line,) = (json.loads(line) for line in (work.output / "metrics.jsonl").read_text().splitlines())
+    assert line["probe_forget"] == pytest.approx(-line["forget"], rel=1e-4)
+
+
 def test_a_probed_run_resumes(base, tmp_path, monkeypatch):
     monkeypatch.setattr(state, "SAVE_SECONDS", 0)
     method = GradientDifference(

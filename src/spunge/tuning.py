@@ -112,7 +112,7 @@ class ForgetAndRetain(Tuning):
     probe_every: int | None = Field(default=None, ge=1)
     """Every so many steps, measure forgetting and utility on a few rows; the retain rows are set aside for it."""
     probe_rows: int = Field(default=64, ge=1)
-    """How many rows of each set are measured."""
+    """How many rows of each set are measured; of a smaller forget set, all."""
     utility_floor: float | None = Field(default=None, gt=0, le=1)
     """Return the most forgetful of the probed steps whose utility is at least this, rather than the last step. Utility
     is the likelihood of a retained token relative to the base model's: exp(base NLL − NLL)."""

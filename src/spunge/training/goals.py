@@ -77,9 +77,9 @@ def forget_and_retain(
             kept = trainee.encode(retain)
         if settings.probe_every:
             kept, held_out = _hold_out(kept, settings.probe_rows)
-            probe = Probe(
-                _hold_out(rows, settings.probe_rows)[1], held_out, settings.probe_every, settings.utility_floor
-            )
+            # What must go is trained on anyway, so a small subset is measured whole.
+            forgotten = rows if len(rows) <= settings.probe_rows else _hold_out(rows, settings.probe_rows)[1]
+            probe = Probe(forgotten, held_out, settings.probe_every, settings.utility_floor)
         terms = [Term("forget", rows, forgetting(trainee, rows), settings.gamma, per)]
         if settings.alpha:
             terms.append(Term("retain", kept, _retaining(settings, trainee), settings.alpha))
