@@ -20,6 +20,7 @@ from spunge.interfaces import Work
 from spunge.task_vector import TaskVector
 from spunge.training import state
 from spunge.tuning import Lora, Tuning
+from spunge.unlearn.circuit_breaker import CircuitBreaker
 from spunge.unlearn.gradient_difference import GradientDifference
 from spunge.unlearn.task_vector_negation import TaskVectorNegation
 
@@ -276,6 +277,14 @@ def test_a_subset_smaller_than_the_probe_is_measured_whole(base, tmp_path):
     method.unlearn(base, answers(5), answers(12, seed=9), work)
     (line,) = (json.loads(line) for line in (work.output / "metrics.jsonl").read_text().splitlines())
     assert line["probe_forget"] == pytest.approx(-line["forget"], rel=1e-4)
+
+
+def test_a_plan_knows_that_the_retain_set_is_missing(base, tmp_path):
+    for method in (GradientDifference(), CircuitBreaker(), GradientDifference(alpha=0, probe_every=1)):
+        with pytest.raises(DataError, match="needs a retain set"):
+            method.forecast(base, texts(), None, work_in(tmp_path))
+    GradientDifference(alpha=0).forecast(base, texts(), None, work_in(tmp_path))
+    GradientDifference().forecast(base, texts(), texts(), work_in(tmp_path))
 
 
 def test_a_probed_run_resumes(base, tmp_path, monkeypatch):

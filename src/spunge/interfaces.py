@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from pydantic import Field
 
+from spunge.errors import DataError
 from spunge.settings import Settings
 
 if TYPE_CHECKING:  # what is only named here need not be imported by a merge, say
@@ -121,6 +122,11 @@ class Unlearner(Settings):
     """The setting that only scales the result: `lambda` of task vector negation. It stays out of the training key,
     and the trained task vector is read with minus its value as the scale (see `scale_of`)."""
 
+    @property
+    def needs_retain(self) -> bool:
+        """Whether a retain set must be given; without one a plan already is refused."""
+        return False
+
     @abstractmethod
     def unlearn(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> TaskVector:
         """Returns what to add to the base model's weights.
@@ -138,6 +144,9 @@ class Unlearner(Settings):
         Raises:
             SpungeError: Something is wrong that can be known already.
         """
+        if self.needs_retain and (retain is None or not len(retain)):
+            method = getattr(self, "method", type(self).__name__)
+            raise DataError(f"{method} needs a retain set, and there is none; give one, or set alpha=0 if it has alpha")
         return Forecast()
 
     def joins(self, forget: Corpus) -> bool:

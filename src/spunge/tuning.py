@@ -117,6 +117,11 @@ class ForgetAndRetain(Tuning):
     """Return the most forgetful of the probed steps whose utility is at least this, rather than the last step. Utility
     is the likelihood of a retained token relative to the base model's: exp(base NLL − NLL)."""
 
+    @property
+    def needs_retain(self) -> bool:
+        """Whether a retain set is trained on or measured."""
+        return bool(self.alpha or self.probe_every)
+
     @model_validator(mode="after")
     def _what_is_asked_of_the_retain_loss_needs_one(self) -> ForgetAndRetain:
         for setting, value, unasked in (("combine", self.combine, "sum"), ("retain_loss", self.retain_loss, "nll")):

@@ -66,14 +66,14 @@ def forget_and_retain(
         DataError: There is no retain set.
         TrainingDiverged: The loss became NaN or infinite.
     """
-    if (settings.alpha or settings.probe_every) and (retain is None or not len(retain)):
+    if settings.needs_retain and (retain is None or not len(retain)):
         method = getattr(settings, "method", "this method")
         raise DataError(
             f"{method} needs a retain set: give one with --retain, or set alpha=0 (and probe_every=null) to go without"
         )
     with borrow(settings, base, work) as trainee:
         rows, kept, probe = trainee.encode(forget), [], None
-        if retain is not None and (settings.alpha or settings.probe_every):
+        if retain is not None and settings.needs_retain:
             kept = trainee.encode(retain)
         if settings.probe_every:
             kept, held_out = _hold_out(kept, settings.probe_rows)

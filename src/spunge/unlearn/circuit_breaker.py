@@ -38,6 +38,11 @@ class CircuitBreaker(Tuning, Unlearner):
     combine: Literal["sum", "pcgrad", "sago"] = "sum"
     """How the two gradients become one: added, or with retention first (PCGrad, SAGO; arXiv 2604.14808)."""
 
+    @property
+    def needs_retain(self) -> bool:
+        """Always: its states are what is pinned."""
+        return True
+
     def unlearn(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> TaskVector:
         """Returns trained minus base."""
         from spunge import losses, training
