@@ -166,6 +166,21 @@ def test_a_model_that_always_says_the_same_letter_is_found_out(tmp_path):
     assert any(point.status == BAD and "always the same answer" in point.text for point in points)
 
 
+def test_items_that_could_not_be_scored_are_counted(tmp_path):
+    run = write_run(tmp_path, items=40)
+    assert not any("NaN" in point.text for point in judged(run).points)
+    items = pl.read_parquet(run / "items.parquet")
+    suite = items["suite"][0]
+    lost = items.filter((pl.col("suite") == suite) & (pl.col("variant") == "spunge"))["item"].unique().sort()[:3]
+    spoilt = (pl.col("variant") == "spunge") & pl.col("item").is_in(lost.to_list()) & (pl.col("metric") == "nan")
+    changed = pl.when(spoilt).then(1.0).otherwise(pl.col("value")).alias("value")
+    items.with_columns(changed).write_parquet(run / "items.parquet")
+    (point,) = (point for point in judged(run).points if "NaN" in point.text)
+    assert point.status == BAD
+    assert point.text.startswith(f"On “{suite}”, SPUNGE could not be scored")
+    assert point.figures.replace("\u00a0", " ").startswith("3 of ")
+
+
 def test_without_spunge_there_is_no_verdict(tmp_path):
     run = write_run(tmp_path, items=40)
     items = pl.read_parquet(run / "items.parquet")

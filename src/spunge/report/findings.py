@@ -196,6 +196,17 @@ class Findings:
         row = self._scores.get((variant, column.suite, column.task, column.metric, attribute, value))
         return row if row is not None and row["value"] is not None else None
 
+    @cached_property
+    def unscored(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """(suite, variant) → how many answers were NaN, of how many; only where there are any."""
+        found: dict[tuple[str, str], tuple[int, int]] = {}
+        for (variant, suite, task, metric, attribute, _), row in self._scores.items():
+            # A suite of several tasks has a row for all of them beside one for each.
+            if (metric, attribute) == ("nan", None) and task is not None and row["value"] is not None:
+                lost, n = found.get((suite, variant), (0, 0))
+                found[suite, variant] = (lost + round(row["n"] * row["value"]), n + row["n"])
+        return {key: (lost, n) for key, (lost, n) in found.items() if lost}
+
     def seeds(self, variant: str, column: Column) -> list[Row]:
         """Returns a variant's overall score for each seed."""
         return [

@@ -77,7 +77,7 @@ def verdict(findings: Findings) -> Verdict:
         *_back(back),
     ]
     points = [*forgot, *kept, *(point for found in contests.values() for point in found), *beside, *back]
-    return Verdict(" ".join(sentences), points)
+    return Verdict(" ".join(sentences), [*points, *unscored(findings)])
 
 
 def forgetting(findings: Findings, column: Column) -> Point | None:
@@ -142,6 +142,16 @@ def keeping(findings: Findings, column: Column, allowed: float) -> Point | None:
             status, told = UNSURE, f"may or may not be within {100 * allowed:.0f} % of the base model's"
     figures = f"{_two(findings, column, 'base')}; {_difference(row, column)}"
     return Point(status, f"On {place(column)}, {what} {_tied(told)}.", _tied(figures))
+
+
+def unscored(findings: Findings) -> list[Point]:
+    """Warns of every variant that could not be scored on some items: such a model is broken, and has not forgotten."""
+    points = []
+    for (suite, variant), (lost, n) in findings.unscored.items():
+        text = f"On “{suite}”, {named(variant)} could not be scored on every item, for NaN."
+        figures = f"{lost} of {n} items; a question counts as wrong, a perplexity is left out"
+        points.append(Point(BAD, text, _tied(figures)))
+    return points
 
 
 def contest(findings: Findings, column: Column, rival: str, one: str = "spunge") -> Point | None:
