@@ -250,6 +250,16 @@ def test_manifests_that_cannot_be_read_are_refused_in_one_line(tmp_path, content
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.parametrize("number", ["Infinity", "NaN", "1e999"])
+def test_what_is_no_number_for_json_counts_as_unknown(tmp_path, number):
+    run = write_run(tmp_path, items=40)
+    content = json.loads((run / "manifest.json").read_text())
+    content["environment"]["device"] = "the device"
+    (run / "manifest.json").write_text(json.dumps(content).replace('"the device"', number))
+    report.write(run)
+    assert json.loads((run / "report" / "results.json").read_text())["provenance"]["environment"]["device"] is None
+
+
 def test_a_directory_without_a_run_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="not a run"):
         report.build(tmp_path)

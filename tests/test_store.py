@@ -121,6 +121,17 @@ def test_checkpoints_are_taken_over_from_the_dead_and_copied_from_the_living(tmp
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_kill_right_after_publishing_left_goes_when_the_artifact_is_used(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    artifact = store.build("stage", {"n": 1}, lambda directory: {})
+    for left in (tmp_path / ".scratch" / artifact.key / "x", tmp_path / ".scratch"):
+        left.mkdir(parents=True, exist_ok=True)
+        found = store.reuse("stage", {"n": 1})
+        assert found is not None
+        assert found.path == artifact.path
+        assert not (tmp_path / ".scratch").exists()
+
+
 def test_nothing_needed_and_nothing_alive_is_superfluous(tmp_path: Path) -> None:
     store = Store(tmp_path)
     kept, gone = (store.build("stage", {"n": n}, lambda directory: {}) for n in range(2))

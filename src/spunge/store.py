@@ -99,6 +99,13 @@ class Store:
             return None
         return Artifact(path, manifest)
 
+    def reuse(self, stage: str, inputs: Mapping[str, Any]) -> Artifact | None:
+        """Finds an artifact, and removes what an attempt left that was killed when it had just published it."""
+        artifact = self.find(stage, inputs)
+        if artifact is not None:
+            self.tidy(artifact.path.name, done=True)
+        return artifact
+
     def build(self, stage: str, inputs: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]]) -> Artifact:
         """Returns the artifact made from these inputs, making it if need be.
 

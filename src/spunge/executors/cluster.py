@@ -62,7 +62,7 @@ class Cluster:
             ArtifactError: A host does not see the store or the working directory.
             WorkerDied: A task's host died, and so did those that it was given to afterwards.
         """
-        found = [self.store.find(task.stage, task.inputs) for task in tasks]
+        found = [self.store.reuse(task.stage, task.inputs) for task in tasks]
         of = bundles(tasks, [place for place, artifact in enumerate(found) if artifact is None])
         references = {bundle: self._submit([tasks[place] for place in bundle]) for bundle in dict.fromkeys(of.values())}
         self._pending = [*references.values()]

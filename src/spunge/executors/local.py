@@ -78,7 +78,7 @@ class Local:
         return artifacts
 
     def _artifacts(self, tasks: Sequence[Task]) -> Iterator[Artifact]:
-        found = [self.store.find(task.stage, task.inputs) for task in tasks]
+        found = [self.store.reuse(task.stage, task.inputs) for task in tasks]
         of = bundles(tasks, [place for place, artifact in enumerate(found) if artifact is None])
         make = self._made_here if len(self.slots) == 1 or not of else self._made_by_workers
         made = make(tasks, of)

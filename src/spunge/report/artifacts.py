@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,7 +259,9 @@ def _manifest(path: Path) -> Manifest:
     if not file.is_file():
         raise ArtifactError(f"{path}: not a run (no manifest.json); give the directory that `spunge run` printed")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        # What is no number for JSON, infinity or NaN, counts as not known: it could not be written down again.
+        known: Any = {"parse_constant": lambda _: None, "parse_float": _finite}
+        content = json.loads(file.read_text(encoding="utf-8"), **known)
         if not isinstance(content, dict):
             raise ArtifactError(f"{file}: not a run's manifest; run the experiment again")
         if content.get("format") != FORMAT:
@@ -273,3 +276,8 @@ def _manifest(path: Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(f"{file}: {where}: {first['msg']}; run the experiment again") from error
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
