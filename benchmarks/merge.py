@@ -58,6 +58,7 @@ def main() -> None:
     spunge = [sys.executable, __file__, "_merge", str(base), str(out), options.device]
     runs: dict[str, list[str]] = {"start": [sys.executable, "-c", "import spunge.merging"]}
     runs["cp -r base"] = ["cp", "-r", str(base), str(out)]
+    inputs: dict[str, list[Path]] = {}
     for case in options.cases:
         checkpoints = [options.directory / f"{case}-{index}" for index in range(options.variants)]
         vectors = [options.directory / f"{case}-{index}-vector" for index in range(options.variants)]
@@ -76,11 +77,13 @@ def main() -> None:
         runs[f"read and cp, {case}, task vectors"] = [*limit, *map(str, vectors)]
         runs[f"spunge, {case}, checkpoints"] = [*spunge, *map(str, checkpoints)]
         runs[f"spunge, {case}, task vectors"] = [*spunge, *map(str, vectors)]
+        inputs |= {name: vectors if "vectors" in name else checkpoints for name in runs if f", {case}, " in name}
 
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
     for repeat in range(options.repeats):
         for name, command in runs.items():  # alternating, so that a slow spell of the machine meets all alike
             shutil.rmtree(out, ignore_errors=True)
+            read([base, *inputs.get(name, [])])  # what fits into the page cache is there for all alike
             measured[name].append(measure(command))
             shown = "  ".join(f"{what} {value:9.2f}" for what, value in measured[name][-1].items())
             print(f"{repeat + 1}/{options.repeats}  {name:32} {shown}", flush=True)
@@ -268,14 +271,19 @@ def merge(base: Path, out: Path, device: str, variants: list[str]) -> None:
 
 def limit(base: Path, out: Path, variants: list[str]) -> None:
     """What no merge can do without: reads the base and every variant once, and writes a copy of the base."""
+    read([base, *map(Path, variants)])
+    shutil.copytree(base, out)
+
+
+def read(directories: list[Path]) -> None:
+    """Reads the weights in some directories, and forgets them."""
     buffer = bytearray(1 << 20)
-    for directory in (base, *map(Path, variants)):
+    for directory in directories:
         for file in sorted(directory.glob("*.safetensors")):
             descriptor = os.open(file, os.O_RDONLY)
             while os.readv(descriptor, [buffer]):
                 pass
             os.close(descriptor)
-    shutil.copytree(base, out)
 
 
 def memory_speed() -> float:
