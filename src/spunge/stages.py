@@ -376,8 +376,25 @@ class Merge(_Alone):
         }
 
 
+class _Asking(_Alone):
+    """A task that puts something to one variant."""
+
+    variant: Variant
+    base: Base
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.variant.seed
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """What tells the variant's weights from others'; its name does not."""
+        return {"base": self.base.identity, "weights": self.variant.identity}
+
+
 @dataclass(frozen=True, eq=False)
-class Generate(_Alone):
+class Generate(_Asking):
     """The task that has one variant write what an evaluation's scorers read."""
 
     variant: Variant
@@ -392,18 +409,9 @@ class Generate(_Alone):
         return f"{self.variant.name} on {self.suite}"
 
     @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return self.variant.seed
-
-    @property
     def inputs(self) -> Mapping[str, Any]:
         """The weights and the prompts; nothing of who reads the completions."""
-        return {
-            "base": self.base.identity,
-            "weights": self.variant.identity,
-            "generation": identity(self.generation),
-        }
+        return {**self.weights, "generation": identity(self.generation)}
 
     def make(self, work: Work) -> Mapping[str, Any]:
         """Saves what the variant writes."""
@@ -448,7 +456,7 @@ class Score(_Alone):
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluate(_Alone):
+class Evaluate(_Asking):
     """The task that asks one variant one suite, or gathers what the steps of the suite found."""
 
     variant: Variant
@@ -464,16 +472,10 @@ class Evaluate(_Alone):
         return f"{self.variant.name} on {self.evaluator.suite}"
 
     @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return self.variant.seed
-
-    @property
     def inputs(self) -> Mapping[str, Any]:
         """The weights and the questions; not the variant's name."""
         return {
-            "base": self.base.identity,
-            "weights": self.variant.identity,
+            **self.weights,
             "evaluator": identity(self.evaluator),
             **({"steps": [step.key for step in self.steps]} if self.steps else {}),
         }
@@ -493,7 +495,7 @@ class Evaluate(_Alone):
         change = self.variant.change()
         _, tokenizer = work.resident.base(self.base.model)
         with work.resident.variant(self.base.model, change) as model:
-            weights = key("weights", {"base": self.base.identity, "weights": self.variant.identity})
+            weights = key("weights", self.weights)
             return self.evaluator.evaluate(LoadedVariant(self.variant.name, model, tokenizer, weights), work)
 
 
