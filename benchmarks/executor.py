@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spunge import data, experiment
-from spunge.executors import Task
-from spunge.executors.local import Local, Slot
 from spunge.interfaces import Work
-from spunge.stages import Base, Unlearn
-from spunge.store import Store
+from spunge.recipe import experiment
+from spunge.rows import sources as data
+from spunge.run.executors import Task
+from spunge.run.executors.local import Local, Slot
+from spunge.run.stages import Base, Unlearn
+from spunge.run.store import Store
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def compare(one: Path, other: Path, base: Path, variants: list[str]) -> None:
     """
     import torch
 
-    from spunge.checkpoint import Checkpoint
+    from spunge.weights.checkpoint import Checkpoint
 
     first, second, original, *others = (Checkpoint.open(path) for path in (one, other, base, *variants))
     if not first.places.keys() == second.places.keys() == original.places.keys():
@@ -245,8 +245,8 @@ def vary(base: Path, checkpoint: Path, vector: Path, index: int, case: str) -> N
     """Writes a variant of the base, as a task vector and as a checkpoint: all weights differ, or three matrices."""
     import torch
 
-    from spunge.checkpoint import Checkpoint, export
-    from spunge.task_vector import TaskVector
+    from spunge.weights.checkpoint import Checkpoint, export
+    from spunge.weights.task_vector import TaskVector
 
     source = Checkpoint.open(base)
     generator = torch.Generator().manual_seed(1 + index)
@@ -262,8 +262,8 @@ def merge(base: Path, out: Path, device: str, variants: list[str]) -> None:
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     from spunge import merging
-    from spunge.checkpoint import Checkpoint
-    from spunge.merge import Ties
+    from spunge.mergers import Ties
+    from spunge.weights.checkpoint import Checkpoint
 
     opened = Checkpoint.open(base)
     merging.write(Ties(), merging.open_variants(variants, opened), out, base=opened, device=device)

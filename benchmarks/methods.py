@@ -25,16 +25,17 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from spunge import data, pipeline
-from spunge import experiment as recipe
-from spunge.data import Corpus, Source, concatenate
-from spunge.evaluate import Tofu
-from spunge.executors.local import Local
+from spunge.evaluators import Tofu
 from spunge.interfaces import Evaluator, Unlearner, Work, scale_of
-from spunge.language_model import LanguageModel, Resident
-from spunge.stages import Base, Evaluate, Split, Unlearn, Variant
-from spunge.store import Artifact, Store
-from spunge.unlearn import AnyUnlearner, IdkDPO, TaskVectorNegation
+from spunge.recipe import experiment as recipe
+from spunge.rows import sources as data
+from spunge.rows.sources import Corpus, Source, concatenate
+from spunge.run import flow as pipeline
+from spunge.run.executors.local import Local
+from spunge.run.stages import Base, Evaluate, Split, Unlearn, Variant
+from spunge.run.store import Artifact, Store
+from spunge.unlearners import AnyUnlearner, IdkDPO, TaskVectorNegation
+from spunge.weights.language_model import LanguageModel, Resident
 
 LORA = {"rank": 8, "alpha": 16, "dropout": 0, "target_modules": "all-linear"}
 SHARED: dict[str, Any] = {"lora": LORA, "batch_size": 8, "epochs": 2}

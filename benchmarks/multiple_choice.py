@@ -17,9 +17,9 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from spunge.data import Source
-from spunge.evaluate.multiple_choice import MultipleChoice
-from spunge.inference import encode_pairs, loglikelihoods
+from spunge.asking.inference import encode_pairs, loglikelihoods
+from spunge.evaluators.multiple_choice import MultipleChoice
+from spunge.rows.sources import Source
 
 
 def main() -> None:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from spunge import data, losses
-from spunge.data import Source
-from spunge.language_model import LanguageModel
+from spunge.rows import sources as data
+from spunge.rows.sources import Source
+from spunge.training import losses
 from spunge.training.rows import Encoded, collate, encode, plan
-from spunge.tuning import Tuning
+from spunge.training.settings import Tuning
+from spunge.weights.language_model import LanguageModel
 
 
 def main() -> None:

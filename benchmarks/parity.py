@@ -33,12 +33,13 @@ import polars as pl
 import torch
 from ruamel.yaml import YAML
 
-from spunge import experiment, inference, offline
-from spunge.data import Source, load
+from spunge.asking import inference
 from spunge.errors import DataError
-from spunge.evaluate.multiple_choice import MultipleChoice
+from spunge.evaluators.multiple_choice import MultipleChoice
 from spunge.interfaces import LoadedVariant, Work
-from spunge.language_model import LanguageModel, Resident
+from spunge.recipe import experiment, offline
+from spunge.rows.sources import Source, load
+from spunge.weights.language_model import LanguageModel, Resident
 
 BATCH = 16
 PLACES = {

@@ -28,11 +28,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from spunge.data import Corpus, concatenate
 from spunge.interfaces import Work
-from spunge.language_model import LanguageModel, Resident
+from spunge.rows.sources import Corpus, concatenate
 from spunge.steering.cache import StateCache
-from spunge.unlearn.rmu import RMU
+from spunge.unlearners.rmu import RMU
+from spunge.weights.language_model import LanguageModel, Resident
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from naive_rmu import naive_rmu  # pyright: ignore[reportMissingImports]

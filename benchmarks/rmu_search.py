@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from spunge.data import Source, load
 from spunge.interfaces import Work
-from spunge.language_model import LanguageModel, Resident
+from spunge.rows.sources import Source, load
 from spunge.steering.search import ALPHAS, RATIOS, Trial, attempt, search
-from spunge.unlearn.adaptive_rmu import AdaptiveRMU
+from spunge.unlearners.adaptive_rmu import AdaptiveRMU
+from spunge.weights.language_model import LanguageModel, Resident
 
 NEAR = 0.05
 """How far below the grid's best the search's may be; it says little where many points of the grid are as near."""

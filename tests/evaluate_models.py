@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from spunge.interfaces import LoadedVariant, Work
-from spunge.language_model import Resident
+from spunge.weights.language_model import Resident
 
 SPECIAL = {"<s>": 0, "</s>": 1, "<unk>": 2}
 

@@ -11,9 +11,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from spunge.data import Corpus
 from spunge.interfaces import Work
-from spunge.language_model import LanguageModel, Resident
+from spunge.rows.sources import Corpus
+from spunge.weights.language_model import LanguageModel, Resident
 
 WORDS = [f"w{index}" for index in range(60)]
 VOCABULARY = ["<pad>", "<bos>", "<eos>", "<unk>", *WORDS]

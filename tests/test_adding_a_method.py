@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from training_models import answers, save_model, work_in
 
-from spunge import experiment
-from spunge.stages import identity
+from spunge.recipe import experiment
+from spunge.run.stages import identity
 
 PAGE = (Path(__file__).parent.parent / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
 AROUND = """

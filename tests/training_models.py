@@ -9,9 +9,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from spunge.data import Corpus
 from spunge.interfaces import Work
-from spunge.language_model import LanguageModel, Resident
+from spunge.rows.sources import Corpus
+from spunge.weights.language_model import LanguageModel, Resident
 
 WORDS = [f"w{number}" for number in range(40)]
 TEMPLATE = (

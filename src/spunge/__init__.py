@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-from types import ModuleType
+from importlib.abc import MetaPathFinder
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from spunge.api import merge, run
-    from spunge.data import Corpus, Source
     from spunge.errors import SpungeError
-    from spunge.experiment import Experiment
-    from spunge.language_model import LanguageModel
-    from spunge.task_vector import LowRank, TaskVector
+    from spunge.recipe.experiment import Experiment
+    from spunge.rows.sources import Corpus, Source
+    from spunge.weights.language_model import LanguageModel
+    from spunge.weights.task_vector import LowRank, TaskVector
 
 __all__ = [
     "Corpus",
@@ -28,46 +27,47 @@ __all__ = [
     "run",
 ]
 
-_HOMES = {
-    "Corpus": "data",
-    "Experiment": "experiment",
-    "LanguageModel": "language_model",
-    "LowRank": "task_vector",
-    "Source": "data",
+_MODULES = {
+    "Corpus": "rows.sources",
+    "Experiment": "recipe.experiment",
+    "LanguageModel": "weights.language_model",
+    "LowRank": "weights.task_vector",
+    "Source": "rows.sources",
     "SpungeError": "errors",
-    "TaskVector": "task_vector",
+    "TaskVector": "weights.task_vector",
+    "merge": "api",
     "run": "api",
 }
 
-
-class _Package(ModuleType):
-    """Keeps `spunge.merge` the function, though `spunge/merge/` is the package of its methods.
-
-    Importing a subpackage would set it as the attribute of that name; `from spunge.merge import Ties` needs none.
-    """
-
-    @property
-    def merge(self) -> Callable[..., TaskVector]:
-        """`spunge.api.merge`."""
-        from spunge import api
-
-        return api.merge
-
-    @merge.setter
-    def merge(self, subpackage: ModuleType) -> None:
-        pass
+_MOVED = {
+    "spunge.data": "spunge.rows.sources",
+    "spunge.evaluate": "spunge.evaluators",
+    "spunge.experiment": "spunge.recipe.experiment",
+    "spunge.language_model": "spunge.weights.language_model",
+    "spunge.merge": "spunge.mergers",
+    "spunge.split": "spunge.splitters",
+    "spunge.task_vector": "spunge.weights.task_vector",
+    "spunge.unlearn": "spunge.unlearners",
+}
+"""Modules that version 0.1 promised, and where their contents are now."""
 
 
-sys.modules[__name__].__class__ = _Package
+class _Moved(MetaPathFinder):
+    """Says where a module of version 0.1 is now; asked last, when no other finder knows the module."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name in _MOVED:
+            raise ModuleNotFoundError(f"{name} has moved: import from {_MOVED[name]}", name=name)
+
+
+sys.meta_path.append(_Moved())
 
 
 def __getattr__(name: str) -> Any:
     # Importing a recipe's settings must not import torch, so public names are fetched when they are asked for.
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'spunge' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"spunge.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"spunge.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

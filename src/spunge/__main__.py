@@ -1,6 +1,6 @@
 """Lets `python -m spunge` do what the console script does."""
 
-from spunge.cli import main
+from spunge.cli.commands import main
 
 if __name__ == "__main__":
     main()

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spunge import experiment as recipes
-from spunge import pipeline
-from spunge.experiment import Experiment
-from spunge.merge import AnyMerger
+from spunge.mergers import AnyMerger
 from spunge.merging import merge as merge_task_vectors
-from spunge.task_vector import TaskVector
+from spunge.recipe import experiment as recipes
+from spunge.recipe.experiment import Experiment
+from spunge.run import flow as pipeline
+from spunge.weights.task_vector import TaskVector
 
 
 def run(recipe: str | Path | Experiment, *settings: str, out: str | Path = "runs", **options: Any) -> Path:

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
@@ -23,12 +23,10 @@ if TYPE_CHECKING:  # what is only named here need not be imported by a merge, sa
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from spunge.data import Corpus
-    from spunge.language_model import LanguageModel, Resident
-    from spunge.task_vector import TaskVector
-
-ItemTable: TypeAlias = "pl.DataFrame"
-"""What an evaluation measured, one row an item and metric: the columns are `items.SCHEMA`."""
+    from spunge.rows.items import ItemTable
+    from spunge.rows.sources import Corpus
+    from spunge.weights.language_model import LanguageModel, Resident
+    from spunge.weights.task_vector import TaskVector
 
 RETAIN = "retain"
 """The retain set's name where subsets go by theirs."""
@@ -85,11 +83,6 @@ class Forecast:
     """Bytes of what it leaves in the store."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """Subject → what else to know. A later task's note on a subject stands for the earlier ones too."""
-
-
-def spelled(size: int) -> str:
-    """Returns a number of bytes for people."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.{0 if size >= 2**23 else 1}f} MiB"
 
 
 class Splitter(Settings):

@@ -21,8 +21,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([
-    "matplotlib.backends.backend_svg", "peft", "polars", "torch", "spunge.cli", "spunge.merging",
-    "spunge.pipeline", "spunge.report.page", "spunge.steering.loop", "transformers.models.llama.modeling_llama",
+    "matplotlib.backends.backend_svg", "peft", "polars", "torch", "spunge.cli.commands", "spunge.merging",
+    "spunge.run.flow", "spunge.report.page", "spunge.steering.loop", "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
 ])  # fmt: skip
 MEASURED = {"seconds", "peak_memory", "checksum"}
@@ -153,7 +153,7 @@ def _child(words: list[str], cwd: Path, meddle: Callable[[], None] | None, figur
     os.chdir(cwd)
     with errors.open("w") as sys.stderr, open(os.devnull, "w") as sys.stdout:
         try:
-            from spunge import cli
+            from spunge.cli import commands as cli
 
             signal.signal(signal.SIGINT, signal.default_int_handler)
             if not figures:

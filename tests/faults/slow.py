@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from spunge.data import Corpus
+from spunge.files import replace_text
 from spunge.interfaces import Unlearner, Work
-from spunge.language_model import LanguageModel
-from spunge.store import replace_text
-from spunge.task_vector import TaskVector
+from spunge.rows.sources import Corpus
+from spunge.weights.language_model import LanguageModel
+from spunge.weights.task_vector import TaskVector
 
 
 class Sleeper(Unlearner):

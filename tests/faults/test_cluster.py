@@ -17,7 +17,7 @@ import pytest
 from attempts import attempt, leftovers, made
 from conftest import tiny_world
 
-from spunge.executors.cluster import KEEPALIVE
+from spunge.run.executors.cluster import KEEPALIVE
 
 HERE = Path(__file__).parent
 PORT = 6399

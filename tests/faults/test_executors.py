@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from spunge.errors import WorkerDied
-from spunge.executors.local import Local, Slot, slots
 from spunge.interfaces import Work
-from spunge.store import Artifact, Store
+from spunge.run.executors.local import Local, Slot, slots
+from spunge.run.store import Artifact, Store
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from spunge import cli
+from spunge.cli import commands as cli
 
 SECONDS = 30
 """Of processor time: what takes more hangs."""
 KINDS = ("recipe", "recipe_bytes", "data", "header", "index", "task_vector", "run_manifest", "store_manifest")
 NAUGHTY = (
     "", " ", "../../outside", "/etc/passwd", "~", ".", "..", "\x00", "null", "1e5", "no", "a b", "é🜚", "{x}", "{0}",
-    "%s", "$x", "lab:model", "lab:../data.py", "cuda:9", "a/b", "x" * 300, "os:system", "spunge.data:Source",
+    "%s", "$x", "lab:model", "lab:../data.py", "cuda:9", "a/b", "x" * 300, "os:system", "spunge.rows.sources:Source",
     "SELECT 1", "1 = 1", "domain", "<script>", "-1", "0.5", "true", "F32", "model.safetensors", "../model.safetensors",
 )  # fmt: skip
 NUMBERS = (

@@ -16,7 +16,7 @@ from attempts import attempt
 from pydantic import ValidationError
 
 from spunge.errors import ModelError, redacted
-from spunge.language_model import LanguageModel
+from spunge.weights.language_model import LanguageModel
 
 TOKEN = "hf_" + "aB3" * 11
 
@@ -115,9 +115,9 @@ def test_a_checkpoint_that_is_a_pickle_of_something_else_is_not_unpickled(tmp_pa
     import torch
 
     from spunge.interfaces import Work
-    from spunge.language_model import Resident
     from spunge.steering import loop
     from spunge.training import state
+    from spunge.weights.language_model import Resident
 
     work = Work(Resident(), tmp_path, tmp_path)
     for name in (loop.CHECKPOINT, "state.pt"):

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spunge.checkpoint import Checkpoint
 from spunge.errors import RecipeError
 from spunge.merging.job import BLOCK, Job
 from spunge.merging.kernels import as_array, count_nonzero
 from spunge.merging.sources import unlike_base
 from spunge.merging.thresholds import Counts, Thresholds
-from spunge.task_vector import TaskVector, add
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.task_vector import TaskVector, add
 
 COVERAGE_FLOOR = 0.3
 """A subset of whose removal less than this is left in the merged task vector is warned of."""

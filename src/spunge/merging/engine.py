@@ -11,16 +11,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from spunge import adapter
-from spunge.checkpoint import Checkpoint, Written, new_directory, refuse_overflow, rewrite
 from spunge.errors import IncompatibleTaskVectors
+from spunge.files import new_directory
 from spunge.interfaces import RETAIN, Block, Merger, Progress, silent
 from spunge.merging.diagnostics import Measures, Rounding, summarise
 from spunge.merging.factors import Factors
 from spunge.merging.grams import Grams
 from spunge.merging.job import Job, prepare, provenance
 from spunge.merging.thresholds import find_thresholds
-from spunge.task_vector import FILE, TaskVector, add, create, write_manifest
+from spunge.weights import adapter
+from spunge.weights.checkpoint import Checkpoint, Written, refuse_overflow, rewrite
+from spunge.weights.task_vector import FILE, TaskVector, add, create, write_manifest
 
 
 @dataclass(frozen=True, eq=False)

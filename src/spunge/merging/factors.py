@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from spunge import adapter
 from spunge.interfaces import Block
 from spunge.merging.diagnostics import ratio, rounded
 from spunge.merging.job import Job
-from spunge.task_vector import LowRank
+from spunge.weights import adapter
+from spunge.weights.task_vector import LowRank
 
 _EXACT_SVD = 512
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spunge.checkpoint import Checkpoint
 from spunge.errors import IncompatibleTaskVectors, RecipeError
 from spunge.interfaces import RETAIN, Merger, Needs
 from spunge.merging.grams import Grams
 from spunge.merging.sources import check_base, refuse_twice
-from spunge.task_vector import ROWS, Difference, LowRank, OpenFiles, TaskVector, TensorPlace
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.task_vector import ROWS, Difference, LowRank, OpenFiles, TaskVector, TensorPlace
 
 BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Elements of each variant that are combined at once, by kind of device: what fits a cache, or keeps a GPU busy."""

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from spunge import adapter
-from spunge.checkpoint import INDEX, SINGLE, Checkpoint
 from spunge.errors import ArtifactError, IncompatibleTaskVectors, RecipeError
-from spunge.task_vector import FILE, Difference, Entry, TaskVector, check_shape
+from spunge.weights import adapter
+from spunge.weights.checkpoint import INDEX, SINGLE, Checkpoint
+from spunge.weights.task_vector import FILE, Difference, Entry, TaskVector, check_shape
 
 T = TypeVar("T")
 _CONSTANT = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attn\.masked_bias)")

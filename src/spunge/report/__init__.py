@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from spunge.errors import ArtifactError
+from spunge.files import replace_text
 from spunge.report import artifacts, comparing, results, search
 from spunge.report.findings import Findings
 from spunge.report.tables import Table, all_tables, key_tables
 from spunge.report.verdict import verdict
-from spunge.store import replace_text
 
 __all__ = ["Table", "build", "card", "compare", "summary", "watch", "write"]
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ruamel.yaml import YAML, YAMLError
 
 from spunge.errors import ArtifactError
-from spunge.items import SCHEMA
+from spunge.rows.items import SCHEMA
 
 FORMAT = 1
 

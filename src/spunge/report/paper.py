@@ -49,7 +49,7 @@ def cells() -> dict[str, dict[str, dict[str, float]]]:
 
 @cache
 def _published() -> Mapping[str, Any]:
-    file = resources.files("spunge") / "recipes" / "paper_results.yaml"
+    file = resources.files("spunge.recipe") / "shipped" / "paper_results.yaml"
     return YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
 
 

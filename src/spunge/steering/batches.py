@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from spunge.data import Corpus
 from spunge.errors import DataError
+from spunge.rows.sources import Corpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,10 +10,10 @@ import psutil
 import torch
 
 from spunge.errors import ModelError
-from spunge.interfaces import spelled
-from spunge.language_model import LanguageModel
-from spunge.steering import SteeredUnlearner
+from spunge.files import format_bytes
+from spunge.steering.settings import SteeredUnlearner
 from spunge.steering.truncated import find_layers, skeleton_of
+from spunge.weights.language_model import LanguageModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -82,9 +82,9 @@ def check_memory(expected: Estimate, device: str) -> None:
     free = free_memory(device)
     if expected.needed > free:
         raise ModelError(
-            f"about {spelled(expected.needed)} are needed and {spelled(free)} are free on {device}: weights "
-            f"{spelled(expected.weights)}, training {spelled(expected.training)}, activations "
-            f"{spelled(expected.activations)}; lower batch_size or max_length, or compute in bfloat16"
+            f"about {format_bytes(expected.needed)} are needed and {format_bytes(free)} are free on {device}: weights "
+            f"{format_bytes(expected.weights)}, training {format_bytes(expected.training)}, activations "
+            f"{format_bytes(expected.activations)}; lower batch_size or max_length, or compute in bfloat16"
         )
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from spunge.data import Corpus
-from spunge.interfaces import Forecast, Work, spelled
-from spunge.language_model import LanguageModel
-from spunge.steering import SteeredUnlearner
+from spunge.files import format_bytes
+from spunge.interfaces import Forecast, Work
+from spunge.rows.sources import Corpus
 from spunge.steering.batches import Cut
 from spunge.steering.cache import StateCache
 from spunge.steering.estimate import estimate, number_size
 from spunge.steering.loop import kept, prepare, uses
+from spunge.steering.settings import SteeredUnlearner
 from spunge.steering.truncated import skeleton_of
+from spunge.weights.language_model import LanguageModel
 
 Place = tuple[LanguageModel, Cut]
 
@@ -74,6 +75,6 @@ class States:
         if not self.size:
             return "none: no batch comes twice"
         in_memory = min(self.size, StateCache().budget)
-        where = f"{spelled(in_memory)} in memory, {spelled(self.size - in_memory)} in a memory map"
+        where = f"{format_bytes(in_memory)} in memory, {format_bytes(self.size - in_memory)} in a memory map"
         gain = f"pays: spares {self.spared:.0%} of the frozen passes" if self.spared else "spares nothing"
-        return f"{spelled(self.size)} ({where}); {gain}"
+        return f"{format_bytes(self.size)} ({where}); {gain}"

@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spunge.data import Corpus
 from spunge.errors import ArtifactError, DataError, TrainingDiverged
 from spunge.interfaces import Work
-from spunge.language_model import LanguageModel, Resident
-from spunge.steering import SteeredUnlearner, of_topic
+from spunge.rows.sources import Corpus
 from spunge.steering.batches import Batch, Cut, orders, pad, tokenise
 from spunge.steering.cache import StateCache
 from spunge.steering.estimate import check_memory, estimate
 from spunge.steering.optimisers import AdamWEpsilonOutside
+from spunge.steering.settings import SteeredUnlearner, of_topic
 from spunge.steering.truncated import Call, TruncatedModel, choose_parameters, load_truncated, positions
-from spunge.task_vector import TaskVector
+from spunge.weights.language_model import LanguageModel, Resident
+from spunge.weights.task_vector import TaskVector
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

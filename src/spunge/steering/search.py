@@ -12,13 +12,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from spunge.data import Corpus
 from spunge.errors import RecipeError, TrainingDiverged
 from spunge.interfaces import Work, silent
-from spunge.language_model import LanguageModel
-from spunge.steering import TABLE, SteeredUnlearner
+from spunge.rows.sources import Corpus
 from spunge.steering.loop import METRICS, steer
+from spunge.steering.settings import TABLE, SteeredUnlearner
 from spunge.steering.truncated import skeleton_of
+from spunge.weights.language_model import LanguageModel
 
 RATIOS = (1.0, 2.0, 4.0, 8.0)
 ALPHAS = (1.0, 10.0, 100.0, 1000.0)

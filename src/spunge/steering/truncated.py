@@ -14,9 +14,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from spunge.checkpoint import Checkpoint
 from spunge.errors import ModelError
-from spunge.language_model import LanguageModel, checkpoint_names, no_bars
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.language_model import LanguageModel, checkpoint_names, no_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -8,18 +8,17 @@ from typing import Literal
 
 from torch import Tensor
 
-from spunge import losses
-from spunge.checkpoint import export
-from spunge.data import Corpus
 from spunge.errors import ArtifactError, DataError
 from spunge.interfaces import Work
-from spunge.language_model import LanguageModel
-from spunge.task_vector import TaskVector
-from spunge.training import sharding
+from spunge.rows.sources import Corpus
+from spunge.training import losses, sharding
 from spunge.training.loop import Probe, Term, train
 from spunge.training.rows import Batch, Encoded
+from spunge.training.settings import ForgetAndRetain, Tuning
 from spunge.training.trainee import Trainee, borrow
-from spunge.tuning import ForgetAndRetain, Tuning
+from spunge.weights.checkpoint import export
+from spunge.weights.language_model import LanguageModel
+from spunge.weights.task_vector import TaskVector
 
 
 def learn(settings: Tuning, base: LanguageModel, corpus: Corpus, work: Work) -> TaskVector:

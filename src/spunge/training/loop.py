@@ -12,16 +12,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spunge import losses
 from spunge.errors import TrainingDiverged
 from spunge.interfaces import Unlearner, Work, scale_of
-from spunge.task_vector import Entry, TaskVector
-from spunge.training import sharding
+from spunge.training import losses, sharding
 from spunge.training.rows import Batch, Encoded, Step, plan
 from spunge.training.seeding import seed_of, seeded
+from spunge.training.settings import Tuning
 from spunge.training.state import Run, fingerprint
 from spunge.training.trainee import Trainee
-from spunge.tuning import Tuning
+from spunge.weights.task_vector import Entry, TaskVector
 
 METRICS = "metrics.jsonl"
 STATE = "training_state.pt"

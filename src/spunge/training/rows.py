@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spunge import losses
-from spunge.data import Corpus
 from spunge.errors import DataError
-from spunge.tuning import Tuning
+from spunge.rows.sources import Corpus
+from spunge.training import losses
+from spunge.training.settings import Tuning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from spunge.errors import RecipeError
-from spunge.tuning import Tuning
+from spunge.training.settings import Tuning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from spunge.errors import TrainingDiverged
 from spunge.training import sharding
 from spunge.training.rows import Encoded
-from spunge.tuning import Tuning
+from spunge.training.settings import Tuning
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 SAVE_SECONDS = 60.0

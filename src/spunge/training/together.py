@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spunge import losses
-from spunge.data import Corpus
 from spunge.interfaces import Work
-from spunge.language_model import LanguageModel
-from spunge.task_vector import Entry, TaskVector
+from spunge.rows.sources import Corpus
+from spunge.training import losses
 from spunge.training.loop import Course, Term
 from spunge.training.rows import Encoded
+from spunge.training.settings import Tuning
 from spunge.training.trainee import Trainee, borrow
-from spunge.tuning import Tuning
+from spunge.weights.language_model import LanguageModel
+from spunge.weights.task_vector import Entry, TaskVector
 
 _Adapter = Mapping[str, nn.Parameter]
 

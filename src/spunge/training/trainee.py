@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from spunge import losses
-from spunge.data import Corpus
 from spunge.errors import MissingExtra, RecipeError
 from spunge.interfaces import Work
-from spunge.language_model import LanguageModel, checkpoint_names
-from spunge.task_vector import Entry
-from spunge.training import sharding
+from spunge.rows.sources import Corpus
+from spunge.training import losses, sharding
 from spunge.training.rows import Batch, Encoded, collate, cut, encode
+from spunge.training.settings import Tuning
 from spunge.training.tuned import chosen_weights, with_lora, with_pieces, with_weights
-from spunge.tuning import Tuning
+from spunge.weights.language_model import LanguageModel, checkpoint_names
+from spunge.weights.task_vector import Entry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from spunge.errors import RecipeError
-from spunge.task_vector import Entry, LowRank
 from spunge.training import sharding
 from spunge.training.seeding import seeded
-from spunge.tuning import Lora
+from spunge.training.settings import Lora
+from spunge.weights.task_vector import Entry, LowRank
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

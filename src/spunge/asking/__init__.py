@@ -1,0 +1,1 @@
+"""What every question to a model comes down to: log-likelihoods, completions, and a classifier's or a judge's word."""

@@ -1,0 +1,244 @@
+"""Greedy completions of prompts, by the resident model or by vLLM: what an evaluation's scorers read."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import polars as pl
+
+from spunge.asking import by_vllm
+from spunge.errors import DataError, MissingExtra
+from spunge.interfaces import Generation, Progress, Work, silent
+from spunge.rows import items
+from spunge.rows.items import Part
+from spunge.rows.sources import Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from spunge.weights.language_model import LanguageModel
+    from spunge.weights.task_vector import TaskVector
+
+Ids = tuple[int, ...]
+Engine = Literal["auto", "native", "vllm"]
+
+
+def chosen_engine(engine: Engine) -> Literal["native", "vllm"]:
+    """Returns what `auto` stands for on this machine.
+
+    Raises:
+        MissingExtra: vLLM is asked for, and is not installed.
+    """
+    if engine == "vllm" and not by_vllm.installed():
+        raise MissingExtra(
+            f"engine: vllm is not installed here: name the Python of an environment that has it in {by_vllm.PYTHON}, "
+            "or set `engine: native`"
+        )
+    if engine == "auto" and by_vllm.installed():
+        import torch
+
+        return "vllm" if torch.cuda.is_available() else "native"
+    return "native" if engine == "auto" else engine
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after a prompt."""
+
+    prompt: str
+    text: str
+    ids: tuple[int, ...]
+    """The completion's tokens, the one that ended it included."""
+    truncated: bool
+    """Whether the prompt had to be cut from the left to fit the model."""
+
+
+class Completions(Generation):
+    """Has a variant complete every prompt of some rows, greedily."""
+
+    outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
+    sources: tuple[Source, ...]
+    where: str | None
+    part: Part
+    limit: int | None
+    max_new_tokens: int
+    stop_at_newline: bool
+    engine: Literal["native", "vllm"]
+    batch_size: int
+
+    def check(self, base: LanguageModel) -> None:
+        """Refuses completions that leave no room for a prompt."""
+        from spunge.asking import inference
+
+        window = inference.stated_window(base.config())
+        if window is not None:
+            room_for_prompts(window, self.max_new_tokens)
+
+    def generate(self, base: LanguageModel, change: TaskVector | None, work: Work) -> pl.DataFrame:
+        """Returns the completions of base + change, one row each; `completions` reads them back.
+
+        Raises:
+            DataError: A prompt is missing, empty or too long.
+            ModelError: vLLM could not do it.
+        """
+        if self.engine == "native":
+            _, tokenizer = work.resident.base(base)
+            with work.resident.variant(base, change) as model:
+                return self.written_by(model, tokenizer, work)
+        from spunge.weights.checkpoint import export
+
+        work.resident.close()  # vLLM wants the device for itself
+        with tempfile.TemporaryDirectory(dir=work.scratch) as folder:
+            changed = Path(folder) / "model"
+            directory = base.directory() if change is None else export(base.directory(), change, changed)
+            return frame(self._by_vllm(base, directory, Path(folder)))
+
+    def written_by(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: Work) -> pl.DataFrame:
+        """Returns the completions of a loaded model."""
+        written = generate(
+            model,
+            tokenizer,
+            self.prompts(),
+            max_new_tokens=self.max_new_tokens,
+            stop_at_newline=self.stop_at_newline,
+            batch_size=self.batch_size,
+            progress=work.progress,
+            scratch=work.scratch,
+        )
+        return frame(written)
+
+    def _by_vllm(self, base: LanguageModel, directory: Path, folder: Path) -> list[Completion]:
+        from spunge.asking import inference
+
+        tokenizer, shell = base.load_tokenizer(), by_vllm.shell(base)
+        return complete(
+            tokenizer,
+            self.prompts(),
+            window=inference.window(shell, tokenizer),
+            ends=inference.end_tokens(shell, tokenizer),
+            max_new_tokens=self.max_new_tokens,
+            stop_at_newline=self.stop_at_newline,
+            ask=partial(by_vllm.complete, base, shell, directory, folder, self.max_new_tokens),
+        )
+
+    def prompts(self) -> list[str]:
+        """Returns the prompts, in the order of the items."""
+        loaded = items.load(self.sources, needs=["prompt"], where=self.where, limit=self.limit, part=self.part)
+        prompts = [item.row["prompt"] for item in loaded]
+        if not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
+            raise DataError(f"{self.sources[0].path}: a row has an empty 'prompt'; remove it, or set `where`")
+        return prompts
+
+
+def frame(written: Sequence[Completion]) -> pl.DataFrame:
+    """Returns completions as a table."""
+    schema = {"prompt": pl.String, "text": pl.String, "ids": pl.List(pl.Int64), "truncated": pl.Boolean}
+    return pl.DataFrame([asdict(one) for one in written], schema=schema)
+
+
+def completions(written: pl.DataFrame) -> list[Completion]:
+    """Reads back what `frame` wrote."""
+    return [Completion(**{**row, "ids": tuple(row["ids"])}) for row in written.iter_rows(named=True)]
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    stop_at_newline: bool = False,
+    batch_size: int,
+    progress: Progress = silent,
+    scratch: Path | None = None,
+) -> list[Completion]:
+    """Completes every prompt greedily with a loaded model; see `complete`."""
+    from spunge.asking import inference
+
+    def ask(prompts: Sequence[Ids], stop: frozenset[int]) -> list[Ids]:
+        options: Any = {"batch_size": batch_size, "progress": progress, "scratch": scratch}
+        return inference.complete(model, prompts, max_new_tokens=max_new_tokens, stop=stop, **options)
+
+    return complete(
+        tokenizer,
+        prompts,
+        window=inference.window(model, tokenizer),
+        ends=inference.end_tokens(model, tokenizer),
+        max_new_tokens=max_new_tokens,
+        stop_at_newline=stop_at_newline,
+        ask=ask,
+    )
+
+
+def complete(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    window: int,
+    ends: frozenset[int],
+    max_new_tokens: int,
+    stop_at_newline: bool,
+    ask: Callable[[Sequence[Ids], frozenset[int]], Sequence[Ids]],
+) -> list[Completion]:
+    """Completes every prompt; the prompt is cut from the answer by its tokens, never by its text.
+
+    Args:
+        tokenizer: The model's.
+        prompts: What to complete; from the left, what does not fit into the window beside the completion is cut off.
+        window: How many tokens the model reads.
+        ends: The tokens that end a text.
+        max_new_tokens: The longest completion.
+        stop_at_newline: Whether a line break ends one too.
+        ask: Returns the completion, with the token that ended it, of every prompt, given the tokens that end one.
+
+    Raises:
+        DataError: The model's window leaves no room for a prompt.
+    """
+    from spunge.asking import inference
+
+    room = room_for_prompts(window, max_new_tokens)
+    whole = inference.encode(tokenizer, prompts)
+    read = [ids[-room:] for ids in whole]
+    lines = newline_tokens(tokenizer) if stop_at_newline else frozenset()
+    done = []
+    for prompt, ids, kept, new in zip(prompts, whole, read, ask(read, ends | lines), strict=True):
+        text = _text_after(tokenizer, kept, new[:-1] if new and new[-1] in ends else new)
+        if stop_at_newline:
+            text = text.split("\n", 1)[0]
+        done.append(Completion(prompt, text, new, len(kept) < len(ids)))
+    return done
+
+
+def room_for_prompts(window: int, max_new_tokens: int) -> int:
+    """Returns how many tokens of a prompt fit beside its completion.
+
+    Raises:
+        DataError: None does.
+    """
+    if window <= max_new_tokens:
+        raise DataError(
+            f"max_new_tokens: {max_new_tokens} leaves no room for a prompt: this model reads {window} tokens at once"
+        )
+    return window - max_new_tokens
+
+
+def newline_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Returns every token that holds a line break."""
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    return frozenset(token for token, text in enumerate(texts) if "\n" in text)
+
+
+def _text_after(tokenizer: PreTrainedTokenizerBase, prompt: tuple[int, ...], new: tuple[int, ...]) -> str:
+    """Decodes a completion in the company of its prompt, as some tokenizers drop the blank before a first word."""
+
+    def decode(ids: tuple[int, ...]) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    before, both = decode(prompt), decode(prompt + new)
+    return both[len(before) :] if both.startswith(before) else decode(new)

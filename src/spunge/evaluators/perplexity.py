@@ -1,0 +1,118 @@
+"""Perplexity of a text set: how surprised the model is by text that it should still know, or should no longer."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from spunge.errors import DataError
+from spunge.interfaces import Evaluator, LoadedVariant, Work
+from spunge.rows import items
+from spunge.rows.items import ItemTable, Measured, Part
+from spunge.rows.sources import Source
+
+
+class Perplexity(Evaluator):
+    """Measures the negative log-likelihood of every row's text, read in overlapping windows.
+
+    The items hold `nll` (natural log, summed) and `tokens`, so that a set's perplexity is exp(Σ nll / Σ tokens), and
+    each row's own `perplexity`.
+    """
+
+    headline: ClassVar[tuple[str, ...]] = ("perplexity",)
+    outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
+    method: Literal["perplexity"] = "perplexity"
+    sources: tuple[Source, ...]
+    """Rows with a `text`."""
+    attributes: tuple[str, ...] = ()
+    """Columns that become the item's attributes."""
+    where: str | None = None
+    """A polars SQL expression that keeps a row."""
+    part: Part = "all"
+    """Which rows, by their hash: `validation` (30 %, to tune on), `test` (the rest), or `all`."""
+    limit: int | None = Field(default=None, ge=1)
+    """Reads only so many rows, the first by their hash."""
+    window: int | None = Field(default=None, ge=2)
+    """How many tokens the model reads at once; its own window by default."""
+    stride: int | None = Field(default=None, ge=1)
+    """How many new tokens each window adds after the first; half a window by default."""
+    batch_size: int = Field(default=8, ge=1)
+    """How many windows go through the model at once."""
+
+    def check(self) -> None:
+        """Refuses rows without a text."""
+        items.of(self, "text")
+
+    def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
+        """Returns nll, tokens and perplexity of every row.
+
+        Raises:
+            DataError: A row holds no text, or the window is longer than the model's.
+        """
+        from spunge.asking import inference
+
+        loaded = items.of(self, "text")
+        longest = inference.window(variant.model, variant.tokenizer)
+        window = self.window or longest
+        stride = self.stride or max(window // 2, 1)
+        if window > longest or stride >= window:
+            raise DataError(
+                f"{self.suite}: window {window} and stride {stride} do not fit a model that reads {longest} tokens"
+            )
+        first = inference.beginning(variant.tokenizer)
+        requests, owners = [], []
+        for number, item in enumerate(loaded):
+            ids = tuple(variant.tokenizer.encode(str(item.row["text"]), add_special_tokens=False, verbose=False))
+            if not ids:
+                raise DataError(f"{self.sources[0].path}: a row has an empty 'text'; remove it")
+            parts = windows((first, *ids), window, stride)
+            requests += [inference.Request(context, continuation) for context, continuation in parts]
+            owners += [number] * len(parts)
+        scores = inference.loglikelihoods(
+            variant.model,
+            requests,
+            batch_size=self.batch_size,
+            progress=work.progress,
+            what=self.suite,
+            scratch=work.scratch,
+        )
+        nll, tokens = [0.0] * len(loaded), [0] * len(loaded)
+        for owner, request, score in zip(owners, requests, scores, strict=True):
+            nll[owner] -= score
+            tokens[owner] += len(request.continuation)
+        return items.table(
+            self.suite,
+            (
+                Measured(item, self.suite, measure(nats, count), {})
+                for item, nats, count in zip(loaded, nll, tokens, strict=True)
+            ),
+        )
+
+
+def windows(ids: tuple[int, ...], window: int, stride: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Cuts ids into (context, continuation) windows that score every id but the first exactly once.
+
+    The first window scores all it reads; each later one reads `window` ids and scores the last `stride` of them, so
+    that an id has at least `window - stride` ids before it.
+    """
+    cuts = [(ids[:1], ids[1 : window + 1])]
+    done = window + 1
+    while done < len(ids):
+        stop = min(done + stride, len(ids))
+        cuts.append((ids[max(stop - window - 1, 0) : done], ids[done:stop]))
+        done = stop
+    return cuts
+
+
+def measure(nll: float, tokens: int) -> dict[str, float | None]:
+    """Returns the metrics of one text from its summed negative log-likelihood; no perplexity of no tokens."""
+    unreadable = math.isnan(nll)
+    return {
+        "nll": None if unreadable else nll,
+        "tokens": float(tokens),
+        "perplexity": None if unreadable or not tokens else math.exp(min(nll / tokens, 700.0)),
+        "nan": float(unreadable),
+    }

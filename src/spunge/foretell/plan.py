@@ -1,0 +1,85 @@
+"""The flow walked without running it: what a run would compute and why, what that takes, and what runs refer to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from spunge.errors import ArtifactError, SpungeError
+from spunge.foretell import sizes
+from spunge.recipe import experiment as recipe
+from spunge.recipe.experiment import Experiment
+from spunge.run.executors.planned import Planned
+from spunge.run.flow import choose_device, flow, load
+from spunge.run.store import Store
+from spunge.steering.estimate import free_memory
+
+
+def plan(experiment: Experiment, *, out: str | Path = "runs") -> list[dict[str, Any]]:
+    """Says for every task whether it would be reused or computed, why (the fields that differ), and what it takes."""
+    planned = Planned(Store(Path(out) / "store"))
+    flow(experiment, load(experiment), planned)
+    return planned.steps
+
+
+def forecast(
+    experiment: Experiment, *, out: str | Path = "runs", device: str = "auto", memory: int | None = None
+) -> list[dict[str, Any]]:
+    """Returns the plan with what every task that would run takes, from the model's configuration and the rows alone.
+
+    Each step gains `seconds` (None where it cannot be told) and `advice`: what to change where a task does not fit into
+    the memory of the device, or what all of them leave not onto the disk.
+
+    Args:
+        experiment: The recipe; of its model only the configuration is read.
+        out: The runs root.
+        device: The torch device that is planned for.
+        memory: Bytes to plan for instead of what is free on the device.
+    """
+    planned = Planned(Store(Path(out) / "store"), sizes.size_of)
+    flow(experiment, load(experiment, weights=False), planned)
+    device = choose_device(device)
+    room = memory if memory is not None else free_memory(device)
+    process = sizes.PROCESS if device == "cpu" and memory is None else 0
+    existing = next(path for path in (Path(out).absolute(), *Path(out).absolute().parents) if path.exists())
+    disk = shutil.disk_usage(existing).free
+    for step, task in zip(planned.steps, planned.tasks, strict=True):
+        flops = step.pop("flops")
+        step["seconds"] = None if flops is None else flops / sizes.rate(device, experiment.model.dtype)
+        step["advice"] = sizes.advice(task, step["memory"], room - process)
+        if step["memory"] is not None:
+            step["memory"] += process
+        disk -= step["disk"] or 0
+        if disk < 0:
+            step["advice"] = "the disk is full by then: give an --out with more room, or see `spunge store gc`"
+    return planned.steps
+
+
+def needed(out: str | Path) -> dict[str, list[str]]:
+    """Returns the key of every artifact that the runs under a runs root refer to, with the runs' names.
+
+    A run that has not ended refers to all that its recipe leads to.
+
+    Raises:
+        ArtifactError: What a run refers to cannot be told.
+    """
+    runs: dict[str, list[str]] = {}
+    for file in sorted(Path(out).glob("*/recipe.yaml")):
+        directory = file.parent
+        try:
+            said = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+            keys = [stage["key"] for stage in said["stages"]] if said["status"] == "done" else None
+        except (OSError, ValueError, KeyError, TypeError):
+            keys = None
+        try:
+            keys = [step["key"] for step in plan(recipe.read(file), out=out)] if keys is None else keys
+        except SpungeError as error:
+            raise ArtifactError(
+                f"{directory}: this run has not ended, and what it needs cannot be told ({error}); "
+                "call this where the run was started, finish the run, or remove its directory"
+            ) from error
+        for name in dict.fromkeys(keys):
+            runs.setdefault(name, []).append(directory.name)
+    return runs

@@ -1,0 +1,171 @@
+"""Rows of an evaluation set as items with stable names, and what was measured on them as one long table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+import polars as pl
+
+from spunge.errors import DataError
+from spunge.rows import sources as data
+from spunge.rows.sources import Source
+
+ItemTable: TypeAlias = pl.DataFrame
+"""What an evaluation measured, one row an item and metric, in the columns of `SCHEMA`."""
+
+SCHEMA: Mapping[str, type[pl.DataType]] = {
+    "suite": pl.String,
+    "task": pl.String,
+    "item": pl.String,
+    "attributes": pl.String,
+    "metric": pl.String,
+    "value": pl.Float64,
+    "text": pl.String,
+}
+"""One row a variant, item and metric. `item`: `data.item_id` of the item's content. `attributes`: a JSON object such
+as `{"group": "mexican"}` (a list where an item has several values). `value`: the metric, 0 or 1 where it is a verdict.
+`text`: what the value is about (a prompt, a completion), null where there is nothing to show."""
+
+Part = Literal["all", "validation", "test"]
+VALIDATION_SHARE = 0.3
+"""Of the items, by their hash: to tune and to pick on; what tables show comes from the others."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question, prompt or text of an evaluation set."""
+
+    id: str
+    """A hash of the row's content, so that the same row has the same name wherever it stands."""
+    attributes: str
+    """JSON object of the row's attributes."""
+    row: Mapping[str, Any]
+    """The whole row, by column."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on one item."""
+
+    item: Item
+    task: str
+    values: Mapping[str, float | None]
+    """Metric → value; None where it could not be measured."""
+    texts: Mapping[str, str]
+    """Metric → text, for what has words and no number."""
+
+
+def load(
+    sources: Sequence[Source],
+    *,
+    needs: Sequence[str] = (),
+    attributes: Sequence[str] = (),
+    read_as: Mapping[str, Callable[[Any], Any]] | None = None,
+    where: str | None = None,
+    limit: int | None = None,
+    part: Part = "all",
+) -> list[Item]:
+    """Reads the items of an evaluation set.
+
+    Args:
+        sources: Where the rows come from.
+        needs: Columns that the evaluator reads.
+        attributes: Columns that become the item's attributes; a list stays a list.
+        read_as: More attributes, whose cells are read by a function, as files spell one value in several ways.
+        where: A polars SQL expression that keeps a row.
+        limit: Keeps so many rows, the first by their hash, so that every variant and run keeps the same.
+        part: `validation` is the 30 % of the rows whose hash is lowest in another digit, `test` the rest.
+
+    Raises:
+        DataError: A column is missing, or no row is left.
+    """
+    meanings = read_as or {}
+    attributes = tuple(dict.fromkeys((*attributes, *meanings)))
+    corpus = data.load(sources, require="rows")
+    if where is not None:
+        corpus = corpus.where(where)
+    rows = corpus.rows
+    for name in (*needs, *attributes):
+        if name not in rows.columns:
+            raise DataError(f"{sources[0].path}: no column {name!r}; columns are {', '.join(rows.columns)}")
+    items = []
+    seen: Counter[str] = Counter()
+    for row in rows.iter_rows(named=True):
+        content = data.item_id(row)
+        # Benchmarks repeat rows; a second one is another item, not the same one twice.
+        seen[content] += 1
+        name = content if seen[content] == 1 else data.item_id(content, seen[content])
+        values = {column: meanings.get(column, _as_it_is)(row[column]) for column in attributes}
+        items.append(Item(name, json.dumps(values, ensure_ascii=False, default=str), row))
+    if part != "all":
+        items = [item for item in items if _is_validation(item.id) == (part == "validation")]
+    if limit is not None:
+        kept = set(sorted(item.id for item in items)[:limit])
+        items = [item for item in items if item.id in kept]
+    if not items:
+        raise DataError(f"{sources[0].path}: no rows left after where={where!r}, part={part!r}, limit={limit!r}")
+    return items
+
+
+class Asking(Protocol):
+    """Settings that say which rows are asked about, as those of most evaluators do."""
+
+    @property
+    def sources(self) -> tuple[Source, ...]: ...
+    @property
+    def attributes(self) -> tuple[str, ...]: ...
+    @property
+    def where(self) -> str | None: ...
+    @property
+    def limit(self) -> int | None: ...
+    @property
+    def part(self) -> Part: ...
+
+
+def of(settings: Asking, *needs: str, **options: Any) -> list[Item]:
+    """Reads the items that settings ask about; see `load` for the rest."""
+    given = {"attributes": settings.attributes, **options}
+    return load(settings.sources, needs=needs, where=settings.where, limit=settings.limit, part=settings.part, **given)
+
+
+def table(suite: str, measured: Iterable[Measured]) -> ItemTable:
+    """Returns the long table: one row an item and metric, then one an item and text."""
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA}
+
+    def add(one: Measured, metric: str, value: float | None, text: str | None) -> None:
+        row = (suite, one.task, one.item.id, one.item.attributes, metric, value, text)
+        for name, cell in zip(SCHEMA, row, strict=True):
+            columns[name].append(cell)
+
+    for one in measured:
+        for metric, value in one.values.items():
+            add(one, metric, None if value is None else float(value), None)
+        for metric, text in one.texts.items():
+            add(one, metric, None, text)
+    return pl.DataFrame(columns, schema=dict(SCHEMA))
+
+
+def overall(table: ItemTable, metrics: Sequence[str]) -> dict[str, float]:
+    """Returns the mean of those of these metrics that a table has; a perplexity is that of all its tokens together.
+
+    With a NaN among its log-likelihoods there is none: left out, those tokens would count as if they were certain.
+    """
+    values = table.group_by("metric").agg(pl.col("value").mean())
+    means = {metric: mean for metric, mean in values.iter_rows() if mean is not None}
+    if "nll" in means and means.get("tokens") and not table.filter(pl.col("metric") == "nll")["value"].null_count():
+        means["perplexity"] = math.exp(min(means["nll"] / means["tokens"], 700.0))
+    return {metric: means[metric] for metric in metrics if metric in means}
+
+
+def _as_it_is(cell: Any) -> Any:
+    return cell
+
+
+def _is_validation(item: str) -> bool:
+    # The last digits: `limit` sorts by the first ones, and the two choices must not depend on each other.
+    return int(item[-8:], 16) / 16**8 < VALIDATION_SHARE

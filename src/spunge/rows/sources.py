@@ -1,0 +1,356 @@
+"""Forget, retain and evaluation sets: where rows come from, which columns they must have, what they hash to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import polars as pl
+from pydantic import Field
+
+from spunge.errors import DataError
+from spunge.settings import Settings
+
+RESERVED = "spunge:"
+SUBSET = RESERVED + "subset"
+MAX_LENGTH = RESERVED + "max_length"
+CONTENT = ("text", "prompt", "response", "alternative", MAX_LENGTH, SUBSET)
+"""The columns an unlearner may read; everything else in a forget set is an attribute."""
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".txt", ".text")
+
+
+def locate(path: str) -> Path:
+    """Returns the file or directory that a recipe's path names; `lab:` is the embedded world in the package."""
+    if path.startswith("lab:"):
+        return Path(__file__).parents[1] / "lab" / "world" / path.removeprefix("lab:")
+    return Path(path).expanduser()
+
+
+def names_hub(path: str) -> bool:
+    """Says whether a data path that is no local file or directory can be a hub id."""
+    looks_local = path.startswith((".", "/", "~", "lab:")) or path.endswith(SUFFIXES)
+    return not (looks_local or path.count("/") > 1 or locate(path).exists())
+
+
+class Source(Settings):
+    """One place that rows come from: a local file, a directory of files, or a data set on the hub."""
+
+    path: str
+    """A file (JSONL, JSON array, Parquet, CSV, text), a directory of such files, a hub id, or `lab:…`."""
+    name: str | None = None
+    """The configuration of a hub data set."""
+    split: str = "train"
+    """The split of a hub data set."""
+    revision: str | None = None
+    """The revision of a hub data set."""
+    columns: dict[str, str] = {}
+    """Spunge's column name → the source's own, such as `{prompt: question, response: answer}`; a dot leads into a
+    column that holds fields, such as `{prompt: prompt.text}`."""
+    set: dict[str, Any] = {}
+    """Columns to add with one value for every row, such as `{domain: bio}`."""
+    blocks: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Columns to add that count blocks of so many rows from 0, such as `{author: 20}`: twenty rows an author."""
+    compute: dict[str, str] = {}
+    """Columns to add by a polars SQL expression, such as `{toxic: "toxicity_ai + toxicity_human > 5.5"}`."""
+    where: str | None = None
+    """Keep only rows for which this polars SQL expression is true, such as `LENGTH(TRIM(text)) > 0`."""
+    max_length: int | None = None
+    """Texts of this source are cut to so many tokens, whatever the method's own limit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Rows of text with their attributes: a `text` column, or `prompt` and `response`, and anything else."""
+
+    rows: pl.DataFrame
+
+    def __len__(self) -> int:
+        return self.rows.height
+
+    @property
+    def texts(self) -> list[str]:
+        """The whole text of every row; a prompt and its response are joined by a space."""
+        if "text" in self.rows.columns:
+            return self.rows["text"].to_list()
+        prompts, responses = self.rows["prompt"].to_list(), self.rows["response"].to_list()
+        return [f"{prompt} {response}" for prompt, response in zip(prompts, responses, strict=True)]
+
+    @property
+    def max_lengths(self) -> list[int | None]:
+        """The token limit that each row's source set, or None."""
+        if MAX_LENGTH not in self.rows.columns:
+            return [None] * len(self)
+        return self.rows[MAX_LENGTH].to_list()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 of everything an unlearner may read, in order."""
+        return _digest(self.rows.select([name for name in CONTENT if name in self.rows.columns]))
+
+    @cached_property
+    def full_fingerprint(self) -> str:
+        """The sha256 of every column, attributes included: what a splitter or an evaluator may read."""
+        return _digest(self.rows.select(sorted(self.rows.columns)))
+
+    def topics(self) -> dict[str, Corpus]:
+        """Splits by the `subset` column, in order of first appearance; one topic named `forget` without it."""
+        if SUBSET not in self.rows.columns:
+            return {"forget": self}
+        names = self.rows[SUBSET].unique(maintain_order=True).to_list()
+        return {name: Corpus(self.rows.filter(pl.col(SUBSET) == name)) for name in names}
+
+    def select(self, indices: Sequence[int]) -> Corpus:
+        """Returns the rows with these indices, in the order given."""
+        return Corpus(self.rows[list(indices)])
+
+    def named(self, subset: str) -> Corpus:
+        """Returns the same rows, all in one subset of this name."""
+        return Corpus(self.rows.with_columns(pl.lit(subset).alias(SUBSET)))
+
+    def without(self, column: str) -> Corpus:
+        """Returns the same rows without a column."""
+        return Corpus(self.rows.drop(column))
+
+    def where(self, expression: str) -> Corpus:
+        """Returns the rows for which a polars SQL expression over the columns is true.
+
+        Raises:
+            DataError: The expression cannot be evaluated on these columns, or is neither true nor false.
+        """
+        return Corpus(self.rows.filter(pl.Series(self.holds(expression), dtype=pl.Boolean)))
+
+    def holds(self, expression: str, *, of: str = "where") -> list[bool]:
+        """Says for every row whether a polars SQL expression over the columns is true; null counts as false.
+
+        Raises:
+            DataError: The expression cannot be evaluated on these columns, or is neither true nor false.
+        """
+        found = self.evaluated(expression, of=of)
+        if found.dtype != pl.Boolean:
+            raise DataError(f"{of}: {expression!r} gives {found.dtype}, not true or false")
+        return found.fill_null(False).to_list()
+
+    def evaluated(self, expression: str, *, of: str) -> pl.Series:
+        """Returns what a polars SQL expression over the columns gives for every row; `of` is what errors call it.
+
+        Raises:
+            DataError: The expression cannot be evaluated on these columns.
+        """
+        try:
+            found = self.rows.select(pl.sql_expr(expression).alias("_"))["_"]
+        except pl.exceptions.PolarsError as error:
+            reason = _first_line(error)
+            raise DataError(f"{of}: cannot evaluate {expression!r}: {reason}; {_have(self.rows)}") from error
+        if len(found) not in (1, len(self)):
+            raise DataError(f"{of}: {expression!r} gives {len(found)} values for {len(self)} rows")
+        return found if len(found) == len(self) else found.new_from_index(0, len(self))  # one for all
+
+
+def concatenate(corpora: Iterable[Corpus]) -> Corpus:
+    """Stacks corpora; a column that one of them lacks is null there."""
+    return Corpus(pl.concat([corpus.rows for corpus in corpora], how="diagonal_relaxed"))
+
+
+def load(sources: Sequence[Source], *, require: str = "text") -> Corpus:
+    """Reads sources into one corpus.
+
+    Args:
+        sources: Where the rows come from, in order.
+        require: `text`: rows must hold a text, or a prompt and a response; `rows`: any columns will do.
+
+    Raises:
+        DataError: A source is missing, unreadable, empty, or lacks a column.
+    """
+    if not sources:
+        raise DataError("no source is given: name at least one file or hub data set")
+    frames = [_read(source, require) for source in sources]
+    corpus = concatenate(Corpus(frame) for frame in frames)
+    if not len(corpus):
+        raise DataError(f"{sources[0].path}: no rows")
+    return corpus
+
+
+def _digest(rows: pl.DataFrame) -> str:
+    return hashlib.sha256(rows.write_ndjson().encode()).hexdigest()
+
+
+def column_names(path: str) -> list[str]:
+    """Returns the columns of a local file or hub data set, as they are named there."""
+    return _raw(Source(path=path)).columns
+
+
+def item_id(*parts: Any) -> str:
+    """Returns the stable name of an evaluation item: a hash of its content, never of its position."""
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read(source: Source, require: str) -> pl.DataFrame:
+    rows = _unnested(source, _raw(source))
+    missing = [name for name in source.columns.values() if name not in rows.columns]
+    if missing:
+        raise DataError(f"{source.path}: no column {missing[0]!r}; {_have(rows)}")
+    taken = [name for name in rows.columns if name.startswith(RESERVED)]
+    taken += [ours for ours, theirs in source.columns.items() if ours != theirs and ours in rows.columns]
+    if taken:
+        raise DataError(f"{source.path}: it has a column {taken[0]!r} already, which is needed here; rename or drop it")
+    rows = rows.rename({theirs: ours for ours, theirs in source.columns.items()}, strict=True)
+    rows = rows.with_columns(**{name: pl.lit(value) for name, value in source.set.items()})
+    rows = rows.with_columns(**{name: pl.int_range(pl.len()) // size for name, size in source.blocks.items()})
+    for name, expression in source.compute.items():
+        rows = rows.with_columns(Corpus(rows).evaluated(expression, of=f"{source.path}: compute.{name}").alias(name))
+    if source.where is not None:
+        rows = rows.filter(pl.Series(Corpus(rows).holds(source.where, of=f"{source.path}: where"), dtype=pl.Boolean))
+        if not rows.height:
+            raise DataError(f"{source.path}: no row for which {source.where!r} is true")
+    if source.max_length is not None:
+        rows = rows.with_columns(pl.lit(source.max_length).alias(MAX_LENGTH))
+    if require == "text" and rows.height:
+        _check_text(source, rows)
+    return rows
+
+
+def _unnested(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
+    """Puts the fields that `columns` leads into beside the columns that hold them, which go."""
+    paths = {theirs: theirs.split(".", 1) for theirs in source.columns.values() if theirs not in rows.columns}
+    held = {theirs: path for theirs, path in paths.items() if len(path) == 2 and path[0] in rows.columns}
+    for theirs, (column, name) in held.items():
+        kind = rows.schema[column]
+        if not isinstance(kind, pl.Struct) or name not in {known.name for known in kind.fields}:
+            raise DataError(f"{source.path}: column {column!r} has no field {name!r}; it holds {kind}")
+        rows = rows.with_columns(pl.col(column).struct.field(name).alias(theirs))
+    return rows.drop({column for column, _ in held.values()})
+
+
+def _raw(source: Source) -> pl.DataFrame:
+    path = locate(source.path)
+    return _read_local(path) if path.exists() else _read_hub(source)
+
+
+def _check_text(source: Source, rows: pl.DataFrame) -> None:
+    if "text" in rows.columns:
+        wanted = ["text"]
+    elif {"prompt", "response"} <= set(rows.columns):
+        wanted = ["prompt", "response"]
+    else:
+        raise DataError(
+            f"{source.path}: no column 'text' (nor 'prompt' and 'response'); {_have(rows)}; "
+            "name yours with --text-column, or `columns: {text: …}` in a recipe"
+        )
+    for name in wanted:
+        if rows[name].dtype != pl.String:
+            raise DataError(f"{source.path}: column {name!r} holds {rows[name].dtype}, not text")
+        empty = rows[name].is_null() | (rows[name].str.strip_chars() == "")
+        if empty.any():
+            count, first = int(empty.sum()), int(empty.arg_true()[0])
+            raise DataError(f"{source.path}: row {first + 1} has an empty {name!r} ({count} such rows); remove them")
+
+
+def _read_local(path: Path) -> pl.DataFrame:
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+        if not files:
+            raise DataError(f"{path}: no data files in this directory (looked for {', '.join(SUFFIXES)})")
+        return pl.concat([_read_local(file) for file in files], how="diagonal_relaxed")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: unknown kind of file {path.suffix!r}; use one of {', '.join(SUFFIXES)}")
+    try:
+        return reader(path)
+    except (pl.exceptions.PolarsError, UnicodeError, json.JSONDecodeError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {_first_line(error)}") from error
+
+
+def _read_jsonl(path: Path) -> pl.DataFrame:
+    rows = []
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise DataError(f"{path}:{number}: not JSON: {_first_line(error)}") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}:{number}: a line must be a JSON object, this is a {type(row).__name__}")
+            rows.append(row)
+    return _frame(rows)
+
+
+def _read_json(path: Path) -> pl.DataFrame:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise DataError(f"{path}: nested too deeply") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: must be a JSON array of objects (one object a line is JSONL: name it .jsonl)")
+    return _frame(rows)
+
+
+def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, infer_schema_length=None, strict=False) if rows else pl.DataFrame()
+
+
+def _read_text(path: Path) -> pl.DataFrame:
+    """Paragraphs between blank lines, as the retain sets of RMU come."""
+    paragraphs = (block.strip() for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8")))
+    return pl.DataFrame({"text": [block for block in paragraphs if block]}, schema={"text": pl.String})
+
+
+def _read_csv(path: Path) -> pl.DataFrame:
+    # Every column stays text: inference would turn the label 007 into 7 and NA into null.
+    return pl.read_csv(path, infer_schema=False)
+
+
+_READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".parquet": pl.read_parquet,
+    ".csv": _read_csv,
+    ".txt": _read_text,
+    ".text": _read_text,
+}
+
+
+def _read_hub(source: Source) -> pl.DataFrame:
+    if not names_hub(source.path):
+        raise DataError(f"{source.path}: no such file or directory")
+    import datasets  # four seconds to import: only for the hub
+
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
+    except Exception as error:  # the hub client raises many kinds, none of which a user can tell apart
+        refused = hub_refusal(error, f"datasets/{source.path}")
+        raise DataError(f"{source.path}: neither a local file nor to be had from the hub: {refused}") from error
+    return pl.from_arrow(loaded.data.table)  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
+
+
+def hub_refusal(error: BaseException, page: str) -> str:
+    """Returns why the hub does not hand something out, and what to do about it; never more than that of the request.
+
+    Args:
+        error: What the hub client raised; it raises many kinds.
+        page: The path of the repository's page.
+    """
+    kind, said = type(error).__name__, str(error)
+    if "gated" in f"{kind} {said}".lower():
+        return f"it is gated: accept its terms at https://huggingface.co/{page}, then log in with `hf auth login`"
+    if kind in ("LocalEntryNotFoundError", "OfflineModeIsEnabled"):
+        said = "the hub cannot be reached (or HF_HUB_OFFLINE is set), and no copy is in its cache"
+    return f"{(said.splitlines() or [kind])[0][:200]}; give a local path, or check the name and the network"
+
+
+def _have(rows: pl.DataFrame) -> str:
+    return f"columns are {', '.join(rows.columns) or 'none'}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

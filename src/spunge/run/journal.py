@@ -1,0 +1,172 @@
+"""The run's manifest: what ran, on what, with which result; and the events that a listener hears meanwhile."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from spunge.errors import redacted
+from spunge.files import replace_text
+from spunge.recipe.experiment import Experiment
+from spunge.report.artifacts import FORMAT
+from spunge.report.results import RIVALS
+from spunge.run import sweep
+from spunge.run.executors import Task
+from spunge.run.stages import Evaluate, Generate, Merge, Score, Split, Unlearn, Variant, digest
+from spunge.run.store import Artifact
+from spunge.run.sweep import Point
+
+Listener = Callable[[str, Mapping[str, Any]], None]
+
+
+def unheard(event: str, content: Mapping[str, Any], /) -> None:
+    """The listener to a run's events that does not mind them."""
+
+
+@dataclass
+class Outcome:
+    """What an experiment comes to."""
+
+    variants: list[Variant] = field(default_factory=list)
+    evaluations: list[tuple[Variant, Artifact]] = field(default_factory=list)
+    """For every variant the artifacts of its evaluations."""
+    points: list[Point] = field(default_factory=list)
+    """Of a sweep: every setting that was tried, as it did on the validation part."""
+
+
+@dataclass
+class Journal:
+    """Writes the run's manifest anew after every task."""
+
+    directory: Path
+    experiment: Experiment
+    device: str
+    command: str
+    listener: Listener = unheard
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    split: dict[str, Any] | None = None
+    subsets: dict[str, int] = field(default_factory=dict)
+    merges: dict[str, Any] = field(default_factory=dict)
+    devices: Counter[str] = field(default_factory=Counter)
+    """Kind of device → how many artifacts were made on it."""
+
+    def note(self, task: Task, artifact: Artifact) -> None:
+        """Notes a finished task."""
+        manifest = artifact.manifest
+        if isinstance(task, Unlearn | Generate | Score | Evaluate) and "device" in manifest:
+            self.devices[manifest["device"].partition(":")[0]] += 1
+        self.stages.append({
+            "stage": task.stage, "name": task.name, "seed": task.seed, "key": artifact.key,
+            "status": "reused" if artifact.reused else "computed",
+            "seconds": manifest.get("seconds"), "peak_memory": manifest.get("peak_memory"),
+            "path": f"../store/{task.stage}/{artifact.key}",
+        })  # fmt: skip
+        if isinstance(task, Split) and self.split is None:
+            self.split = self._split(task, manifest["subsets"])
+        if isinstance(task, Unlearn) and task.name.startswith("subset:"):
+            self.subsets[task.name.removeprefix("subset:")] = len(task.forget)
+        if isinstance(task, Merge) and task.name == "spunge":  # of a sweep, the picked one is noted at the end
+            self.merges[str(task.seed)] = manifest["diagnostics"]
+        self.write("running")
+        asked = {"variant": task.variant.name, "suite": task.evaluator.suite} if isinstance(task, Evaluate) else {}
+        self.listener("finished", {**self.stages[-1], **asked, "figures": manifest.get("figures", {})})
+
+    def write(self, status: str, outcome: Outcome | None = None, warnings: Sequence[str] = ()) -> None:
+        """Writes manifest.json."""
+        outcome = outcome or Outcome()
+        for variant in outcome.variants:
+            if variant.kind == "merged" and variant.artifact is not None:
+                self.merges[str(variant.seed)] = variant.artifact.manifest["diagnostics"]
+        experiment = self.experiment
+        manifest = {
+            "format": FORMAT, "experiment": experiment.name, "description": experiment.description, "status": status,
+            "version": metadata.version("spunge"), "command": self.command,
+            "model": {**experiment.model.model_dump(include={"id", "revision"}), "digest": digest(experiment.model)},
+            "seeds": experiment.seeds,
+            "suites": [evaluator.described for evaluator in experiment.evaluate],
+            "split": self._settled(), "variants": [_described(variant) for variant in outcome.variants],
+            "stages": self.stages, "merge": self.merges, "search": getattr(experiment.unlearn, "trials", []),
+            "sweep": sweep.described(experiment.sweep, sweep.on_validation(experiment.evaluate), outcome.points),
+            "environment": environment(self.device),
+            "warnings": [*self._cautions(), *warnings], "not_run": self._not_run(),
+        }  # fmt: skip
+        replace_text(self.directory / "manifest.json", redacted(json.dumps(manifest, indent=1, ensure_ascii=False)))
+
+    def _not_run(self) -> list[str]:
+        """What an experiment can ask and this one did not, lest a reader take silence for a result."""
+        missing = [
+            f"{name.replace('_', ' ')}: not among the recipe's controls"
+            for name in RIVALS
+            if name not in self.experiment.controls
+        ]
+        if not any("attacks" in evaluator.described for evaluator in self.experiment.evaluate):
+            missing.append("attacks (quantisation, relearning): no suite of the recipe is one")
+        return missing
+
+    def _cautions(self) -> list[str]:
+        """What a reader of the comparisons must know of the recipe."""
+        cautions = []
+        factor = self.experiment.merge.lambda_
+        swept = "merge.lambda" in self.experiment.sweep
+        if factor != 1.0 and not swept and {"joint", "joint_equal_steps"} & set(self.experiment.controls):
+            cautions.append(
+                f"The merged model's task vector is scaled by λ = {factor:g}, the joint baselines' are not: "
+                "a difference between them may be one of scale."
+            )
+        if len(self.devices) > 1:
+            made = ", ".join(f"{count} on {device}" for device, count in self.devices.most_common())
+            cautions.append(
+                f"Results were computed on different kinds of device ({made}), which round differently: "
+                "small differences between variants may come from that."
+            )
+        return cautions
+
+    def _split(self, task: Split, subsets: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        counted = [0] * len(task.forget)
+        for indices in subsets.values():
+            for index in indices:
+                counted[index] += 1
+        return {
+            "attribute": getattr(task.splitter, "column", None) or getattr(task.splitter, "by", task.name),
+            "rows": len(task.forget), "covered": sum(count > 0 for count in counted),
+            "overlapping": sum(count > 1 for count in counted),
+            "found": {name: len(indices) for name, indices in sorted(subsets.items())},
+        }  # fmt: skip
+
+    def _settled(self) -> dict[str, Any] | None:
+        """The split with what the processing left of each subset."""
+        if self.split is None:
+            return None
+        dropped = {
+            name: rows for name, rows in self.split["found"].items() if self.subsets and name not in self.subsets
+        }
+        return {
+            **self.split,
+            "subsets": [{"name": name, "rows": rows} for name, rows in self.subsets.items()],
+            "dropped": [{"name": name, "rows": rows, "reason": "under min_size"} for name, rows in dropped.items()],
+        }
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Returns the versions and the device that results were computed with."""
+    packages = ("spunge", "torch", "transformers", "peft", "safetensors", "polars")
+    return {
+        "python": platform.python_version(), **{package: metadata.version(package) for package in packages},
+        "platform": platform.platform(terse=True), "device": device,
+    }  # fmt: skip
+
+
+def _described(variant: Variant) -> dict[str, Any]:
+    artifact = variant.artifact
+    return {
+        "name": variant.name, "kind": variant.kind, "subset": variant.subset, "seed": variant.seed,
+        "norm": artifact.manifest.get("norm") if artifact else None,
+        "steps": artifact.manifest.get("steps") if artifact else None,
+        "task_vector": f"../store/{artifact.manifest['stage']}/{artifact.key}" if artifact else None,
+    }  # fmt: skip

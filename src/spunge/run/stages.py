@@ -1,0 +1,553 @@
+"""The kinds of work of an experiment, as tasks: what each depends on, and how it is made."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from spunge.files import replaced
+from spunge.interfaces import (
+    Evaluator,
+    Forecast,
+    Generation,
+    LoadedVariant,
+    Merger,
+    Scorer,
+    Splitter,
+    Unlearner,
+    Work,
+    scale_of,
+)
+from spunge.recipe.experiment import overridden
+from spunge.rows import items as items_of
+from spunge.rows import sources as data
+from spunge.rows.items import ItemTable
+from spunge.rows.sources import Corpus, Source
+from spunge.run.store import Artifact, derived_seed, key
+from spunge.settings import Settings
+from spunge.splitters import ByFunction
+from spunge.weights.language_model import LanguageModel, Resident
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from spunge.weights.task_vector import TaskVector
+
+_ANSWERS = "answers.parquet"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The base model, or the base plus a task vector."""
+
+    name: str
+    kind: str
+    seed: int
+    artifact: Artifact | None = None
+    scale: float = 1.0
+
+    @property
+    def subset(self) -> str | None:
+        """The subset that this variant unlearned, if it is of one."""
+        return self.name.removeprefix("subset:") if self.kind == "subset" else None
+
+    @property
+    def identity(self) -> list[Any]:
+        """What its weights depend on, the base apart."""
+        return [] if self.artifact is None else [self.artifact.key, self.scale]
+
+    def change(self) -> TaskVector | None:
+        """Reads what it adds to the base model; None for the base itself."""
+        from spunge.weights.task_vector import TaskVector
+
+        return None if self.artifact is None else TaskVector.load(self.artifact.path).scaled(self.scale)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model with its digest, read once."""
+
+    model: LanguageModel
+    weights: bool = True
+    """Whether they must be there: False for a plan, which reads the configuration alone."""
+
+    @property
+    def digest(self) -> str:
+        """Of weights, configuration and tokenizer."""
+        return digest(self.model, weights=self.weights)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What results depend on."""
+        return {"digest": self.digest, "dtype": self.model.dtype}
+
+
+class _Alone:
+    """A task that is made by itself."""
+
+    group = None
+
+    def make_together(self, tasks: Sequence[Any], works: Sequence[Work]) -> list[Mapping[str, Any]]:
+        """Never asked: it is of no group."""
+        raise AssertionError(f"{type(self).__name__} is of no group")
+
+
+@dataclass(frozen=True, eq=False)
+class Split(_Alone):
+    """The task that says which rows belong to which subset."""
+
+    splitter: Splitter
+    forget: Corpus
+    base: Base
+    seed: int
+    stage = "split"
+
+    @property
+    def name(self) -> str:
+        """How the rows are split."""
+        return type(self.splitter).__name__
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The rows and the way to split them; the seed, the base model and a function's code where it asks them."""
+        splitter = self.splitter
+        return {
+            "splitter": identity(splitter),
+            "rows": self.forget.full_fingerprint,
+            **({"seed": self.seed} if splitter.seeded else {}),
+            **({"base": self.base.identity} if splitter.asks_base else {}),
+            **({"source": splitter.source} if isinstance(splitter, ByFunction) else {}),
+        }
+
+    def names(self, work: Work) -> dict[str, list[int]]:
+        """Returns subset name → row indices, in order of the rows; found once in a process, however often asked for."""
+        return _remembered(f"split {key(self.stage, self.inputs)}", lambda: self._names(work))
+
+    def _names(self, work: Work) -> dict[str, list[int]]:
+        work = replace(work, seed=derived_seed(self.seed, "split", self.name))
+        subsets: dict[str, list[int]] = {name: [] for name in getattr(self.splitter, "declared", ())}
+        for index, names in enumerate(self.splitter.split(self.forget, self.base.model, work)):
+            for name in names:
+                subsets.setdefault(name, []).append(index)
+        return subsets
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        """Notes the subsets in the manifest."""
+        return {"subsets": self.names(work)}
+
+
+@dataclass(frozen=True, eq=False)
+class Unlearn:
+    """The task that unlearns one set of rows from the base model."""
+
+    kind: str
+    """What the result is in the experiment: `subset`, `joint` or `control`."""
+    name: str
+    base: Base
+    unlearner: Unlearner
+    forget: Corpus
+    retain: Corpus | None
+    seed: int
+    steps_of: tuple[Path, ...] = ()
+    """The joint baseline's artifact, then the subsets': run on until their steps together are reached."""
+    stage = "unlearn"
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The base, the method without what only scales its result, the rows and the seed."""
+        return {
+            "base": self.base.identity,
+            "unlearner": identity(self.unlearner),
+            "forget": self.forget.fingerprint,
+            "retain": self.retain.fingerprint if self.retain else None,
+            "seed": derived_seed(self.seed, "unlearn", self.name),
+            **({"steps_of": [path.name for path in self.steps_of]} if self.steps_of else {}),
+        }
+
+    def forecast(self, work: Work) -> Forecast:
+        """Says what `make` will take; the joint baseline of equal steps as if it were the joint baseline."""
+        return self.unlearner.forecast(self.base.model, self.forget, self.retain, work)
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        """Unlearns, and saves the task vector."""
+        unlearner = self._prolonged() if self.steps_of else self.unlearner
+        work = self._seeded(work)
+        return self._save(unlearner, unlearner.unlearn(self.base.model, self.forget, self.retain, work), work)
+
+    @property
+    def group(self) -> str | None:
+        """Subsets that the method unlearns at once, all their rows in one pass of the base."""
+        if self.steps_of or not self.unlearner.joins(self.forget):
+            return None
+        return key("group", {"base": self.base.identity, "unlearner": identity(self.unlearner)})
+
+    def make_together(self, tasks: Sequence[Unlearn], works: Sequence[Work]) -> list[Mapping[str, Any]]:
+        """Unlearns every task's rows at once, and saves the task vectors."""
+        works = [task._seeded(work) for task, work in zip(tasks, works, strict=True)]
+        vectors = self.unlearner.unlearn_together(self.base.model, [task.forget for task in tasks], works)
+        return [
+            {**task._save(task.unlearner, vector, work), "together": len(tasks)}
+            for task, vector, work in zip(tasks, vectors, works, strict=True)
+        ]
+
+    def _seeded(self, work: Work) -> Work:
+        return replace(work, seed=derived_seed(self.seed, "unlearn", self.name))
+
+    def _save(self, unlearner: Unlearner, vector: TaskVector, work: Work) -> Mapping[str, Any]:
+        scaled_by = type(unlearner).scaled_by
+        provenance = {
+            "method": getattr(unlearner, "method", type(unlearner).__name__),
+            "settings": unlearner.model_dump(mode="json", by_alias=True, exclude={scaled_by} if scaled_by else None),
+            **vector.provenance,
+            "base": _touched(self.base.model, vector),
+            "data": {"forget": self.forget.fingerprint, "rows": len(self.forget)},
+            "seed": work.seed,
+        }
+        replace(vector, provenance=provenance).save(work.output)
+        return {"norm": vector.norm}
+
+    def _prolonged(self) -> Unlearner:
+        """The same method with as many steps as all subsets took together, over as many epochs as that needs."""
+        joint, *subsets = (json.loads((path / "manifest.json").read_text())["steps"] for path in self.steps_of)
+        epochs = getattr(self.unlearner, "epochs", 1) * math.ceil(sum(subsets) / max(joint, 1))
+        return overridden(self.unlearner, {"max_steps": sum(subsets), "epochs": max(epochs, 1)})
+
+
+@dataclass(frozen=True, eq=False)
+class UnlearnInTurn(_Alone):
+    """The control that unlearns one subset after the other, each from what the one before left, and merges nothing."""
+
+    parts: tuple[Unlearn, ...]
+    """The subsets' own tasks, in order."""
+    seed: int
+    name = "sequential"
+    stage = "unlearn"
+
+    @property
+    def base(self) -> Base:
+        """The model that the first part begins with."""
+        return self.parts[0].base
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """What the parts depend on, in order."""
+        return {"in_turn": [part.inputs for part in self.parts]}
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        """Unlearns in turn, each time from base + all before as a checkpoint, and saves the sum of the task vectors.
+
+        What a part learnt lies in the scratch as soon as it has: a killed attempt is taken up in the middle of a part.
+        """
+        from spunge import merging
+        from spunge.mergers import TaskArithmetic
+        from spunge.weights.checkpoint import export
+        from spunge.weights.task_vector import TaskVector
+
+        base = self.base.model
+        learnt: dict[str, TaskVector] = {}
+        total = TaskVector({})
+        for number, part in enumerate(self.parts):
+            name = f"{number:04}"
+            place, done, changed = (work.scratch / f"{kind}.{name}" for kind in ("part", "learnt", "base"))
+            if not done.exists():
+                if number and not changed.exists():
+                    export(base.directory(), total, changed)
+                here = base.model_copy(update={"id": str(changed), "revision": None}) if number else base
+                place.mkdir(exist_ok=True)
+                # A resident of its own: what is cached of one model is of no use to the next.
+                own = replace(work, resident=Resident(work.device), output=place, scratch=place)
+                vector = part.unlearner.unlearn(here, part.forget, part.retain, part._seeded(own))
+                own.resident.close()
+                with replaced(done) as building:
+                    vector.save(building)
+            for gone in (place, changed):
+                shutil.rmtree(gone, ignore_errors=True)
+            learnt[name] = TaskVector.load(done).scaled(scale_of(part.unlearner))
+            total = merging.merge(TaskArithmetic(), learnt, device=work.device).task_vector
+        provenance = {
+            "method": self.name,
+            "of": [part.name for part in self.parts],
+            "base": _touched(base, total),
+            "steps": sum(int(vector.provenance.get("steps", 0)) for vector in learnt.values()),
+            "seed": self.seed,
+        }
+        replace(total, provenance=provenance).save(work.output)
+        return {"norm": total.norm}
+
+    def forecast(self, work: Work) -> Forecast:
+        """Says what `make` will take: as much memory as the hungriest of the parts, and a checkpoint for the time."""
+        each = [part.forecast(replace(work, resident=Resident(work.device))) for part in self.parts]
+        notes = {self.name: "one checkpoint of the model lies in the store while it is made"}
+        return Forecast(
+            max((one.memory for one in each if one.memory is not None), default=None),
+            max((one.disk for one in each if one.disk is not None), default=None),
+            notes,
+        )
+
+
+def _touched(base: LanguageModel, vector: TaskVector) -> Mapping[str, Any]:
+    """What a task vector's manifest says of the base: which model it is, and the digest of every tensor changed."""
+    checkpoint = base.checkpoint(lambda _: tuple(vector))
+    return {
+        "id": base.id,
+        "revision": base.revision,
+        **base.fingerprint(),
+        "tensors": {name: checkpoint.digest(name) for name in vector},
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Merge(_Alone):
+    """The task that merges unlearned models into one."""
+
+    name: str
+    merger: Merger
+    base: Base
+    variants: tuple[Variant, ...]
+    seed: int
+    fitted_on: Mapping[str, Corpus] = field(default_factory=dict)
+    """For mergers that fit: subset (and `retain`) → its rows."""
+    stage = "merge"
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The base, the merger and what it merges."""
+        return {
+            "base": self.base.identity,
+            "merger": identity(self.merger),
+            "variants": {_plain(variant.name): variant.identity for variant in self.variants},
+            "seed": self.seed,
+            **(
+                {"fitted_on": {name: rows.fingerprint for name, rows in self.fitted_on.items()}}
+                if self.fitted_on
+                else {}
+            ),
+        }
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        """Merges, and saves the task vector with the merge's diagnostics."""
+        from spunge import merging
+
+        vectors = {
+            _plain(variant.name): change for variant in self.variants if (change := variant.change()) is not None
+        }
+        checkpoint = self.base.model.checkpoint()
+        grams = self._grams(work, frozenset(name for vector in vectors.values() for name in vector))
+        merged = merging.merge(
+            self.merger,
+            vectors,
+            base=checkpoint,
+            device=work.device,
+            seed=self.seed,
+            grams=grams,
+            progress=work.progress,
+        )
+        merged.task_vector.save(work.output)
+        rounding = merging.lost_to_rounding(merged.task_vector, checkpoint)
+        return {"norm": merged.task_vector.norm, "diagnostics": {**merged.diagnostics, "rounding": rounding}}
+
+    def _grams(self, work: Work, changed: frozenset[str]) -> Mapping[str, Mapping[str, Tensor]] | None:
+        """Gram matrices of what goes into the changed matrices; kept beside the resident base for other merges."""
+        from spunge import merging
+        from spunge.weights.language_model import checkpoint_names
+
+        if not self.fitted_on:
+            return None
+        model, tokenizer = work.resident.base(self.base.model)
+        stored = checkpoint_names(model, self.base.model.checkpoint())
+        names = {ours: theirs for ours, theirs in stored.items() if theirs in changed}
+        limit = self.merger.needs().grams
+
+        def of(rows: Corpus) -> Mapping[str, Tensor]:
+            texts = rows.texts[:limit]
+            return merging.gram_matrices(model, names, merging.batches_of(tokenizer, texts, work.device))
+
+        return {
+            name: work.resident.cached(("grams", rows.fingerprint, limit, changed), lambda rows=rows: of(rows))
+            for name, rows in self.fitted_on.items()
+        }
+
+
+class _Asking(_Alone):
+    """A task that puts something to one variant."""
+
+    variant: Variant
+    base: Base
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.variant.seed
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """What tells the variant's weights from others'; its name does not."""
+        return {"base": self.base.identity, "weights": self.variant.identity}
+
+
+@dataclass(frozen=True, eq=False)
+class Generate(_Asking):
+    """The task that has one variant write what an evaluation's scorers read."""
+
+    variant: Variant
+    generation: Generation
+    base: Base
+    suite: str
+    stage = "generate"
+
+    @property
+    def name(self) -> str:
+        """The variant and the suite."""
+        return f"{self.variant.name} on {self.suite}"
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The weights and the prompts; nothing of who reads the completions."""
+        return {**self.weights, "generation": identity(self.generation)}
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        """Saves what the variant writes."""
+        written = self.generation.generate(self.base.model, self.variant.change(), work)
+        written.write_parquet(work.output / _ANSWERS)
+        return {"rows": len(written)}
+
+
+@dataclass(frozen=True, eq=False)
+class Score(_Alone):
+    """The task in which one scorer, a classifier or a judge, reads what one variant wrote."""
+
+    scorer: Scorer
+    written: Artifact
+    of: Generate
+
+    @property
+    def stage(self) -> str:
+        """The scorer's."""
+        return self.scorer.stage
+
+    @property
+    def name(self) -> str:
+        """The variant and the suite."""
+        return self.of.name
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.of.seed
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """What was written, and who reads it."""
+        return {"written": self.written.key, "scorer": identity(self.scorer)}
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        """Saves what the scorer finds."""
+        scores = self.scorer.score(pl.read_parquet(self.written.path / _ANSWERS), work)
+        scores.write_parquet(work.output / _ANSWERS)
+        return {"rows": len(scores)}
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluate(_Asking):
+    """The task that asks one variant one suite, or gathers what the steps of the suite found."""
+
+    variant: Variant
+    evaluator: Evaluator
+    base: Base
+    steps: tuple[Artifact, ...] = ()
+    """What the variant wrote, then what each scorer found; none where the evaluator asks the variant directly."""
+    stage = "evaluate"
+
+    @property
+    def name(self) -> str:
+        """The variant and the suite."""
+        return f"{self.variant.name} on {self.evaluator.suite}"
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The weights and the questions; not the variant's name."""
+        return {
+            **self.weights,
+            "evaluator": identity(self.evaluator),
+            **({"steps": [step.key for step in self.steps]} if self.steps else {}),
+        }
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        """Asks, and saves the item table."""
+        items = self._gathered() if self.steps else self._asked(work)
+        items.write_parquet(work.output / "items.parquet")
+        return {"items": items["item"].n_unique(), "figures": items_of.overall(items, self.evaluator.headline)}
+
+    def _gathered(self) -> ItemTable:
+        written, *scores = (pl.read_parquet(step.path / _ANSWERS) for step in self.steps)
+        return self.evaluator.gather(written, scores)
+
+    def _asked(self, work: Work) -> ItemTable:
+        """Swaps the task vector into the resident base, and asks."""
+        change = self.variant.change()
+        _, tokenizer = work.resident.base(self.base.model)
+        with work.resident.variant(self.base.model, change) as model:
+            weights = key("weights", self.weights)
+            return self.evaluator.evaluate(LoadedVariant(self.variant.name, model, tokenizer, weights), work)
+
+
+def identity(value: Any) -> Any:
+    """Returns what a result depends on: settings by value, data and models by content, code by version."""
+    if isinstance(value, Source):
+        return {"rows": _fingerprint(value)}
+    if isinstance(value, Settings):
+        outside = getattr(value, "outside_key", frozenset()) | {getattr(value, "scaled_by", None)}
+        content = {}
+        if {"id", "revision"} <= type(value).model_fields.keys():  # a model: what counts is its files
+            model = LanguageModel(id=getattr(value, "id"), revision=getattr(value, "revision"))  # noqa: B009
+            content, outside = {"digest": digest(model)}, outside | {"id", "revision"}
+        fields = {
+            known.alias or name: identity(getattr(value, name))
+            for name, known in type(value).model_fields.items()
+            if name not in outside
+        }
+        others = {"depends_on": value.depends_on} if value.depends_on else {}
+        return {"class": _class(type(value)), "version": type(value).version, **others, **content, **fields}
+    if isinstance(value, Mapping):
+        return {str(name): identity(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [identity(part) for part in value]
+    return value
+
+
+def _class(kind: type) -> str | list[str]:
+    """A class by name; one from outside the package by its source too, since its version is nobody's promise."""
+    if kind.__module__.startswith("spunge."):
+        return kind.__name__
+    return [f"{kind.__module__}:{kind.__qualname__}", hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()]
+
+
+def digest(model: LanguageModel, *, weights: bool = True) -> str:
+    """Returns the digest of a model's files, read once in a process; see `LanguageModel.digest`."""
+    return _remembered(f"{model.model_dump_json()} {weights}", lambda: model.digest(weights=weights))
+
+
+def _fingerprint(source: Source) -> str:
+    return _remembered(source.model_dump_json(), lambda: data.load([source], require="rows").full_fingerprint)
+
+
+_found: dict[str, Any] = {}
+
+
+def _remembered(name: str, compute: Callable[[], Any]) -> Any:
+    if name not in _found:
+        _found[name] = compute()
+    return _found[name]
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("subset:")

@@ -1,0 +1,356 @@
+"""Content-addressed artifacts: a key from everything that matters, a manifest written last, publication by rename."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spunge.errors import ArtifactError, redacted
+from spunge.files import (
+    digest_of,
+    directories_in,
+    files_below,
+    is_dead,
+    newest_first,
+    remove_dead,
+    sync,
+    unique_name,
+    why_unwritable,
+)
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_DAMAGED = ".damaged."
+_LONG_AGO = 24 * 3600
+"""After so many seconds an unfinished attempt of another machine counts as dead."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One finished stage: a directory of files and the manifest that says how they came about."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+    reused: bool = True
+
+    @property
+    def key(self) -> str:
+        """The artifact's name in the store."""
+        return self.manifest["key"]
+
+
+@dataclass(frozen=True)
+class Store:
+    """`root/<stage>/<key>/`: payload and manifest.json, shared by all experiments under one runs root."""
+
+    root: Path
+
+    @contextlib.contextmanager
+    def held(self, *, alone: bool = False) -> Iterator[None]:
+        """Holds the store: any number of runs at once, or, alone, whoever removes what no run refers to.
+
+        Raises:
+            ArtifactError: Others hold it; or it cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = (self.root / ".lock").open("a")
+        except OSError as error:
+            raise ArtifactError(f"{self.root}: cannot be written: {error.strerror or error}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                other = "a run" if alone else "`spunge store gc`"
+                raise ArtifactError(f"{self.root}: {other} is at work there; wait for it") from error
+            yield
+
+    @contextlib.contextmanager
+    def marked(self) -> Iterator[Path]:
+        """A file that all who share the store's directory can see; it goes afterwards, or with the next mark.
+
+        Raises:
+            ArtifactError: The store cannot be written.
+        """
+        mark = self.root / f".mark.{unique_name()}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            remove_dead(self.root / "mark")
+            mark.touch()
+        except OSError as error:
+            raise ArtifactError(f"{self.root}: cannot be written: {error.strerror or error}") from error
+        try:
+            yield mark
+        finally:
+            mark.unlink(missing_ok=True)
+
+    def find(self, stage: str, inputs: Mapping[str, Any]) -> Artifact | None:
+        """Returns the artifact made from these inputs, or None; a damaged one counts as none. Changes nothing.
+
+        Raises:
+            ArtifactError: The artifact is of a newer format than this version reads.
+        """
+        path = self.root / stage / key(stage, inputs)
+        manifest = _read(path / MANIFEST)
+        if manifest is None or _damage(manifest, path, path.name, _content):
+            return None
+        return Artifact(path, manifest)
+
+    def reuse(self, stage: str, inputs: Mapping[str, Any]) -> Artifact | None:
+        """Finds an artifact, and removes what an attempt left that was killed when it had just published it."""
+        artifact = self.find(stage, inputs)
+        if artifact is not None:
+            self.tidy(artifact.path.name, done=True)
+        return artifact
+
+    def build(self, stage: str, inputs: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]]) -> Artifact:
+        """Returns the artifact made from these inputs, making it if need be.
+
+        Args:
+            stage: The stage's name, and the directory it lies in.
+            inputs: Everything that the result depends on, as JSON values: hashed into the key, kept in the manifest.
+            make: Fills a new directory and returns what to note in the manifest. A `manifest.json` that it leaves
+                there is merged in too.
+
+        Raises:
+            ArtifactError: The store cannot be written.
+        """
+        found = self.find(stage, inputs)
+        if found is not None:
+            return found
+        name = key(stage, inputs)
+        final = self.root / stage / name
+        building = final.with_name(f".{name}.{unique_name()}")
+        started = time.perf_counter()
+        try:
+            _set_aside(final)
+            remove_dead(final)
+            building.mkdir(parents=True)
+            noted = dict(make(building))
+            own = building / MANIFEST
+            manifest = {
+                **(_read(own) or {}),
+                **noted,
+                "format": FORMAT,
+                "stage": stage,
+                "key": name,
+                "inputs": dict(inputs),
+                "seconds": round(time.perf_counter() - started, 3),
+                "files": {
+                    str(file.relative_to(building)): digest_of(file) for file in files_below(building) if file != own
+                },
+            }
+            manifest = json.loads(redacted(json.dumps(manifest, ensure_ascii=False)))
+            manifest["checksum"] = _checksum(manifest)
+            own.write_text(json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+            _sync_all(building)
+            building.rename(final)
+        except Exception as error:
+            winner = self.find(stage, inputs)
+            if winner is not None:  # another run published first: its result equals ours
+                return winner
+            if (reason := why_unwritable(error, self.root)) is None:
+                raise
+            raise ArtifactError(f"{self.root}: the store cannot be written: {reason}") from error
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        return Artifact(final, manifest, reused=False)
+
+    def scratch(self, name: str) -> Path:
+        """Returns a new directory for what outlives a killed attempt at an artifact: checkpoints, answers so far.
+
+        Each attempt has its own, so that two at once do not write into each other's files. A new one takes over what a
+        dead one on this machine left, and copies what one elsewhere, dead or cut off, has so far.
+        """
+        attempts = self.root / ".scratch" / name
+        own = attempts / unique_name()
+        for left in newest_first(attempts):
+            if is_dead(left.name):
+                with contextlib.suppress(FileNotFoundError):  # another attempt was quicker
+                    left.rename(own)
+                    return own
+        fresh = own.with_name(f".{own.name}")  # whole or not at all, lest a kill leave half a checkpoint to the next
+        while True:
+            with contextlib.suppress(FileNotFoundError):  # another attempt tidied up meanwhile
+                fresh.mkdir(parents=True, exist_ok=True)
+                for left in newest_first(attempts)[:1]:
+                    for file in files_below(left):
+                        with contextlib.suppress(FileNotFoundError):  # replaced or removed meanwhile
+                            (fresh / file.relative_to(left)).parent.mkdir(parents=True, exist_ok=True)
+                            shutil.copyfile(file, fresh / file.relative_to(left))
+                fresh.rename(own)
+                return own
+
+    def tidy(self, name: str, *, done: bool) -> None:
+        """Removes the scratch directories of an artifact that is published; of another, those that are empty."""
+        attempts = self.root / ".scratch" / name
+        if done:  # an attempt that is still at work will not need its own: it takes the artifact that is there
+            shutil.rmtree(attempts, ignore_errors=True)
+        for path in (*directories_in(attempts), attempts, attempts.parent):
+            with contextlib.suppress(OSError):  # not empty: something to continue from, or another's place
+                path.rmdir()
+
+    def contents(self) -> Iterator[Artifact]:
+        """Yields every artifact by stage and key; one whose manifest cannot be read has an empty one."""
+        for path in directories_in(self.root):
+            yield from (Artifact(each, _read(each / MANIFEST) or {}) for each in directories_in(path))
+
+    def damaged(self) -> Iterator[tuple[Path, str]]:
+        """Reads every artifact whole; yields those that are not what was published, and what of them is damaged."""
+        for artifact in self.contents():
+            path = artifact.path
+            damage = _damage(artifact.manifest, path, path.name, lambda file: digest_of(file)["sha256"])
+            if damage is not None:
+                yield path, damage
+
+    def superfluous(self, needed: Collection[str]) -> Iterator[Path]:
+        """Yields what can go: artifacts and checkpoints of other keys, and what dead attempts and damage left."""
+        for artifact in self.contents():
+            if artifact.path.name not in needed:
+                yield artifact.path
+        for stage in directories_in(self.root):
+            for left in sorted(stage.glob(".*")):
+                if (
+                    left.name.startswith(_DAMAGED)
+                    or is_dead(left.name)
+                    or time.time() - left.stat().st_mtime > _LONG_AGO
+                ):
+                    yield left
+        yield from (left for left in directories_in(self.root / ".scratch") if left.name not in needed)
+
+    def manifests(self, stage: str) -> Iterator[Mapping[str, Any]]:
+        """Yields the manifest of every finished artifact of a stage, the newest first."""
+        for path in newest_first(self.root / stage):
+            manifest = _read(path / MANIFEST)
+            if manifest is not None and isinstance(manifest.get("inputs"), dict):
+                yield manifest
+
+    def why(self, stage: str, inputs: Mapping[str, Any]) -> list[str]:
+        """Says which inputs differ from the most similar artifact of the stage, field by field."""
+        path = self.root / stage / key(stage, inputs)
+        if path.exists() and (damage := _damage_of(path)) is not None:
+            return [f"{damage} is damaged"]
+        wanted = _flat(inputs)
+        best: list[str] | None = None
+        for manifest in self.manifests(stage):
+            have = _flat(manifest["inputs"])
+            names = dict.fromkeys([*wanted, *have])
+            differences = [
+                f"{name}: {_show(have.get(name))} → {_show(wanted.get(name))}"
+                for name in names
+                if have.get(name) != wanted.get(name)
+            ]
+            if best is None or len(differences) < len(best):
+                best = differences
+        return ["nothing of this stage in the store yet"] if best is None else best
+
+
+def key(stage: str, inputs: Mapping[str, Any]) -> str:
+    """Returns the sha256 of a stage and its inputs as canonical JSON, shortened to 32 hexadecimal digits."""
+    return hashlib.sha256(canonical({"stage": stage, "inputs": inputs}).encode()).hexdigest()[:32]
+
+
+def canonical(value: Any) -> str:
+    """Returns the one JSON text of a value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def derived_seed(seed: int, stage: str, name: str) -> int:
+    """Returns the seed of one task: a hash of the run's seed, the stage and the subset's name."""
+    return int.from_bytes(hashlib.sha256(canonical([seed, stage, name]).encode()).digest()[:6], "big")
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    """The sha256 of a manifest as it is read back, its own checksum apart."""
+    plain = {name: part for name, part in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+_verified: dict[tuple[Path, int, int], str] = {}
+
+
+def _content(file: Path) -> str:
+    """The sha256 of a file, computed once while its size and time stay the same."""
+    status = file.stat()
+    known = (file, status.st_size, status.st_mtime_ns)
+    if known not in _verified:
+        _verified[known] = digest_of(file)["sha256"]
+    return _verified[known]
+
+
+def _damage_of(path: Path, name: str | None = None) -> str | None:
+    """Says which file of an artifact is not what was published; None if all are."""
+    return _damage(_read(path / MANIFEST) or {}, path, name or path.name, _content)
+
+
+def _damage(manifest: Mapping[str, Any], path: Path, name: str, content: Callable[[Path], str]) -> str | None:
+    if manifest.get("checksum") != _checksum(manifest) or manifest.get("key") != name:
+        return MANIFEST
+    if manifest["format"] > FORMAT:
+        raise ArtifactError(
+            f"{path}: written by a newer Spunge (format {manifest['format']}, this one reads {FORMAT}): "
+            "upgrade, or give another --out"
+        )
+    for file, said in manifest["files"].items():
+        try:
+            if content(path / file) != said["sha256"]:
+                return file
+        except OSError:
+            return file
+    return None
+
+
+def _set_aside(final: Path) -> None:
+    """Moves a damaged artifact out of the way, with a warning; it is kept, to be looked into, until gc."""
+    if not final.exists() or (damage := _damage_of(final)) is None:
+        return
+    aside = final.with_name(f"{_DAMAGED}{final.name}.{unique_name()}")
+    with contextlib.suppress(FileNotFoundError):  # another run was quicker
+        final.rename(aside)
+        if _damage_of(aside, final.name) is None:  # another run had mended it meanwhile
+            aside.rename(final)
+            return
+        warnings.warn(
+            f"{final}: {damage} is damaged, so it is made again; the old one is kept as {aside.name}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _sync_all(directory: Path) -> None:
+    """Brings files to the disk, each as open to others as its directory: some libraries write for the owner alone."""
+    for file in files_below(directory):
+        file.chmod(directory.stat().st_mode & 0o666)
+        sync(file)
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        return {
+            name: leaf
+            for part in value
+            for name, leaf in _flat(value[part], f"{prefix}.{part}" if prefix else part).items()
+        }
+    return {prefix: value}
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:12]}…{text[-8:]}"

@@ -1,0 +1,45 @@
+"""Splits by what a classifier says of each row: a topic, a domain, a kind of toxicity that nobody annotated."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from spunge.interfaces import Splitter, Work
+from spunge.rows.sources import Corpus
+
+if TYPE_CHECKING:
+    from spunge.weights.language_model import LanguageModel
+
+
+class ByClassifier(Splitter):
+    """One subset a label: each row goes to its likeliest one."""
+
+    outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
+    by: Literal["classifier"] = "classifier"
+    id: str
+    """A directory, `lab:…` or hub id of a sequence classifier; its labels are the subsets' names."""
+    revision: str | None = None
+    """The hub revision."""
+    confidence: float = Field(default=0.0, ge=0, le=1)
+    """A row whose likeliest label is less probable than this is in no subset."""
+    batch_size: int = Field(default=32, ge=1)
+    """How many rows go through the classifier at once."""
+
+    def split(self, forget: Corpus, base: LanguageModel, work: Work) -> list[tuple[str, ...]]:
+        """Returns each row's subset name.
+
+        Raises:
+            ModelError: The classifier cannot be loaded.
+        """
+        from spunge.asking import classifiers as classifying
+
+        classifier = classifying.load(self.id, self.revision, device=work.device)
+        shares = classifying.probabilities(classifier, forget.texts, batch_size=self.batch_size, progress=work.progress)
+        likeliest = shares.argmax(1)
+        return [
+            (classifier.labels[label],) if row[label] >= self.confidence else ()
+            for row, label in zip(shares, likeliest, strict=True)
+        ]

@@ -1,0 +1,95 @@
+"""Splits by clusters of the rows' embeddings, where there is no attribute at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from spunge.errors import DataError
+from spunge.interfaces import Progress, Splitter, Work
+from spunge.rows.sources import Corpus
+from spunge.weights.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SILHOUETTE_ROWS = 2000
+
+
+class ByCluster(Splitter):
+    """Subsets `cluster_1`, `cluster_2` …, the largest first: k-means over the mean hidden state of every row."""
+
+    seeded: ClassVar[bool] = True
+    comparable: ClassVar[bool] = False
+    outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
+    by: Literal["cluster"] = "cluster"
+    model: LanguageModel | None = None
+    """The model whose hidden states are the embeddings; null: the base model itself."""
+    layer: int | None = Field(default=None, ge=0)
+    """After which layer, 0 being the embeddings of the words; null: the middle one."""
+    k: int | None = Field(default=None, ge=2)
+    """How many clusters; null: as many as give the largest silhouette."""
+    most: int = Field(default=8, ge=2)
+    """The most clusters that are tried where `k` is null."""
+    max_length: int = Field(default=256, ge=1)
+    """How many tokens of a row are read."""
+    batch_size: int = Field(default=32, ge=1)
+    """How many rows go through the model at once."""
+
+    @property
+    def asks_base(self) -> bool:
+        return self.model is None
+
+    def split(self, forget: Corpus, base: LanguageModel, work: Work) -> list[tuple[str, ...]]:
+        """Returns each row's subset name.
+
+        Raises:
+            DataError: There are fewer distinct rows than clusters, or the model has no such layer.
+        """
+        from spunge.splitters import clustering
+
+        if self.model is None:
+            model, tokenizer = work.resident.base(base)
+        else:
+            model, tokenizer = self.model.load(device=work.device), self.model.load_tokenizer()
+        points = self.embed(model, tokenizer, forget.texts, work.progress)
+        distinct = len(np.unique(points, axis=0))
+        if distinct < (self.k or 3):
+            raise DataError(f"split.k: {distinct} distinct rows cannot be {self.k or 'two or more'} clusters")
+        if self.k is not None:
+            chosen = clustering.k_means(points, self.k, work.seed)
+        else:
+            sample = np.random.default_rng(work.seed).permutation(len(points))[:_SILHOUETTE_ROWS]
+            tried = [clustering.k_means(points, k, work.seed) for k in range(2, min(self.most, distinct - 1) + 1)]
+            chosen = max(tried, key=lambda clusters: clustering.silhouette(points[sample], clusters[sample]))
+        return [(f"cluster_{cluster + 1}",) for cluster in chosen]
+
+    def embed(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], progress: Progress
+    ) -> np.ndarray:
+        """Returns [texts, width]: the mean hidden state over a text's tokens, of length 1."""
+        import torch
+
+        depth = int(model.config.get_text_config().num_hidden_layers)
+        layer = depth // 2 if self.layer is None else self.layer
+        if layer > depth:
+            raise DataError(f"split.layer: {layer} of a model that has {depth}")
+        device = next(model.parameters()).device
+        points = np.zeros((len(texts), int(model.config.get_text_config().hidden_size)))
+        order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            rows = [tokenizer.encode(texts[index], verbose=False)[: self.max_length] for index in batch]
+            width = max(map(len, rows))
+            ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+            with torch.inference_mode():
+                states = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+            hidden = states.hidden_states[layer].float() * mask.unsqueeze(-1)
+            points[batch] = (hidden.sum(1) / mask.sum(1, keepdim=True)).cpu().numpy()
+            progress("embedding", start + len(batch), len(order))
+        return points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)

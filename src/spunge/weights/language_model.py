@@ -1,0 +1,328 @@
+"""The base model as a handle, loaded when needed; task vectors are swapped in and out of one resident copy."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import model_validator
+
+from spunge.errors import ModelError
+from spunge.rows.sources import hub_refusal, locate
+from spunge.settings import Settings
+
+# A handle is part of a recipe, and reading a recipe must not cost the import of torch.
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from spunge.weights.checkpoint import Checkpoint
+    from spunge.weights.task_vector import TaskVector
+
+T = TypeVar("T")
+_BESIDES = ("*.json", "*.model", "*.txt", "*.jinja")
+_WEIGHTS = ("*.safetensors", *_BESIDES)
+
+
+class LanguageModel(Settings):
+    """A model by name: a directory, `lab:…`, or a hub id with its revision."""
+
+    id: str
+    """A Hugging Face model directory, a hub id, or `lab:…`."""
+    revision: str | None = None
+    """The hub revision, best a commit: without one a run takes what the hub has, and refuses what changes meanwhile."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the weights are computed in; `auto` is the checkpoint's own."""
+    trust_remote_code: bool = False
+    """Run the model repository's own Python code: only for one you have read, with a revision."""
+
+    @model_validator(mode="after")
+    def _code_is_pinned(self) -> LanguageModel:
+        if self.trust_remote_code and self.revision is None and not locate(self.id).is_dir():
+            raise ValueError("trust_remote_code: say which revision of the code you have read, as `revision`")
+        return self
+
+    def directory(self, *, weights: bool = True) -> Path:
+        """Returns the local directory, fetched from the hub when the id is no directory.
+
+        Args:
+            weights: Whether the weights are wanted too; else only configuration, tokenizer and index are fetched.
+
+        Raises:
+            ModelError: There is no such directory, or the hub does not have it or cannot be reached.
+        """
+        return self._local() or self._fetched(_WEIGHTS if weights else _BESIDES)
+
+    def checkpoint(self, wanted: Callable[[Collection[str]], Collection[str]] | None = None) -> Checkpoint:
+        """Opens the weights as files.
+
+        Args:
+            wanted: From all tensors' names, those that will be read: of a checkpoint in shards only the files that hold
+                them are opened, or fetched from the hub. None: all.
+        """
+        from spunge.weights.checkpoint import SINGLE, Checkpoint, shard_names
+
+        directory = self.directory(weights=wanted is None)
+        shards = shard_names(directory)
+        if wanted is None or shards is None:
+            files = [SINGLE] if shards is None else sorted(set(shards.values()))
+        else:
+            files = sorted({shards[name] for name in wanted(shards.keys())})
+        if wanted is not None and self._local() is None and self._fetched(files) != directory:
+            raise ModelError(f"{self.id}: it changed on the hub meanwhile; name a revision")
+        return Checkpoint.open(directory, files)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Returns `fingerprint` with that of the weights; nothing for a model on the hub, which may be here in part."""
+        return {} if self._local() is None else {"fingerprint": self.checkpoint().fingerprint()}
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer lies beside the configuration."""
+        return any(any(self.directory(weights=False).glob(name)) for name in ("tokenizer*", "vocab*", "*.tiktoken"))
+
+    def _local(self) -> Path | None:
+        """Returns the directory that the id names, or None for a hub id."""
+        path = locate(self.id)
+        if path.is_dir():
+            return path
+        if self.id.startswith((".", "/", "~", "lab:")) or self.id.count("/") > 1 or path.exists():
+            raise ModelError(f"{self.id}: no such model directory")
+        return None
+
+    def _fetched(self, files: Sequence[str]) -> Path:
+        """Returns the hub's snapshot with at least the files of these names or patterns."""
+        import huggingface_hub
+
+        try:
+            return Path(huggingface_hub.snapshot_download(self.id, revision=self.revision, allow_patterns=list(files)))
+        except Exception as error:  # the hub client raises many kinds, none of which a user can tell apart
+            refused = hub_refusal(error, self.id)
+            raise ModelError(f"{self.id}: neither a local directory nor to be had from the hub: {refused}") from error
+
+    def digest(self, *, weights: bool = True) -> str:
+        """The sha256 over the weights, the configuration and the tokenizer, by file name; fetches no weights.
+
+        Args:
+            weights: Whether those of a local model must be there; a plan can do without.
+
+        Raises:
+            ModelError: They are not.
+        """
+        directory = self.directory(weights=False)
+        known = self._hub_digests() if self._local() is None else None
+        if known is not None and not known:
+            raise ModelError(
+                f"{self.id}: the hub has no safetensors weights of it, and pickles are not read: name a revision that "
+                "has them (a conversion is often refs/pr/1); or, where you trust it, load it with transformers, "
+                "save_pretrained it to a directory, and name that"
+            )
+        if known is None and weights:
+            self.checkpoint()  # all shards must be there
+        hashes = known or {}
+        for file in directory.iterdir():
+            if file.name not in hashes and any(file.match(pattern) for pattern in _WEIGHTS) and file.is_file():
+                with file.open("rb") as stream:
+                    hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.sha256("".join(f"{name}:{hashes[name]}\n" for name in sorted(hashes)).encode()).hexdigest()
+
+    def _hub_digests(self) -> dict[str, str] | None:
+        """Returns the sha256 of every file of weights as the hub has it; None where it cannot be asked."""
+        import huggingface_hub
+
+        try:
+            info = huggingface_hub.HfApi().model_info(self.id, revision=self.revision, files_metadata=True)
+        except Exception:  # many kinds, none OSError for certain; the files themselves, if here, answer as well
+            return None
+        return {
+            file.rfilename: file.lfs.sha256
+            for file in info.siblings or ()
+            if file.lfs is not None and file.rfilename.endswith(".safetensors") and "/" not in file.rfilename
+        }
+
+    def load(self, *, device: str = "cpu", dtype: str | None = None, **options: Any) -> PreTrainedModel:
+        """Loads the whole model for inference.
+
+        Args:
+            device: Where to put it.
+            dtype: Overrides the handle's own.
+            **options: Passed on to transformers, such as `num_hidden_layers`.
+
+        Raises:
+            ModelError: The directory does not hold a causal language model that transformers can load.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        no_bars()
+        directory = self.checkpoint().directory
+        wanted = dtype or self.dtype
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                directory,
+                dtype=wanted if wanted == "auto" else getattr(torch, wanted),
+                use_safetensors=True,
+                trust_remote_code=self.trust_remote_code,
+                local_files_only=True,
+                **options,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise ModelError(f"{self.id}: cannot be loaded as a causal language model: {reason}") from error
+        return model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
+
+    def config(self) -> PreTrainedConfig:
+        """Reads the model's configuration.
+
+        Raises:
+            ModelError: There is none, or none that transformers can read.
+        """
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(
+                self.directory(weights=False), local_files_only=True, trust_remote_code=self.trust_remote_code
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise ModelError(f"{self.id}: no configuration that can be read: {reason}") from error
+
+    def outline(self) -> PreTrainedModel:
+        """Builds the model from its configuration, without memory for its weights: its layers and their names.
+
+        Raises:
+            ModelError: The configuration is not of a causal language model that transformers can build.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        config = self.config()
+        try:
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise ModelError(f"{self.id}: cannot be built as a causal language model: {reason}") from error
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Loads the tokenizer; a missing pad token becomes the end-of-text token.
+
+        Raises:
+            ModelError: The directory holds no tokenizer.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.directory(weights=False), trust_remote_code=self.trust_remote_code, local_files_only=True
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise ModelError(f"{self.id}: no tokenizer that can be loaded: {reason}") from error
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
+        return tokenizer
+
+
+def no_bars() -> None:
+    """Keeps transformers from drawing a bar for every model it reads or writes; downloads have their own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def checkpoint_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
+    """Maps the loaded model's parameter names to the checkpoint's; a parameter stored elsewhere (tied) is left out.
+
+    Some checkpoints were saved without the causal-LM prefix (`h.0…` for `transformer.h.0…`).
+    """
+    prefix = model.base_model_prefix + "."
+    names = {}
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        for candidate in (name, name.removeprefix(prefix), prefix + name):
+            if candidate in checkpoint.places:
+                names[name] = candidate
+                break
+    return names
+
+
+def linear_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
+    """Maps the checkpoint's names of the weights of linear layers to the model's own, which are what PEFT looks for."""
+    import torch
+
+    modules = dict(model.named_modules())
+    return {
+        theirs: ours
+        for ours, theirs in checkpoint_names(model, checkpoint).items()
+        if ours.endswith(".weight")
+        and (isinstance(layer := modules[ours.removesuffix(".weight")], torch.nn.Linear) or _is_conv1d(layer))
+    }
+
+
+def _is_conv1d(layer: torch.nn.Module) -> bool:
+    return type(layer).__name__ == "Conv1D"
+
+
+class Resident:
+    """What tasks on one device share: at most one loaded base model, and whatever is derived from it."""
+
+    def __init__(self, device: str = "cpu", dtype: str | None = None, *, shared: bool = True) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.shared = shared
+        """Whether tasks follow one another here, so that what one keeps may spare the next its computation."""
+        self._base: tuple[LanguageModel, PreTrainedModel, PreTrainedTokenizerBase] | None = None
+        self._cache: dict[Hashable, Any] = {}
+
+    def base(self, handle: LanguageModel) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Returns the loaded base model and its tokenizer, loading them the first time."""
+        if self._base is None or self._base[0] != handle:
+            self.close()
+            self._base = (handle, handle.load(device=self.device, dtype=self.dtype), handle.load_tokenizer())
+        return self._base[1:]
+
+    def cached(self, key: Hashable, build: Callable[[], T]) -> T:
+        """Returns what `build` made the first time this key was asked for."""
+        if key not in self._cache:
+            self._cache[key] = build()
+        return self._cache[key]
+
+    @contextmanager
+    def variant(self, handle: LanguageModel, task_vector: TaskVector | None) -> Iterator[PreTrainedModel]:
+        """Adds a task vector to the resident base, and afterwards restores the base from its files.
+
+        The weights equal those that `checkpoint.export` writes, bit for bit.
+        """
+        model, _ = self.base(handle)
+        if task_vector is None:
+            yield model
+            return
+        checkpoint = handle.checkpoint()
+        stored = {theirs: ours for ours, theirs in checkpoint_names(model, checkpoint).items()}
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        try:
+            for name in task_vector:
+                changed = checkpoint.changed(task_vector, name)
+                _copy(parameters, stored, name, changed)
+            yield model
+        finally:
+            for name in task_vector:
+                if name in stored:
+                    _copy(parameters, stored, name, checkpoint.read(name))
+
+    def close(self) -> None:
+        """Lets go of the model and everything cached."""
+        self._base = None
+        self._cache.clear()
+
+
+def _copy(parameters: dict[str, Any], stored: dict[str, str], name: str, value: torch.Tensor) -> None:
+    if name not in stored:
+        raise ModelError(f"{name}: in the checkpoint, but the loaded model keeps it under another name")
+    import torch
+
+    with torch.no_grad():
+        parameters[stored[name]].copy_(value)

@@ -1,0 +1,229 @@
+"""Recipes: reading, overrides, and errors that name place and fix."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spunge.errors import RecipeError
+from spunge.interfaces import Merger
+from spunge.recipe import experiment
+
+RECIPE = """\
+name: mine
+model: {id: some/model}
+forget:
+  sources: [{path: forget.jsonl}]
+retain: {sources: [{path: retain.jsonl}]}
+split: {by: column, column: domain}
+unlearn:
+  method: rmu
+  layer: 7
+  alpha: 1200
+  learning_rate: 5e-5
+merge: {method: ties, density: 0.2, lambda: 1.5}
+evaluate:
+  - {suite: s, method: multiple_choice, goal: forget, sources: [{path: items.jsonl}]}
+"""
+
+
+def test_null_is_a_setting_like_any_other() -> None:
+    recipe = experiment.parse(RECIPE.replace("column: domain}", "column: domain, null: drop}"))
+    assert recipe.split.dump()["null"] == "drop"
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("valuess: {}", r"r\.yaml:6:37: split\.valuess: unknown setting; did you mean 'values'\?"),
+        ("min_size: 0", r"r\.yaml:6:37: split\.min_size: .*greater than or equal to 1 \(got 0\)"),
+        ("several: evry", r"r\.yaml:6:37: split\.several: Input should be 'every'"),
+    ],
+)
+def test_a_split_by_column_blames_the_right_setting(extra: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        experiment.parse(RECIPE.replace("column: domain}", f"column: domain, {extra}}}"), name="r.yaml")
+
+
+def test_a_recipe_is_read() -> None:
+    recipe = experiment.parse(RECIPE)
+    assert recipe.unlearn.learning_rate == 5e-5  # pyright: ignore[reportAttributeAccessIssue]
+    assert recipe.merge.dump()["lambda"] == 1.5
+    assert recipe.controls == ["joint", "joint_equal_steps", "random_split"]
+
+
+def test_a_resolved_recipe_reads_back_equal() -> None:
+    recipe = experiment.parse(RECIPE, overrides=["joint.epochs=3", "subsets.bio.alpha=7", "seeds=[0,1]"])
+    assert experiment.parse(experiment.dump(recipe)) == recipe
+
+
+def test_overrides_win() -> None:
+    recipe = experiment.parse(
+        RECIPE, overrides=["unlearn.alpha=3", "evaluate.0.suite=other", "unlearn.update_layers=[1,2]"]
+    )
+    assert recipe.unlearn.dump()["alpha"] == 3
+    assert recipe.unlearn.dump()["update_layers"] == [1, 2]
+    assert recipe.evaluate[0].suite == "other"
+
+
+def test_a_subset_or_the_joint_run_may_differ() -> None:
+    recipe = experiment.parse(RECIPE, overrides=["subsets.bio.alpha=7", "joint={epochs: 2, alpha: null}"])
+    assert recipe.subset_unlearner("bio").dump()["alpha"] == 7
+    assert recipe.subset_unlearner("cyber").dump()["alpha"] == 1200
+    default = type(recipe.unlearn).model_fields["alpha"].default
+    assert recipe.joint_unlearner.dump()["alpha"] == default
+    assert recipe.joint_unlearner.dump()["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("alpha: 1200", "alhpa: 1200", r"r\.yaml:10:3: unlearn\.alhpa: unknown setting; did you mean 'alpha'\?"),
+        ("alpha: 1200", "alpha: -3", r"r\.yaml:10:3: unlearn\.alpha: .*greater than or equal to 0 \(got -3\)"),
+        ("alpha: 1200", "alpha: true", r"r\.yaml:7:1: unlearn: alpha is true, and should be a number"),
+        ("density: 0.2", "density: much", r"r\.yaml:12:23: merge\.density: .*\(got 'much'\)"),
+        ("name: mine", "name: ../mine", r"r\.yaml:1:1: name: must be letters"),
+        ("name: mine", "name: store", r"name: is the store's own directory"),
+        (
+            "name: mine",
+            "name: mine\njoint: {epoch: 1}",
+            r"r\.yaml:2:9: joint\.epoch: unknown setting; did you mean 'epochs'",
+        ),
+        ("name: mine", "nmae: mine", r"r\.yaml:1:1: nmae: unknown setting; did you mean 'name'\?"),
+        ("method: rmu", "method: rmuu", r"r\.yaml:7:1: unlearn: unknown method 'rmuu'; did you mean 'rmu'\?"),
+        ("  method: rmu\n", "", r"r\.yaml:7:1: unlearn: say its method"),
+        (
+            "split: {by: column",
+            "spilt: {by: column",
+            r"spilt: unknown setting; did you mean 'split'\?",
+        ),
+        ("[{path: forget.jsonl}]", "[]", r"forget\.sources: .*at least 1"),
+        (
+            "name: mine",
+            "name: mine\nsubsets: {bio: {alph: 1}}",
+            r"subsets\.bio\.alph: unknown setting; did you mean 'alpha'",
+        ),
+        (
+            "name: mine",
+            "name: mine\njoint: {method: npo}",
+            r"r\.yaml:2:9: joint\.method: an override cannot change the method",
+        ),
+        ("layer: 7", "layer: [7", r"r\.yaml:\d+:\d+: not YAML"),
+        ("layer: 7", "layer: 7\n  layer: 8", r"r\.yaml:10:3: not YAML: .*duplicate key"),
+        ("{suite: s, method: multiple_choice, goal: forget,", "{suite: nosuch,", r"'nosuch' is no suite"),
+        ("method: rmu", "method: no.such:Thing", r"unlearn: 'no.such:Thing' cannot be imported"),
+    ],
+)
+def test_mistakes_are_named_with_their_place(old: str, new: str, message: str) -> None:
+    assert old in RECIPE
+    with pytest.raises(RecipeError, match=message) as raised:
+        experiment.parse(RECIPE.replace(old, new), name="r.yaml")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("unlearn.alpha=-3", r"override 'unlearn\.alpha=-3': unlearn\.alpha: .*greater than or equal to 0"),
+        ("unlearn.alhpa=3", r"override .*unknown setting; did you mean 'alpha'"),
+        ("unlearn.alpha=[", r"the value is not YAML"),
+        ("name.x=1", r"'name' is a plain value"),
+        ("evaluate.7.suite=x", r"'7' is not the number of an entry"),
+        ("alpha", r"'alpha' is not a setting"),
+    ],
+)
+def test_wrong_overrides_are_named(word: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        experiment.parse(RECIPE, overrides=[word])
+
+
+@pytest.mark.parametrize("text", ["- a", "just words", "", "\x00", "a: &a [*a]", "x: !!python/object:os.system {}"])
+def test_what_is_no_recipe(text: str) -> None:
+    with pytest.raises(RecipeError):
+        experiment.parse(text, name="r.yaml")
+
+
+def test_alias_bombs_are_defused() -> None:
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    with pytest.raises(RecipeError, match="more than a recipe may hold"):
+        experiment.parse(bomb)
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_recipe_or_a_clean_error(text: str) -> None:
+    with pytest.raises(RecipeError):
+        experiment.parse(text)
+
+
+def test_missing_files_and_names(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no such recipe file"):
+        experiment.read(tmp_path / "none.yaml")
+    with pytest.raises(RecipeError, match="did you mean 'lab-knowledge'"):
+        experiment.read("lab-knowlege")
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    for name in experiment.shipped():
+        assert experiment.read(name).description, name
+
+
+def test_a_class_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from spunge.interfaces import Merger, Needs\n"
+        "class First(Merger):\n"
+        "    factor: float = 1.0\n"
+        "    def needs(self): return Needs()\n"
+        "    def combine(self, block): return block.deltas[0] * self.factor\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = experiment.parse(
+        RECIPE.replace("{method: ties, density: 0.2, lambda: 1.5}", "{method: 'mine:First', factor: 2}")
+    )
+    assert isinstance(recipe.merge, Merger)
+    assert experiment.parse(experiment.dump(recipe)) == recipe
+
+
+def test_reading_a_recipe_needs_no_torch() -> None:
+    code = (
+        "import sys; from spunge.recipe import experiment; experiment.schema(); experiment.methods();"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_schema_documents_every_setting() -> None:
+    def undocumented(kind: Any) -> list[str]:
+        fields = kind.model_fields.items()
+        return [name for name, field in fields if name not in ("method", "by") and not field.description]
+
+    for kinds in experiment.methods().values():
+        for name, kind in kinds.items():
+            assert undocumented(kind) == [], name
+    assert undocumented(experiment.Experiment) == []
+
+
+def test_read_suite(write_recipe: Callable[[dict[str, Any]], Path], world: dict[str, Any]) -> None:
+    file = write_recipe(world)
+    assert [evaluator.suite for evaluator in experiment.read_suite(str(file))] == ["hazards"]
+    with pytest.raises(RecipeError, match="no suite"):
+        experiment.read_suite("nosuch")
+    (file.parent / "suite.yaml").write_text("- {suite: s, method: multiple_choice, goal: forget, sorces: []}\n")
+    with pytest.raises(RecipeError, match=r"suite\.yaml:1:53: evaluate\.0\.sorces: .*did you mean 'sources'"):
+        experiment.read_suite(str(file.parent / "suite.yaml"))
+
+
+def test_an_override_resets_what_it_nulls_and_keeps_the_methods_own_nulls() -> None:
+    from spunge.unlearners.gradient_difference import GradientDifference
+
+    whole = GradientDifference(lora=None, epochs=3)
+    assert experiment.overridden(whole, {}).lora is None
+    changed = experiment.overridden(whole, {"epochs": None, "batch_size": 2})
+    assert (changed.lora, changed.epochs, changed.batch_size) == (None, 1, 2)
+    assert experiment.overridden(whole, {"lora": None}).lora is not None
