@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import erfc, isfinite, sqrt
+from statistics import NormalDist
 
 import numpy as np
 
 from spunge.report.answers import Answers
-from spunge.statistics import Interval, mean_interval, normal_quantile, paired_difference, relative_difference, wilson
+from spunge.statistics import Interval, mean_interval, paired_difference, relative_difference, wilson
 
-Z = normal_quantile(0.975)
+Z = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True)
