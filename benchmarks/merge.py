@@ -133,10 +133,10 @@ def compare(one: Path, other: Path, base: Path, variants: list[str]) -> None:
     from spunge.weights.checkpoint import Checkpoint
 
     first, second, original, *others = (Checkpoint.open(path) for path in (one, other, base, *variants))
-    if not first.places.keys() == second.places.keys() == original.places.keys():
+    if not first.tensors.keys() == second.tensors.keys() == original.tensors.keys():
         raise SystemExit(f"{one.name} and {other.name} hold different tensors")
     total = differing = tied = changed = 0
-    for name in first.places:
+    for name in first.tensors:
         ours, theirs, before = (checkpoint.read(name) for checkpoint in (first, second, original))
         split = torch.zeros(ours.shape, dtype=torch.bool)
         for variant in others:
@@ -250,8 +250,8 @@ def vary(base: Path, checkpoint: Path, vector: Path, index: int, case: str) -> N
 
     source = Checkpoint.open(base)
     generator = torch.Generator().manual_seed(1 + index)
-    names = sorted(source.places) if case == "all" else RMU
-    entries = {name: torch.randn(source.places[name].shape, generator=generator) * 1e-3 for name in names}
+    names = sorted(source.tensors) if case == "all" else RMU
+    entries = {name: torch.randn(source.tensors[name].shape, generator=generator) * 1e-3 for name in names}
     task_vector = TaskVector(entries)
     task_vector.save(vector)
     export(base, task_vector, checkpoint)

@@ -125,7 +125,7 @@ def test_single_steps_without_a_recipe(world: dict[str, Any], write_recipe: Writ
     done = spunge("export", "--model", model, "--task-vector", "tv", "--out", "exported", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     merged, exported = Checkpoint.open(tmp_path / "merged"), Checkpoint.open(tmp_path / "exported")
-    assert all(merged.digest(name) == exported.digest(name) for name in merged.places)
+    assert all(merged.digest(name) == exported.digest(name) for name in merged.tensors)
     for made in ("merged", "exported"):
         assert "Nothing was measured on this checkpoint" in (tmp_path / made / "README.md").read_text()
 

@@ -38,7 +38,7 @@ class Sleeper(Unlearner):
             with Path(self.log).open("a") as log:
                 log.write(f"{socket.gethostname()} {forget.fingerprint[:8]} {step}\n")
         name = "model.layers.2.mlp.down_proj.weight"
-        shape = base.checkpoint().place(name).shape
+        shape = base.checkpoint().tensor(name).shape
         return TaskVector({name: 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(work.seed))})
 
 

@@ -22,7 +22,8 @@ from spunge.interfaces import Merger
 from spunge.mergers import MERGERS, AnyMerger, Linear, TaskArithmetic, Ties
 from spunge.merging import thresholds
 from spunge.weights.checkpoint import Checkpoint
-from spunge.weights.task_vector import TaskVector, TensorPlace
+from spunge.weights.safetensors_files import StoredTensor
+from spunge.weights.task_vector import TaskVector
 
 Deltas = dict[str, dict[str, np.ndarray]]
 SHAPES = {"embed.weight": (5, 3), "layers.0.w": (4, 6), "layers.1.w": (7,), "norm": (1,)}
@@ -43,7 +44,7 @@ class Sizes(Checkpoint):
 def base_of_sizes() -> Checkpoint:
     """One of its tensors is changed by nobody."""
     shapes = {**SHAPES, "layers.9.w": (UNCHANGED,)}
-    return Sizes(Path(), {n: TensorPlace(Path(), 0, 0, torch.float32, shape) for n, shape in shapes.items()})
+    return Sizes(Path(), {n: StoredTensor(Path(), 0, 0, torch.float32, shape) for n, shape in shapes.items()})
 
 
 @st.composite
@@ -279,7 +280,7 @@ def test_scope_says_what_the_density_is_a_share_of():
         return [int(merged.delta(name).count_nonzero()) for name in ("layers.0.w", "embed")]
 
     sizes = {"layers.0.w": (10,), "embed": (10,), "other": (100,)}
-    base = Sizes(Path(), {n: TensorPlace(Path(), 0, 0, torch.float32, shape) for n, shape in sizes.items()})
+    base = Sizes(Path(), {n: StoredTensor(Path(), 0, 0, torch.float32, shape) for n, shape in sizes.items()})
     assert kept("tensor") == [5, 5]
     assert kept("changed") == [0, 10]
     assert kept("model") == [10, 10]

@@ -22,7 +22,8 @@ from spunge.mergers import Linear, TaskArithmetic, Ties
 from spunge.merging import job
 from spunge.weights import adapter
 from spunge.weights.checkpoint import Checkpoint, export
-from spunge.weights.task_vector import FILE, LowRank, TaskVector, create, write_manifest
+from spunge.weights.safetensors_files import create
+from spunge.weights.task_vector import FILE, LowRank, TaskVector, write_manifest
 
 SHAPES = {
     "model.embed.weight": (20, 8),
@@ -57,7 +58,7 @@ def make_base(directory: Path, dtype: torch.dtype = torch.bfloat16, *, sharded: 
 
 def weights_of(directory: Path) -> dict[str, Tensor]:
     checkpoint = Checkpoint.open(directory)
-    return {name: checkpoint.read(name) for name in checkpoint.places}
+    return {name: checkpoint.read(name) for name in checkpoint.tensors}
 
 
 def made_from(base: Checkpoint, entries: Mapping[str, Any], scale: float = 1.0) -> TaskVector:
@@ -147,7 +148,7 @@ def test_tensors_too_large_to_be_held_give_the_same(tmp_path, dtype, monkeypatch
 def test_beside_a_single_file_an_index_is_not_read(tmp_path, base):
     """transformers loads the single file where both are; what is merged must be what is loaded."""
     (base.directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "old.safetensors"}}))
-    assert set(Checkpoint.open(base.directory).places) == set(SHAPES)
+    assert set(Checkpoint.open(base.directory).tensors) == set(SHAPES)
 
 
 def test_written_files_are_plain_safetensors(tmp_path, base, vectors):
@@ -302,7 +303,7 @@ def test_adapters_are_read_as_peft_reads_them(tmp_path, kind, options):
     read = merging.open_variant(tmp_path / "adapter", base)
     assert set(read) == set(deltas)
     for name, delta in deltas.items():
-        assert read.shape(name) == base.places[name].shape
+        assert read.shape(name) == base.tensors[name].shape
         assert torch.allclose(read.delta(name), delta, atol=1e-5), name
 
 
@@ -331,7 +332,7 @@ def test_a_written_adapter_has_the_names_of_the_loaded_model(tmp_path, kind):
     stored, deltas = peft_adapter(tmp_path, kind)
     prefix = {"llama": "model.", "gpt2": "transformer."}[kind]
     # As the hub keeps some models: without the name of the model around the layers.
-    weights = {name.removeprefix(prefix): stored.read(name) for name in stored.places}
+    weights = {name.removeprefix(prefix): stored.read(name) for name in stored.tensors}
     save_file(weights, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
     delta = {**deltas, "lm_head.weight": torch.randn(30, 16, generator=torch.Generator().manual_seed(1))}
     TaskVector({name.removeprefix(prefix): values for name, values in delta.items()}).save(tmp_path / "vector")
@@ -408,7 +409,7 @@ def test_adapters_that_are_no_sum_of_factors_are_refused(tmp_path, base, change,
 
 def test_another_base_is_refused(tmp_path, base, vectors):
     other = make_base(tmp_path / "other")
-    place = other.places[DOWN]
+    place = other.tensors[DOWN]
     place.write(0, torch.ones(1, dtype=torch.bfloat16))
     with pytest.raises(IncompatibleTaskVectors, match=f"{DOWN}: bio was made from another base model"):
         merging.write(Ties(), vectors, tmp_path / "out", base=other)
@@ -423,7 +424,7 @@ def test_another_base_is_refused_even_if_what_is_changed_is_the_same(tmp_path, b
     vector = TaskVector(entries, 1.0, {"base": made})
     merging.check_base({"bio": vector}, base)
     other = make_base(tmp_path / "other")
-    other.places[UP].write(40, torch.ones(1, dtype=torch.bfloat16))
+    other.tensors[UP].write(40, torch.ones(1, dtype=torch.bfloat16))
     assert base.digest(DOWN) == other.digest(DOWN)
     with pytest.raises(IncompatibleTaskVectors, match="bio was made from another base model than"):
         merging.check_base({"bio": vector}, other)
@@ -595,10 +596,10 @@ def test_nan_found_in_the_middle_leaves_nothing_behind(tmp_path, base):
 
 
 def test_a_disk_that_does_not_hold_what_was_written_is_noticed(tmp_path, base, vectors, monkeypatch):
-    from spunge.weights.task_vector import TensorPlace
+    from spunge.weights.safetensors_files import StoredTensor
 
-    honest = TensorPlace.write
-    monkeypatch.setattr(TensorPlace, "write", lambda self, start, values: honest(self, start, values + 1))
+    honest = StoredTensor.write
+    monkeypatch.setattr(StoredTensor, "write", lambda self, start, values: honest(self, start, values + 1))
     with pytest.raises(ArtifactError, match="reads back other than it was written"):
         merging.write(Ties(), vectors, tmp_path / "out", base=base)
     assert not (tmp_path / "out").exists()
@@ -636,6 +637,6 @@ def test_what_lies_beyond_two_gigabytes(tmp_path):
         variants[f"v{index}"] = TaskVector({"small": opened.entries["small"]})
     merging.write(Ties(), variants, tmp_path / "out", base=base)
     out = Checkpoint.open(tmp_path / "out")
-    assert out.places["small"].start > 2**31
+    assert out.tensors["small"].start > 2**31
     assert out.read("small").reshape(-1)[-4:].tolist() == [0.0, 0.0, 1.0, 2.5]
-    assert out.places["large"].read(1_099_999_990).tolist() == [0.0] * 10
+    assert out.tensors["large"].read(1_099_999_990).tolist() == [0.0] * 10

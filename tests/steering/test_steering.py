@@ -63,7 +63,7 @@ def test_the_mlps_output_projection_is_found_without_reading_weights(tmp_path: P
 
 def test_only_the_first_layers_are_read(tmp_path: Path) -> None:
     base = make_model(tmp_path, tie_word_embeddings=False)
-    places = base.checkpoint().places
+    places = base.checkpoint().tensors
     unread = [name for name in places if "lm_head" in name or any(f"layers.{n}." in name for n in (3, 4, 5))]
     assert len(unread) == 1 + 3 * 9
     with (tmp_path / "model.safetensors").open("r+b") as stream:

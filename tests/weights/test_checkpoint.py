@@ -20,7 +20,7 @@ NAME = "model.layers.1.mlp.down_proj.weight"
 
 @pytest.fixture
 def change(tiny_model: Path) -> TaskVector:
-    shape = Checkpoint.open(tiny_model).places[NAME].shape
+    shape = Checkpoint.open(tiny_model).tensors[NAME].shape
     return TaskVector({NAME: torch.full(shape, 0.5)}, scale=-2.0)
 
 
@@ -43,7 +43,7 @@ def sharded(tmp_path: Path, tiny_model: Path) -> Path:
 def test_tensors_are_read_as_safetensors_reads_them(tiny_model):
     checkpoint = Checkpoint.open(tiny_model)
     loaded = load_file(tiny_model / "model.safetensors")
-    assert set(checkpoint.places) == set(loaded)
+    assert set(checkpoint.tensors) == set(loaded)
     for name, tensor in loaded.items():
         assert torch.equal(checkpoint.read(name), tensor)
         assert checkpoint.digest(name) == hashlib.sha256(tensor.numpy().tobytes()).hexdigest()

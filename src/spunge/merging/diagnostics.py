@@ -90,7 +90,7 @@ def lost_to_rounding(task_vector: TaskVector, base: Checkpoint) -> float | None:
     """Returns the share of a task vector's energy that goes when it is added to the base model in the base's dtype."""
     rounding = Rounding(task_vector.scale)
     for name in task_vector:
-        place = base.place(name)
+        place = base.tensor(name)
         for start in range(0, math.prod(place.shape), BLOCK["cpu"]):
             weight = place.read(start, min(start + BLOCK["cpu"], math.prod(place.shape)))
             delta = task_vector.read(name, start, start + len(weight))

@@ -20,8 +20,9 @@ from spunge.merging.grams import Grams
 from spunge.merging.job import Job, prepare, provenance
 from spunge.merging.thresholds import find_thresholds
 from spunge.weights import adapter
-from spunge.weights.checkpoint import Checkpoint, Written, refuse_overflow, rewrite
-from spunge.weights.task_vector import FILE, TaskVector, add, create, write_manifest
+from spunge.weights.checkpoint import Checkpoint, TensorWriter, refuse_overflow, rewrite
+from spunge.weights.safetensors_files import create
+from spunge.weights.task_vector import FILE, TaskVector, add, write_manifest
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,11 +113,11 @@ def write(
     job = prepare(merger, variants, base, device, seed, grams, block)
     with new_directory(out) as building:
         if form == "task-vector":
-            written = Written(create(building / FILE, job.shapes))
+            written = TensorWriter(create(building / FILE, job.shapes))
             diagnostics = run(job, written.write, progress)
             write_manifest(building, {**provenance(job), "diagnostics": diagnostics}, scale=job.scale)
         else:
-            written = Written(rewrite(base, building, job.shapes.keys()))
+            written = TensorWriter(rewrite(base, building, job.shapes.keys()))
             rounding = Rounding(job.scale)
 
             def change(name: str, start: int, values: Tensor) -> None:
@@ -234,7 +235,7 @@ def _run(job: Job, keep: Callable[[str, int, Tensor], None], progress: Progress)
 def _scope_size(job: Job) -> int:
     if job.needs.scope == "model":
         assert job.base is not None
-        return sum(math.prod(place.shape) for place in job.base.places.values() if place.dtype.is_floating_point)
+        return sum(math.prod(place.shape) for place in job.base.tensors.values() if place.dtype.is_floating_point)
     return sum(math.prod(shape) for name, shape in job.shapes.items() if _differs(job, name))
 
 

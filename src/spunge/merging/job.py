@@ -16,7 +16,8 @@ from spunge.interfaces import RETAIN, Merger, Needs
 from spunge.merging.grams import Grams
 from spunge.merging.sources import check_base, refuse_twice
 from spunge.weights.checkpoint import Checkpoint
-from spunge.weights.task_vector import ROWS, Difference, LowRank, OpenFiles, TaskVector, TensorPlace
+from spunge.weights.safetensors_files import OpenFiles, StoredTensor
+from spunge.weights.task_vector import ROWS, Difference, LowRank, TaskVector
 
 BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Elements of each variant that are combined at once, by kind of device: what fits a cache, or keeps a GPU busy."""
@@ -45,9 +46,9 @@ class _Held:
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
-        self._values: dict[TensorPlace, Tensor] = {}
+        self._values: dict[StoredTensor, Tensor] = {}
 
-    def take(self, places: Collection[TensorPlace], files: OpenFiles) -> None:
+    def take(self, places: Collection[StoredTensor], files: OpenFiles) -> None:
         """Reads these whole, if they are little together, in place of those before."""
         self._values = {}
         sizes = [-(-(place.stop - place.start) // 8) * 8 for place in places]  # so that each starts at a whole number
@@ -61,7 +62,7 @@ class _Held:
             place.read_into(values, 0, files)
             self._values[place] = values
 
-    def get(self, place: TensorPlace) -> Tensor | None:
+    def get(self, place: StoredTensor) -> Tensor | None:
         return self._values.get(place)
 
 
@@ -90,7 +91,7 @@ class Job:
     def hold(self, name: str) -> None:
         """Reads one tensor whole, if it is small, as several passes will want it."""
         entries = [variant.entries.get(name) for variant in self.variants.values()]
-        places = [entry for entry in entries if isinstance(entry, TensorPlace)]
+        places = [entry for entry in entries if isinstance(entry, StoredTensor)]
         for entry in entries:
             if isinstance(entry, Difference):
                 places += [entry.base, entry.changed]
@@ -121,7 +122,7 @@ class Job:
             entry = variant.entries.get(name)
             if entry is None:
                 row.zero_()
-            elif isinstance(entry, TensorPlace):
+            elif isinstance(entry, StoredTensor):
                 row.copy_(self._stored(entry, start, size))
             elif isinstance(entry, Difference):
                 if place is not entry.base:  # variants of one base: its block is read once
@@ -138,9 +139,9 @@ class Job:
     def weights_of(self, name: str, start: int, stop: int) -> Tensor:
         """Returns one block of the base model's weights, in their own dtype; gone with the next."""
         assert self.base is not None
-        return self._stored(self.base.place(name), start, stop - start).to(self.device)
+        return self._stored(self.base.tensor(name), start, stop - start).to(self.device)
 
-    def _stored(self, place: TensorPlace, start: int, size: int) -> Tensor:
+    def _stored(self, place: StoredTensor, start: int, size: int) -> Tensor:
         """Returns stored values in their own dtype; gone with the next."""
         if (held := self._held.get(place)) is not None:
             return held[start : start + size]
@@ -208,7 +209,7 @@ def _shapes(variants: Mapping[str, TaskVector], base: Checkpoint | None) -> dict
         for name in task_vector:
             shape = tuple(task_vector.shape(name))
             if base is not None:
-                if name not in base.places:
+                if name not in base.tensors:
                     raise IncompatibleTaskVectors(
                         f"{variant}: changes {name!r}, which {base.directory} does not have: it is of another model"
                     )

@@ -126,7 +126,7 @@ def check_base(variants: Mapping[str, TaskVector], base: Checkpoint | None) -> N
         )
     if base is not None:
         for name, (variant, digest) in digests.items():
-            if name not in base.places or base.digest(name) != digest:
+            if name not in base.tensors or base.digest(name) != digest:
                 raise IncompatibleTaskVectors(
                     f"{name}: {variant} was made from another base model than {base.directory}"
                 )
@@ -165,11 +165,11 @@ def _at(name: Any, revision: Any) -> str:
 
 def _difference(variant: Checkpoint, base: Checkpoint) -> TaskVector:
     """A checkpoint minus the base: only what differs, found without reading further than the first difference."""
-    missing = [name for name in base.places if name not in variant.places and not _CONSTANT.fullmatch(name)]
-    extra = [name for name in variant.places if name not in base.places and not _CONSTANT.fullmatch(name)]
+    missing = [name for name in base.tensors if name not in variant.tensors and not _CONSTANT.fullmatch(name)]
+    extra = [name for name in variant.tensors if name not in base.tensors and not _CONSTANT.fullmatch(name)]
     entries: dict[str, Entry] = {}
-    for name, place in sorted(base.places.items()):
-        other = variant.places.get(name)
+    for name, place in sorted(base.tensors.items()):
+        other = variant.tensors.get(name)
         if other is None:
             continue
         check_shape(name, place.shape, other.shape, str(variant.directory))
@@ -181,12 +181,12 @@ def _difference(variant: Checkpoint, base: Checkpoint) -> TaskVector:
     # Tied weights may be stored once or twice, so a tensor may be lacking if it is a copy of one that is there; it
     # changes with that one, or the merged checkpoint would hold two different weights for what is tied.
     for name in missing:
-        copies = [known for known in _copies(name, base) if known in variant.places]
+        copies = [known for known in _copies(name, base) if known in variant.tensors]
         changed = [known for known in copies if known in entries]
         if not copies or len(changed) not in (0, len(copies)):
             raise IncompatibleTaskVectors(f"{variant.directory}: lacks {name!r}, which {base.directory} has")
         if changed:
-            entries[name] = Difference(variant.places[changed[0]], base.places[name])
+            entries[name] = Difference(variant.tensors[changed[0]], base.tensors[name])
     for name in extra:
         if not _copies(name, variant):
             raise IncompatibleTaskVectors(f"{variant.directory}: has {name!r}, which {base.directory} lacks")
@@ -195,7 +195,7 @@ def _difference(variant: Checkpoint, base: Checkpoint) -> TaskVector:
 
 def _copies(name: str, checkpoint: Checkpoint) -> list[str]:
     """Returns the names of the other matrices that hold the same values; vectors of zeros or ones are often equal."""
-    place = checkpoint.places[name]
+    place = checkpoint.tensors[name]
     if len(place.shape) < 2:
         return []
-    return [known for known, other in checkpoint.places.items() if known != name and other.equals(place)]
+    return [known for known, other in checkpoint.tensors.items() if known != name and other.equals(place)]

@@ -150,8 +150,8 @@ class TruncatedModel:
         prefix = self.decoder.base_model_prefix + "."
         for name, delta in (revert_weight_conversion(self.decoder, fused) if fused else {}).items():
             candidates = (name, name.removeprefix(prefix), prefix + name)
-            theirs = next((candidate for candidate in candidates if candidate in self.checkpoint.places), None)
-            if theirs is None or self.checkpoint.places[theirs].shape != tuple(delta.shape):
+            theirs = next((candidate for candidate in candidates if candidate in self.checkpoint.tensors), None)
+            if theirs is None or self.checkpoint.tensors[theirs].shape != tuple(delta.shape):
                 raise ModelError(
                     f"{_architecture(self.decoder)}: the checkpoint keeps {name} in a form that is not supported; "
                     "choose others with `parameters`"
@@ -192,7 +192,7 @@ def load_truncated(base: LanguageModel, layers: int, *, device: str, dtype: str 
     no_bars()
     skeleton = skeleton_of(base, layers)
     checkpoint = base.checkpoint(lambda names: _wanted(skeleton, names, layers))
-    places = {name: checkpoint.places[name] for name in _wanted(skeleton, checkpoint.places, layers)}
+    places = {name: checkpoint.tensors[name] for name in _wanted(skeleton, checkpoint.tensors, layers)}
     wanted = dtype or base.dtype
     with ExitStack() as stack:
         shards = {

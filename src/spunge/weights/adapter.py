@@ -15,15 +15,8 @@ from torch import Tensor
 
 from spunge.errors import ArtifactError, IncompatibleTaskVectors, ModelError
 from spunge.weights.checkpoint import Checkpoint
-from spunge.weights.task_vector import (
-    Difference,
-    Entry,
-    LowRank,
-    TaskVector,
-    TensorPlace,
-    load,
-    read_header,
-)
+from spunge.weights.safetensors_files import StoredTensor, read_header
+from spunge.weights.task_vector import Difference, Entry, LowRank, TaskVector
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -52,29 +45,29 @@ def read(directory: str | Path, base: Checkpoint) -> TaskVector:
     directory = Path(directory)
     config = _read_config(directory)
     try:
-        places = read_header(directory / WEIGHTS)
+        tensors = read_header(directory / WEIGHTS)
     except FileNotFoundError as error:
         raise ArtifactError(f"{directory}: no {WEIGHTS}: only safetensors weights are read, never pickles") from error
     except ModelError as error:
         raise ArtifactError(str(error)) from error
-    factors: dict[tuple[str, bool], dict[str, TensorPlace]] = {}
+    factors: dict[tuple[str, bool], dict[str, StoredTensor]] = {}
     entries: dict[str, Entry] = {}
-    for key, place in sorted(places.items()):
+    for key, stored in sorted(tensors.items()):
         inner = key.removeprefix(_PREFIX)
         matched = _FACTOR.fullmatch(inner)
         if matched:
-            factors.setdefault((matched["module"], bool(matched["embedding"])), {})[matched["side"]] = place
+            factors.setdefault((matched["module"], bool(matched["embedding"])), {})[matched["side"]] = stored
             continue
         # What is no factor is a weight saved whole: under a LoRA for the record, or because it was trained itself.
         name = _base_name(inner.replace(".base_layer.", "."), base, directory)
-        base.check(name, place.shape, str(directory))
-        if not place.equals(base.places[name]):
-            entries[name] = Difference(place, base.places[name])
+        base.check(name, stored.shape, str(directory))
+        if not stored.equals(base.tensors[name]):
+            entries[name] = Difference(stored, base.tensors[name])
     for (module, embedding), pair in factors.items():
         if len(pair) != 2:
             raise ArtifactError(f"{directory}: {module} has only one of its two LoRA factors")
         name = _base_name(f"{module}.weight", base, directory)
-        a, b = load(pair["A"]).float(), load(pair["B"]).float()
+        a, b = pair["A"].load().float(), pair["B"].load().float()
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
             raise ArtifactError(
                 f"{directory}: {module}: LoRA factors of shapes {list(a.shape)} and {list(b.shape)} are not of matrices"
@@ -89,9 +82,10 @@ def read(directory: str | Path, base: Checkpoint) -> TaskVector:
         entry = LowRank(a, b, _scaling(config, module), transposed)
         base.check(name, entry.shape, str(directory))
         entries[name] = entry
-    named = config.get("base_model_name_or_path")
-    made_from = {"base": {"id": named, "revision": config.get("revision")}} if named else {}
-    return TaskVector(entries, 1.0, {"method": "lora", "settings": {"adapter": directory.name}, **made_from})
+    provenance: dict[str, Any] = {"method": "lora", "settings": {"adapter": directory.name}}
+    if model := config.get("base_model_name_or_path"):
+        provenance["base"] = {"id": model, "revision": config.get("revision")}
+    return TaskVector(entries, 1.0, provenance)
 
 
 def save(
@@ -99,7 +93,6 @@ def save(
     directory: str | Path,
     *,
     base: str,
-    revision: str | None = None,
     names: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes a low-rank task vector as a LoRA that PEFT can load onto the base model.
@@ -110,7 +103,6 @@ def save(
         task_vector: All of its entries must be low-rank.
         directory: Where to write; made if need be.
         base: The base model's id or directory, for the adapter's configuration.
-        revision: The base model's revision.
         names: Checkpoint parameter name → the loaded model's own, where they differ.
 
     Raises:
@@ -119,47 +111,50 @@ def save(
     """
     directory = Path(directory)
     tensors: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    alphas: dict[str, float] = {}
-    transposed = False
+    modules: dict[str, LowRank] = {}
     for name, entry in task_vector.entries.items():
         if not isinstance(entry, LowRank):
             raise IncompatibleTaskVectors(
                 f"{name}: a dense delta does not fit into a LoRA adapter; export a checkpoint or a task vector instead"
             )
         module = (names or {}).get(name, name).removesuffix(".weight")
-        ranks[module] = entry.A.shape[0]
-        alphas[module] = entry.scaling * ranks[module]
-        transposed = transposed or entry.transposed
+        modules[module] = entry
         tensors[f"{_PREFIX}{module}.lora_A.weight"] = entry.A.detach().float().cpu().contiguous()
         tensors[f"{_PREFIX}{module}.lora_B.weight"] = (entry.B.detach().float() * task_vector.scale).cpu().contiguous()
     if not tensors:
         raise IncompatibleTaskVectors("the task vector changes nothing: there is no adapter to write")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+        text = json.dumps(_config_of(modules, base), indent=2, sort_keys=True)
+        (directory / CONFIG).write_text(text, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{directory}: the adapter cannot be written: {error}") from error
+    return directory
+
+
+def _config_of(modules: Mapping[str, LowRank], base: str) -> dict[str, Any]:
+    """Returns what PEFT has to know of these factors, each under the name of the module that it changes."""
+    ranks = {module: entry.A.shape[0] for module, entry in modules.items()}
+    alphas = {module: entry.scaling * ranks[module] for module, entry in modules.items()}
     rank, alpha = max(ranks.values()), max(alphas.values())
-    config = {
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "revision": revision,
+        "revision": None,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "target_modules": sorted(ranks),
         # PEFT reads the keys as regular expressions.
-        "rank_pattern": {re.escape(module): own for module, own in ranks.items() if own != rank},
-        "alpha_pattern": {re.escape(module): own for module, own in alphas.items() if own != alpha},
-        "fan_in_fan_out": transposed,
+        "rank_pattern": {re.escape(module): value for module, value in ranks.items() if value != rank},
+        "alpha_pattern": {re.escape(module): value for module, value in alphas.items() if value != alpha},
+        "fan_in_fan_out": any(entry.transposed for entry in modules.values()),
         "bias": "none",
         "use_rslora": False,
     }
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-        (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{directory}: the adapter cannot be written: {error}") from error
-    return directory
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
@@ -222,12 +217,12 @@ def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -
 
 def _base_name(name: str, base: Checkpoint, directory: Path) -> str:
     """Finds an adapter's parameter in the checkpoint, which may have been saved with or without the model's prefix."""
-    if name in base.places:
+    if name in base.tensors:
         return name
-    found = [known for known in base.places if known.endswith(f".{name}") or name.endswith(f".{known}")]
-    if len(found) != 1:
+    candidates = [stored for stored in base.tensors if stored.endswith(f".{name}") or name.endswith(f".{stored}")]
+    if len(candidates) != 1:
         raise IncompatibleTaskVectors(f"{directory}: changes {name!r}, which {base.directory} does not have")
-    return found[0]
+    return candidates[0]
 
 
 def stores_transposed(base: Checkpoint, name: str, *, default: bool = False) -> bool:
@@ -249,8 +244,9 @@ def check_target(name: str, shape: tuple[int, ...], names: Mapping[str, str] | N
         shape: Its shape.
         names: Of all linear layers of the loaded model, as for `save`; None: judge by the name itself.
     """
-    known = name.endswith(".weight") and not re.search(r"embed|\bw[tp]e\b", name) if names is None else name in names
-    if len(shape) != 2 or not known:
+    looks_linear = name.endswith(".weight") and not re.search(r"embed|\bw[tp]e\b", name)
+    linear = looks_linear if names is None else name in names
+    if len(shape) != 2 or not linear:
         raise IncompatibleTaskVectors(
             f"{name}: not the weight of a linear layer of the loaded model, so no adapter can hold it; "
             "write a checkpoint or a task vector"

@@ -17,14 +17,19 @@ from torch import Tensor
 
 from spunge.errors import ArtifactError, IncompatibleTaskVectors, ModelError
 from spunge.files import new_directory
-from spunge.weights.task_vector import OpenFiles, TaskVector, TensorPlace, add, as_bytes, check_shape, load, read_header
+from spunge.weights.safetensors_files import OpenFiles, StoredTensor, as_bytes, read_header
+from spunge.weights.task_vector import TaskVector, add, check_shape
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _BLOCK = 1 << 20
-_PIECE = 1 << 24
+"""Elements that an export changes at once: its memory does not grow with the model."""
+_COPIED = 1 << 24
+"""Bytes copied at once, where the kernel does not do it."""
 _SAMPLE = 1 << 12
+"""Bytes of a sample in a fingerprint: one page of a disk."""
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# Weights in other formats beside those that were read would be the base's own, under the name of the changed model.
 _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".lock")
 
 
@@ -33,7 +38,7 @@ class Checkpoint:
     """The tensors of a checkpoint directory by name, read without loading the model."""
 
     directory: Path
-    places: Mapping[str, TensorPlace]
+    tensors: Mapping[str, StoredTensor]
 
     @classmethod
     def open(cls, directory: str | Path, shards: Collection[str] | None = None) -> Checkpoint:
@@ -52,35 +57,35 @@ class Checkpoint:
         listed = shard_names(directory)
         everything = {SINGLE} if listed is None else set(listed.values())
         opened = everything if shards is None else everything & set(shards)
-        places: dict[str, TensorPlace] = {}
+        tensors: dict[str, StoredTensor] = {}
         for shard in sorted(opened):
             if not (directory / shard).exists():
-                said = "only safetensors weights are read, never pickles"
-                raise ModelError(f"{directory}: no {shard}: {said}{_if_pickled(directory)}")
-            places.update(read_header(directory / shard))
+                rule = "only safetensors weights are read, never pickles"
+                raise ModelError(f"{directory}: no {shard}: {rule}{_if_pickled(directory)}")
+            tensors.update(read_header(directory / shard))
         expected = {name for name, shard in (listed or {}).items() if shard in opened}
-        if missing := sorted(expected - set(places)):
+        if missing := sorted(expected - set(tensors)):
             raise ModelError(f"{directory / INDEX}: lists {missing[0]!r}, which is in none of the shards")
-        return cls(directory, places)
+        return cls(directory, tensors)
 
-    def place(self, name: str) -> TensorPlace:
-        """Returns where a tensor lies.
+    def tensor(self, name: str) -> StoredTensor:
+        """Returns a tensor, still in its file.
 
         Raises:
             IncompatibleTaskVectors: The checkpoint has no such tensor.
         """
-        if name not in self.places:
+        if name not in self.tensors:
             raise IncompatibleTaskVectors(
                 f"{self.directory}: no parameter {name!r}: the task vector is of another model"
             )
-        return self.places[name]
+        return self.tensors[name]
 
     def check(self, name: str, shape: tuple[int, ...], owner: str = "the task vector") -> None:
         """Raises IncompatibleTaskVectors, naming the tensor, unless a delta of this shape can be added to it."""
-        place = self.place(name)
-        check_shape(name, place.shape, shape, owner)
-        if place.dtype not in _PLAIN:
-            kind = str(place.dtype).removeprefix("torch.")
+        stored = self.tensor(name)
+        check_shape(name, stored.shape, shape, owner)
+        if stored.dtype not in _PLAIN:
+            kind = str(stored.dtype).removeprefix("torch.")
             raise IncompatibleTaskVectors(
                 f"{name}: {self.directory} stores it as {kind}, to which no delta can be added: "
                 "take the model before it was quantised"
@@ -88,11 +93,11 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         """Returns one tensor, in the checkpoint's dtype."""
-        return load(self.place(name))
+        return self.tensor(name).load()
 
     def digest(self, name: str) -> str:
         """The sha256 of one tensor's bytes."""
-        return self.place(name).digest()
+        return self.tensor(name).digest()
 
     def fingerprint(self) -> str:
         """What tells this model from another: the sha256 of all names, shapes and types, and of samples of all weights.
@@ -102,27 +107,27 @@ class Checkpoint:
         """
         total = hashlib.sha256()
         with OpenFiles() as files:
-            for name, place in sorted(self.places.items()):
-                total.update(f"{name} {place.dtype} {list(place.shape)}\n".encode())
-                size = math.prod(place.shape)
-                length = min(size, _SAMPLE // place.dtype.itemsize)
+            for name, stored in sorted(self.tensors.items()):
+                total.update(f"{name} {stored.dtype} {list(stored.shape)}\n".encode())
+                size = math.prod(stored.shape)
+                length = min(size, _SAMPLE // stored.dtype.itemsize)
                 for start in sorted({0, (size - length) // 2, size - length}):
-                    sample = torch.empty(length, dtype=place.dtype)
-                    place.read_into(sample, start, files)
+                    sample = torch.empty(length, dtype=stored.dtype)
+                    stored.read_into(sample, start, files)
                     total.update(as_bytes(sample))
         return total.hexdigest()
 
     def changed(self, task_vector: TaskVector, name: str) -> Tensor:
         """Returns one parameter with the task vector added, exactly as `export` writes it."""
-        return task_vector_at(self, task_vector, name, 0, None).reshape(self.place(name).shape)
+        return task_vector_at(self, task_vector, name, 0, None).reshape(self.tensor(name).shape)
 
 
 def _if_pickled(directory: Path) -> str:
     """What to do about weights of the kind that runs code when it is read."""
-    found = next((file.name for file in sorted(directory.iterdir()) if file.suffix in (".bin", ".pt", ".pth")), None)
-    if found is None:
+    pickled = next((file.name for file in sorted(directory.iterdir()) if file.suffix in (".bin", ".pt", ".pth")), None)
+    if pickled is None:
         return ""
-    return f", such as {found}: where you trust it, load it with transformers and save_pretrained it elsewhere"
+    return f", such as {pickled}: where you trust it, load it with transformers and save_pretrained it elsewhere"
 
 
 def shard_names(directory: Path) -> dict[str, str] | None:
@@ -149,9 +154,9 @@ def shard_names(directory: Path) -> dict[str, str] | None:
 
 def task_vector_at(base: Checkpoint, task_vector: TaskVector, name: str, start: int, stop: int | None) -> Tensor:
     """Returns elements `start:stop` of a parameter with the task vector added, flat, in the base's dtype."""
-    place = base.place(name)
-    check_shape(name, place.shape, task_vector.shape(name))
-    weight = place.read(start, stop)
+    stored = base.tensor(name)
+    check_shape(name, stored.shape, task_vector.shape(name))
+    weight = stored.read(start, stop)
     return add(weight, task_vector.read(name, start, start + len(weight)), task_vector.scale)
 
 
@@ -172,17 +177,17 @@ def export(base: str | Path, task_vector: TaskVector, out: str | Path, *, card: 
     for name in task_vector:
         checkpoint.check(name, task_vector.shape(name))
     with new_directory(out) as building:
-        written = Written(rewrite(checkpoint, building, set(task_vector)))
+        writer = TensorWriter(rewrite(checkpoint, building, set(task_vector)))
         for name in task_vector:
             size = task_vector.shape(name).numel()
             for start in range(0, size, _BLOCK):
                 stop = min(start + _BLOCK, size)
                 changed = task_vector_at(checkpoint, task_vector, name, start, stop)
                 refuse_overflow(name, changed)
-                written.write(name, start, changed)
+                writer.write(name, start, changed)
         if card is not None:
             (building / "README.md").write_text(card, encoding="utf-8")
-        written.verify()
+        writer.verify()
     return Path(out)
 
 
@@ -195,33 +200,35 @@ def refuse_overflow(name: str, changed: Tensor) -> None:
         )
 
 
-def rewrite(base: Checkpoint, directory: Path, changed: Collection[str]) -> dict[str, TensorPlace]:
-    """Copies a checkpoint's files, all but the bytes of the `changed` tensors; returns where those have to go."""
-    shards: dict[Path, list[TensorPlace]] = {}
-    for name, place in base.places.items():
-        shards.setdefault(place.file, []).extend([place] if name in changed else [])
+def rewrite(base: Checkpoint, directory: Path, changed: Collection[str]) -> dict[str, StoredTensor]:
+    """Copies a checkpoint's files, all but the bytes of the `changed` tensors; returns those, to be written."""
+    shards: dict[Path, list[StoredTensor]] = {}
+    for name, stored in base.tensors.items():
+        shards.setdefault(stored.file, []).extend([stored] if name in changed else [])
     for file in sorted(base.directory.iterdir()):
         if file in shards:
             _copy_but(file, directory / file.name, shards[file])
         elif file.is_file() and not file.name.endswith(_NOT_COPIED):
             shutil.copyfile(file, directory / file.name)
     return {
-        name: replace(place, file=directory / place.file.name) for name, place in base.places.items() if name in changed
+        name: replace(stored, file=directory / stored.file.name)
+        for name, stored in base.tensors.items()
+        if name in changed
     }
 
 
-class Written:
+class TensorWriter:
     """Tensors that are being written to files, front to back; afterwards they are read again and compared."""
 
-    def __init__(self, places: Mapping[str, TensorPlace]) -> None:
-        self._places = places
-        self._checks = dict.fromkeys(places, 0)
+    def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
+        self._tensors = tensors
+        self._checks = dict.fromkeys(tensors, 0)
 
     def write(self, name: str, start: int, values: Tensor) -> None:
         """Writes the next elements of one tensor."""
         values = values.cpu().contiguous()
         self._checks[name] = zlib.crc32(as_bytes(values), self._checks[name])
-        self._places[name].write(start, values)
+        self._tensors[name].write(start, values)
 
     def verify(self) -> None:
         """Brings the files to the disk, reads every written tensor back and compares.
@@ -229,7 +236,7 @@ class Written:
         Raises:
             ArtifactError: The disk holds something else than was written.
         """
-        for file in {place.file for place in self._places.values()}:
+        for file in {stored.file for stored in self._tensors.values()}:
             descriptor = os.open(file, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -238,12 +245,12 @@ class Written:
                     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(descriptor)
-        for name, place in self._places.items():
-            if place.checksum() != self._checks[name]:
-                raise ArtifactError(f"{place.file}: {name} reads back other than it was written: a failing disk?")
+        for name, stored in self._tensors.items():
+            if stored.checksum() != self._checks[name]:
+                raise ArtifactError(f"{stored.file}: {name} reads back other than it was written: a failing disk?")
 
 
-def _copy_but(source: Path, target: Path, holes: list[TensorPlace]) -> None:
+def _copy_but(source: Path, target: Path, holes: list[StoredTensor]) -> None:
     """Copies a file but for the bytes in `holes`, which are left zero."""
     with source.open("rb") as reading, target.open("wb") as writing:
         size = os.fstat(reading.fileno()).st_size
@@ -256,9 +263,10 @@ def _copy_but(source: Path, target: Path, holes: list[TensorPlace]) -> None:
 
 
 def _copy_range(source: int, target: int, position: int, stop: int) -> None:
+    # In the kernel a copy-on-write file system shares the blocks, so that an export writes little more than it changes.
     in_kernel = hasattr(os, "copy_file_range")
     while position < stop:
-        count = min(stop - position, _PIECE)
+        count = min(stop - position, _COPIED)
         if in_kernel:
             try:
                 copied = os.copy_file_range(source, target, count, position, position)

@@ -243,7 +243,7 @@ def checkpoint_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str
     names = {}
     for name, _ in model.named_parameters(remove_duplicate=False):
         for candidate in (name, name.removeprefix(prefix), prefix + name):
-            if candidate in checkpoint.places:
+            if candidate in checkpoint.tensors:
                 names[name] = candidate
                 break
     return names
