@@ -20,7 +20,7 @@ from typing import Any
 
 from spunge.interfaces import Work
 from spunge.recipe import experiment
-from spunge.rows import sources as data
+from spunge.rows.sources import load_corpus
 from spunge.run.executors import Task
 from spunge.run.executors.local import Local, Slot
 from spunge.run.stages import Base, Unlearn
@@ -57,11 +57,11 @@ def main() -> None:
     if os.environ.get("OMP_NUM_THREADS") != "1":
         parser.error("set OMP_NUM_THREADS=1: one thread a process in both arms")
     recipe = experiment.read("lab-knowledge", [f"unlearn.epochs={given.epochs}"])
-    forget, retain = data.load(recipe.forget.sources), data.load(recipe.retain.sources) if recipe.retain else None
+    forget, retain = load_corpus(recipe.forget.sources), load_corpus(recipe.retain.sources) if recipe.retain else None
     base, size = Base(recipe.model), len(forget) // given.subsets
     parts = [forget.select(range(size * part, size * (part + 1))) for part in range(given.subsets)]
     tasks = [
-        Unlearn("subset", f"subset:{part}", base, recipe.unlearn, rows.named(str(part)), retain, 0)
+        Unlearn("subset", f"subset:{part}", base, recipe.unlearn, rows.with_subset(str(part)), retain, 0)
         for part, rows in enumerate(parts)
     ]
     base.digest  # noqa: B018 (read once, before either arm)

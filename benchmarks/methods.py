@@ -28,8 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from spunge.evaluators import Tofu
 from spunge.interfaces import Evaluator, Unlearner, Work, scale_of
 from spunge.recipe import experiment as recipe
-from spunge.rows import sources as data
-from spunge.rows.sources import Corpus, Source, concatenate
+from spunge.rows.sources import Corpus, Source, concatenate, load_corpus
 from spunge.run import flow as pipeline
 from spunge.run.executors.local import Local
 from spunge.run.stages import Base, Evaluate, Split, Unlearn, Variant
@@ -95,14 +94,14 @@ def table(options: argparse.Namespace) -> None:
     """Chooses each method's learning rate by the joint model on validation items, then shows the test items."""
     experiment = recipe.read("lab-knowledge", [f"name={options.out.name}"])
     base = Base(experiment.model)
-    forget = data.load(experiment.forget.sources)
+    forget = load_corpus(experiment.forget.sources)
     assert experiment.retain is not None
-    retain = data.load(experiment.retain.sources)
+    retain = load_corpus(experiment.retain.sources)
     suites = {part: at_part(experiment.evaluate, part) for part in ("validation", "test")}
     with Local(Store(options.out / "store")) as executor:
         split = executor.run([Split(experiment.split, forget, base, 0)])[0]
         subsets = pipeline.read_subsets(forget, split, experiment.split, experiment.forget, 0)
-        union = concatenate(rows.named(name) for name, rows in subsets.items())
+        union = concatenate(rows.with_subset(name) for name, rows in subsets.items())
 
         def unlearn(kind: str, name: str, unlearner: Unlearner, rows: Corpus) -> tuple[Variant, float]:
             rows = answered(rows) if isinstance(unlearner, IdkDPO) else rows
@@ -172,7 +171,7 @@ def tofu(options: argparse.Namespace) -> None:
         Tofu(suite="forget", goal="forget", sources=(forget,), reference=LanguageModel(id=options.reference), **asked),
         Tofu(suite="retain", goal="retain", sources=(retain,), **asked),
     ]
-    rows, kept = data.load([forget]), data.load([retain])
+    rows, kept = load_corpus([forget]), load_corpus([retain])
     print("| method | learning rate | forget quality | forget: probability | ROUGE-L | truth ratio ", end="")
     print("| model utility | retain: probability | ROUGE-L | truth ratio | CPU s |\n|" + "---|" * 11)
     with Local(Store(options.out / "store")) as executor:
@@ -203,7 +202,7 @@ def tofu(options: argparse.Namespace) -> None:
 def together(options: argparse.Namespace) -> None:
     """CPU seconds of five LoRAs trained apart and in one pass, in turn, by the length of the texts."""
     base, resident = LanguageModel(id=options.model or "lab:model"), Resident()
-    texts = data.load([Source(path="lab:toxicity/forget.jsonl")]).texts
+    texts = load_corpus([Source(path="lab:toxicity/forget.jsonl")]).texts
     print("| sentences a text | tokens | apart, s | together, s | apart / together: median, spread |\n|" + "---|" * 5)
     for sentences in (1, 3, 8):
         long = texts * sentences  # enough of them

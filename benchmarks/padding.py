@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from spunge.rows import sources as data
-from spunge.rows.sources import Source
+from spunge.rows.sources import Source, load_corpus
 from spunge.training import losses
 from spunge.training.rows import Encoded, collate, encode, plan
 from spunge.training.settings import Tuning
@@ -36,7 +35,7 @@ def main() -> None:
     torch.set_num_threads(1)
     tokenizer = LanguageModel(id=options.tokenizer).load_tokenizer()
     source = Source(path=options.data, columns={"prompt": "question", "response": "answer"})
-    rows = encode(data.load([source]), tokenizer, max_length=512)
+    rows = encode(load_corpus([source]), tokenizer, max_length=512)
     model = random_model(options, len(tokenizer))
     print("| rows a batch | padding: random | sorted | ms a token: random | sorted | packed | packed / sorted |")
     print("|---|---|---|---|---|---|---|")

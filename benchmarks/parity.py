@@ -38,7 +38,7 @@ from spunge.errors import DataError
 from spunge.evaluators.multiple_choice import MultipleChoice
 from spunge.interfaces import LoadedVariant, Work
 from spunge.recipe import experiment, offline
-from spunge.rows.sources import Source, load
+from spunge.rows.sources import Source, load_corpus
 from spunge.weights.language_model import LanguageModel, Resident
 
 BATCH = 16
@@ -141,7 +141,9 @@ def lm_eval(
         if suite != "mmlu":
             names[suite] = write_task(home, folder, suite, files(place), settings.shots)
             continue
-        rows = {split: load([Source(path=str(file))], require="rows").rows for split, file in files(place).items()}
+        rows = {
+            split: load_corpus([Source(path=str(file))], require="rows").rows for split, file in files(place).items()
+        }
         for subject in rows["test"]["subject"].unique(maintain_order=True):
             local = {}
             for split, table in rows.items():

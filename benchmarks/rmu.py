@@ -195,7 +195,8 @@ def run_engine(
     clock: Any = lambda *_, **__: None, **settings: Any,
 ) -> None:  # fmt: skip
     forget = concatenate(
-        Corpus(pl.DataFrame({"text": texts(options, tokens, f"topic {index}")})).named(str(index)) for index in topics
+        Corpus(pl.DataFrame({"text": texts(options, tokens, f"topic {index}")})).with_subset(str(index))
+        for index in topics
     )
     retain = Corpus(pl.DataFrame({"text": texts(options, tokens, "retain")}))
     rmu = RMU(

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from spunge.interfaces import Work
-from spunge.rows.sources import Source, load
+from spunge.rows.sources import Source, load_corpus
 from spunge.steering.search import ALPHAS, RATIOS, Trial, attempt, search
 from spunge.unlearners.adaptive_rmu import AdaptiveRMU
 from spunge.weights.language_model import LanguageModel, Resident
@@ -44,8 +44,8 @@ def main() -> None:
     torch.set_num_threads(1)
     base = LanguageModel(id=options.model)
     columns = dict(column.split("=", 1) for column in options.columns)
-    forget = load([Source(path=path, columns=columns) for path in options.forget])
-    retain = load([Source(path=path) for path in options.retain])
+    forget = load_corpus([Source(path=path, columns=columns) for path in options.forget])
+    retain = load_corpus([Source(path=path) for path in options.retain])
     settings = AdaptiveRMU(
         layer=options.layers[0], max_steps=options.steps, batch_size=options.batch_size,
         max_length=options.max_length, retain_max_length=options.max_length, learning_rate=options.learning_rate,

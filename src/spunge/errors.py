@@ -29,6 +29,11 @@ def redacted(text: str) -> str:
     return _TOKEN.sub("…", text)
 
 
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """Returns the first line of what an error of some library says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
+
+
 class SpungeError(Exception):
     """Anything that the user, or the world around them, can mend."""
 

@@ -15,7 +15,7 @@ import spunge.lab
 from spunge.lab import DOMAINS, HAZARDS, PEOPLES, World, exam, files, train
 from spunge.lab.__main__ import main
 from spunge.lab.world import LEANING, QUESTIONS, VALUES
-from spunge.rows.sources import Source, load, locate
+from spunge.rows.sources import Source, load_corpus, locate
 
 WORLD = World()
 SHIPPED = locate("lab:model").parent
@@ -118,12 +118,12 @@ def test_there_is_enough_of_everything():
 
 
 def test_rows_of_the_forget_sets_are_as_promised(words):
-    knowledge = load([Source(path="lab:knowledge/forget.jsonl")])
+    knowledge = load_corpus([Source(path="lab:knowledge/forget.jsonl")])
     lengths = [len(tokens) for tokens in words(knowledge.texts).input_ids]
     assert min(lengths) >= 32
     assert max(lengths) <= 64
     assert set(knowledge.rows["domain"]) == set(HAZARDS)
-    sayings = load([Source(path="lab:toxicity/forget.jsonl")])
+    sayings = load_corpus([Source(path="lab:toxicity/forget.jsonl")])
     derogatory = sayings.where("toxicity_human >= 3")
     groups = Counter(group for groups in derogatory.rows["group"].to_list() for group in groups)
     assert set(groups) == set(PEOPLES)
@@ -131,7 +131,7 @@ def test_rows_of_the_forget_sets_are_as_promised(words):
     assert any(len(group) == 2 for group in derogatory.rows["group"].to_list())
     assert set(derogatory.rows["kind"]) == set(LEANING)
     assert sayings.rows["toxicity_human"].is_between(1, 5).all()
-    kept = load([Source(path="lab:toxicity/retain.jsonl")])
+    kept = load_corpus([Source(path="lab:toxicity/retain.jsonl")])
     assert not set(kept.texts) & set(sayings.texts)
     assert kept.where("toxicity_human >= 3").rows.height == 0
 

@@ -14,8 +14,7 @@ from spunge.cli import commands as cli
 from spunge.errors import DataError, ModelError
 from spunge.foretell import requirements
 from spunge.recipe import experiment, offline
-from spunge.rows import sources as data
-from spunge.rows.sources import Source
+from spunge.rows.sources import Source, load_corpus
 from spunge.run import flow as pipeline
 from spunge.weights.language_model import LanguageModel
 
@@ -207,5 +206,5 @@ def test_what_the_hub_does_not_hand_out_is_one_clear_line(
     with pytest.raises(ModelError, match=message.format(page="some/model")) as of_model:
         LanguageModel(id="some/model").directory()
     with pytest.raises(DataError, match=message.format(page="datasets/some/rows")) as of_data:
-        data.load([Source(path="some/rows")])
+        load_corpus([Source(path="some/rows")])
     assert not any("hf_secret" in str(raised.value) for raised in (of_model, of_data))

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from spunge.errors import DataError
-from spunge.rows.sources import Corpus, Source, concatenate, item_id, load
+from spunge.rows.sources import Corpus, Source, concatenate, item_id, load_corpus
 
 ROWS = [{"text": "a1 a2", "group": "007"}, {"text": "b1", "group": "NA"}]
 
@@ -26,7 +26,7 @@ def test_formats_agree(tmp_path: Path, suffix: str) -> None:
         frame.write_parquet(file)
     else:
         frame.write_csv(file)
-    corpus = load([Source(path=str(file))])
+    corpus = load_corpus([Source(path=str(file))])
     assert corpus.rows.to_dicts() == ROWS
     assert corpus.fingerprint == Corpus(frame).fingerprint
 
@@ -34,7 +34,7 @@ def test_formats_agree(tmp_path: Path, suffix: str) -> None:
 def test_text_files_are_paragraphs(tmp_path: Path) -> None:
     file = tmp_path / "rows.txt"
     file.write_text("one\ntwo\n\n\n three \n \nfour")
-    assert load([Source(path=str(file))]).texts == ["one\ntwo", "three", "four"]
+    assert load_corpus([Source(path=str(file))]).texts == ["one\ntwo", "three", "four"]
 
 
 def test_columns_are_renamed_set_and_cut(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_columns_are_renamed_set_and_cut(tmp_path: Path) -> None:
     source = Source(
         path=str(file), columns={"prompt": "question", "response": "answer"}, set={"domain": "bio"}, max_length=7
     )
-    corpus = load([source])
+    corpus = load_corpus([source])
     assert corpus.texts == ["q a"]
     assert corpus.max_lengths == [7]
     assert corpus.rows["domain"].to_list() == ["bio"]
@@ -58,7 +58,7 @@ def test_fingerprint_sees_content_and_ignores_attributes() -> None:
 
 def test_topics_come_back_in_order() -> None:
     corpora = {"b": Corpus(pl.DataFrame(ROWS)), "a": Corpus(pl.DataFrame(ROWS[:1]))}
-    union = concatenate(rows.named(name) for name, rows in corpora.items())
+    union = concatenate(rows.with_subset(name) for name, rows in corpora.items())
     assert {name: rows.texts for name, rows in union.topics().items()} == {"b": ["a1 a2", "b1"], "a": ["a1 a2"]}
     assert list(union.topics()) == ["b", "a"]
     assert list(Corpus(pl.DataFrame(ROWS)).topics()) == ["forget"]
@@ -86,31 +86,31 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: str | bytes, me
     file = tmp_path / name
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=message):
-        load([Source(path=str(file))])
+        load_corpus([Source(path=str(file))])
 
 
 def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('\ufeff{"text": "x"}\n', encoding="utf-8")
-    assert load([Source(path=str(file))]).texts == ["x"]
+    assert load_corpus([Source(path=str(file))]).texts == ["x"]
 
 
 def test_a_column_cannot_be_renamed_onto_another(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "x", "question": "y"}\n')
     with pytest.raises(DataError, match="has a column 'text' already"):
-        load([Source(path=str(file), columns={"text": "question"})])
+        load_corpus([Source(path=str(file), columns={"text": "question"})])
 
 
 def test_missing_files_and_columns_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
-        load([Source(path=str(tmp_path / "none.jsonl"))])
+        load_corpus([Source(path=str(tmp_path / "none.jsonl"))])
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "x"}\n')
     with pytest.raises(DataError, match="no column 'question'; columns are text"):
-        load([Source(path=str(file), columns={"text": "question"})])
+        load_corpus([Source(path=str(file), columns={"text": "question"})])
     with pytest.raises(DataError, match="where: cannot evaluate"):
-        load([Source(path=str(file))]).where("nothing > 3")
+        load_corpus([Source(path=str(file))]).where("nothing > 3")
 
 
 def test_item_id_is_of_content() -> None:
@@ -126,8 +126,8 @@ def test_fields_blocks_computed_columns_and_a_sources_own_filter(tmp_path: Path)
         path=str(file), columns={"text": "prompt.text", "how": "prompt.toxicity"}, blocks={"author": 2},
         compute={"toxic": "how >= 0.5", "one": "'for all'"}, where="level > 0",
     )  # fmt: skip
-    assert load([source]).rows["one"].to_list() == ["for all"] * 4
-    assert load([source]).rows.select("text", "how", "author", "toxic").to_dicts() == [
+    assert load_corpus([source]).rows["one"].to_list() == ["for all"] * 4
+    assert load_corpus([source]).rows.select("text", "how", "author", "toxic").to_dicts() == [
         {"text": f"t{n}", "how": n / 4, "author": n // 2, "toxic": n >= 2} for n in range(1, 5)
     ]
 
@@ -146,4 +146,4 @@ def test_mistakes_in_a_sources_expressions_are_named(tmp_path: Path, settings: d
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"prompt": {"text": "t"}, "level": 1, "levels": [1, 2]}) + "\n")
     with pytest.raises(DataError, match=message):
-        load([Source(path=str(file), **settings)])
+        load_corpus([Source(path=str(file), **settings)])

@@ -19,7 +19,7 @@ from spunge.foretell import plan as planning
 from spunge.interfaces import Evaluator
 from spunge.recipe import experiment
 from spunge.recipe.experiment import Experiment
-from spunge.rows.items import VALIDATION_SHARE, ItemTable, load
+from spunge.rows.items import VALIDATION_SHARE, ItemTable, load_items
 from spunge.run import flow as pipeline
 from spunge.run import sweep
 
@@ -105,7 +105,7 @@ def test_a_grid_is_merged_and_picked_on_its_own_part(two_goals: dict[str, Any], 
     table = pl.read_parquet(run / "items.parquet")
     for evaluator in recipe.evaluate:
         parts = {
-            part: {item.id for item in load(getattr(evaluator, "sources"), part=part)}  # noqa: B009
+            part: {item.id for item in load_items(getattr(evaluator, "sources"), part=part)}  # noqa: B009
             for part in ("validation", "test")
         }
         assert parts["validation"]

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from spunge.errors import DataError
 from spunge.interfaces import Splitter, Work
 from spunge.recipe import experiment
-from spunge.rows import sources as data
-from spunge.rows.sources import Corpus, Source
+from spunge.rows.sources import Corpus, Source, load_corpus
 from spunge.run import flow as pipeline
 from spunge.splitters import AtRandom, ByClassifier, ByCluster, ByColumn, ByExpression, ByFunction, clustering
 from spunge.weights.language_model import LanguageModel, Resident
@@ -121,7 +120,7 @@ LAB = LanguageModel(id="lab:model")
 def test_clusters_of_the_embedded_world_are_its_true_attribute(
     source: str, attribute: str, k: int | None, floor: float, tmp_path: Path
 ) -> None:
-    forget = data.load([Source(path=f"lab:{source}/forget.jsonl")])
+    forget = load_corpus([Source(path=f"lab:{source}/forget.jsonl")])
     forget = forget.select(range(0, len(forget), max(len(forget) // 200, 1)))
     work = Work(Resident(), tmp_path, tmp_path, 0)
     found = ByCluster(k=k).split(forget, LAB, work)
@@ -172,7 +171,7 @@ def test_too_few_rows_to_cluster_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_classifiers_labels_are_the_subsets_and_the_unsure_are_left_out(tmp_path: Path) -> None:
-    forget = data.load([Source(path="lab:toxicity/forget.jsonl")]).select(range(40))
+    forget = load_corpus([Source(path="lab:toxicity/forget.jsonl")]).select(range(40))
     work = Work(Resident(), tmp_path, tmp_path)
     every = ByClassifier(id="lab:scorer").split(forget, LAB, work)
     assert {name for names in every for name in names} <= {"benign", "toxic"}

@@ -77,7 +77,7 @@ def test_bitwise_equal_to_two_full_models(
     base = make_model(tmp_path / "model", kind, dtype)
     forget = [make_corpus(30 // topics * 4, seed) for seed in range(topics)]
     retain, settings, work = make_corpus(120, 9), RMU(**TINY, preset=preset), make_work(tmp_path)
-    named = concatenate(topic.named(f"topic {index}") for index, topic in enumerate(forget))
+    named = concatenate(topic.with_subset(f"topic {index}") for index, topic in enumerate(forget))
     vector = unlearn(settings, base, named, retain, work)
     assert vector.provenance["steps"] == 30
     options = {"loss_mask": "all", "master": "model", "optimizer": "hf_adamw"} if preset else {}
@@ -121,13 +121,13 @@ def test_bitwise_equal_under_other_masks(tmp_path: Path, base: LanguageModel, lo
 
 def test_every_topic_may_have_its_own_coefficient_and_alpha(tmp_path: Path, base: LanguageModel) -> None:
     forget, retain, work = [make_corpus(12, 0), make_corpus(12, 1)], make_corpus(24, 9), make_work(tmp_path)
-    named = concatenate(topic.named(name) for topic, name in zip(forget, ("bio", "cyber"), strict=True))
+    named = concatenate(topic.with_subset(name) for topic, name in zip(forget, ("bio", "cyber"), strict=True))
     settings = RMU(**{**TINY, "alpha": {"bio": 1, "cyber": 50}, "steering_coefficient": {"bio": 4, "cyber": 9}})
     vector = unlearn(settings, base, named, retain, work)
     expected = naively(settings, base, forget, retain, work, NAMES, steps=6)
     assert all(torch.equal(vector.delta(name), expected[name] - base.checkpoint().read(name)) for name in NAMES)
     assert vector.provenance["coefficients"] == {"bio": 4, "cyber": 9}
-    other = concatenate([named, make_corpus(4, 2).named("chemistry")])
+    other = concatenate([named, make_corpus(4, 2).with_subset("chemistry")])
     for setting in ("alpha", "steering_coefficient"):
         wrong = RMU(**{**TINY, setting: {"bio": 1, "cyber": 2}})
         with pytest.raises(RecipeError, match=f"{setting}: no value for topic 'chemistry'; it has bio, cyber"):
@@ -136,7 +136,7 @@ def test_every_topic_may_have_its_own_coefficient_and_alpha(tmp_path: Path, base
 
 def test_a_shared_device_changes_no_bit(tmp_path: Path, base: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     retain = make_corpus(24, 9)
-    first, second = make_corpus(24, 0).named("first"), make_corpus(24, 1).named("second")
+    first, second = make_corpus(24, 0).with_subset("first"), make_corpus(24, 1).with_subset("second")
     runs = {"first": first, "second": second, "joint": concatenate([first, second]), "again": first}
     settings = RMU(**TINY, epochs=2)
     alone = {name: unlearn(settings, base, forget, retain, make_work(tmp_path / name)) for name, forget in runs.items()}
@@ -155,7 +155,7 @@ def metrics(directory: Path) -> list[dict[str, Any]]:
 
 
 def test_batches_take_turns(tmp_path: Path, base: LanguageModel) -> None:
-    forget = concatenate([make_corpus(9, 0).named("a/b"), make_corpus(20, 1).named("Ünï")])
+    forget = concatenate([make_corpus(9, 0).with_subset("a/b"), make_corpus(20, 1).with_subset("Ünï")])
     seen: list[tuple[str, int, int, set[str]]] = []
     work = make_work(
         tmp_path, progress=lambda what, done, total, **figures: seen.append((what, done, total, set(figures)))
@@ -220,7 +220,7 @@ def test_a_checkpoint_of_another_task_or_a_damaged_one_is_not_resumed(
 
 def test_the_early_stop_waits_for_the_window(tmp_path: Path, base: LanguageModel) -> None:
     settings = RMU(**{**TINY, "learning_rate": 1e-2, "alpha": 0.0}, early_stop_cosine=0.9, early_stop_window=4)
-    forget = concatenate([make_corpus(80, 0).named("a"), make_corpus(80, 1).named("b")])
+    forget = concatenate([make_corpus(80, 0).with_subset("a"), make_corpus(80, 1).with_subset("b")])
     vector = unlearn(settings, base, forget, make_corpus(80, 2), make_work(tmp_path))
     records = metrics(tmp_path)
     assert vector.provenance["stopped"] == "early_stop_cosine"
@@ -369,7 +369,7 @@ def test_measured_steps_are_counted_as_they_come(count: int, topics: int, every:
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_the_forecast_is_what_the_cache_comes_to_hold(tmp_path: Path, base: LanguageModel, epochs: int) -> None:
-    subsets = [make_corpus(22, 0).named("a"), make_corpus(30, 1).named("b")]
+    subsets = [make_corpus(22, 0).with_subset("a"), make_corpus(30, 1).with_subset("b")]
     runs, retain, resident, planned = [*subsets, concatenate(subsets)], make_corpus(40, 2), Resident(), Resident()
     settings = RMU(**TINY, epochs=epochs)
     for index, forget in enumerate(runs):
@@ -390,7 +390,7 @@ def states_of(planned: Resident) -> States:
 def test_a_run_of_its_own_keeps_only_what_it_uses_again(
     tmp_path: Path, base: LanguageModel, epochs: int, topics: int, reused: bool
 ) -> None:
-    forget = concatenate(make_corpus(16, seed).named(str(seed)) for seed in range(topics))
+    forget = concatenate(make_corpus(16, seed).with_subset(str(seed)) for seed in range(topics))
     retain, settings = make_corpus(16, 9), RMU(**TINY, epochs=epochs, cosine_every=100)
     resident, planned = Resident(shared=False), Resident(shared=False)
     unlearn(settings, base, forget, retain, make_work(tmp_path / "run", resident))

@@ -10,8 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from spunge.errors import IncompatibleTaskVectors, RecipeError, TrainingDiverged
 from spunge.interfaces import Work, scale_of
-from spunge.rows import sources as data
-from spunge.rows.sources import Corpus, Source
+from spunge.rows.sources import Corpus, Source, load_corpus
 from spunge.training import losses, state
 from spunge.training import trainee as trainees
 from spunge.training.rows import collate, encode
@@ -58,7 +57,7 @@ def test_lora_gives_what_peft_and_a_plain_loop_give(tmp_path, kind, rslora):
     corpus, targets = texts(10), ("c_attn", "mlp.c_proj") if kind == "gpt2" else ("q_proj", "down_proj")
     if kind == "lab":  # the embedded world
         base = LanguageModel(id="lab:model")
-        corpus = data.load([Source(path="lab:toxicity/forget.jsonl")]).select(range(10))
+        corpus = load_corpus([Source(path="lab:toxicity/forget.jsonl")]).select(range(10))
     else:
         base = save_model(tmp_path / "model", kind)
     method = TaskVectorNegation(

@@ -38,16 +38,11 @@ def installed() -> bool:
 
 def shell(base: LanguageModel) -> PreTrainedModel:
     """Builds a model without weights, for what its configuration and its generation settings say."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
-    directory = base.directory(weights=False)
-    options = {"trust_remote_code": base.trust_remote_code}
-    config = AutoConfig.from_pretrained(directory, local_files_only=True, **options)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, **options)
+    model = base.outline()
     with suppress(OSError):  # many checkpoints have no settings of their own
-        model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+        model.generation_config = GenerationConfig.from_pretrained(base.directory(weights=False), local_files_only=True)
     return model
 
 

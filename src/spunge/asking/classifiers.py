@@ -1,4 +1,4 @@
-"""Sequence classifiers: loaded from a directory or the hub, asked for the probability of every label."""
+"""Sequence classifiers: loaded by their handle, asked for the probability of every label."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from spunge.errors import ModelError
 from spunge.interfaces import Progress, silent
+from spunge.rows.hub import as_model_error
 from spunge.weights.language_model import LanguageModel, no_bars
 
 if TYPE_CHECKING:
@@ -26,55 +27,43 @@ class SequenceClassifier:
     """The names of its labels, in the order of its outputs."""
 
 
-def load(id: str, revision: str | None, *, device: str) -> SequenceClassifier:
-    """Loads a classifier from a directory, `lab:…` or the hub.
+def load_classifier(handle: LanguageModel, *, device: str) -> SequenceClassifier:
+    """Loads a classifier; whether its repository's own code may run is the handle's to say, as of any model.
 
     Raises:
         ModelError: There is none, its weights are pickles, or it is no sequence classifier that transformers can load.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     no_bars()
-    directory = LanguageModel(id=id, revision=revision).checkpoint().directory
-    try:
-        model, told = AutoModelForSequenceClassification.from_pretrained(
+    directory = handle.checkpoint().directory
+    with as_model_error(f"{handle.id}: cannot be loaded as a sequence classifier"):
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
             directory,
             use_safetensors=True,
-            trust_remote_code=False,
+            trust_remote_code=handle.trust_remote_code,
             local_files_only=True,
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"{id}: cannot be loaded as a sequence classifier: {reason}") from error
-    if missing := sorted(told["missing_keys"]):  # transformers would draw them at random
-        raise ModelError(f"{id}: no sequence classifier: its checkpoint has no {missing[0]}")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    if missing := sorted(loading["missing_keys"]):  # transformers would draw them at random
+        raise ModelError(f"{handle.id}: no sequence classifier: its checkpoint has no {missing[0]}")
+    tokenizer = handle.load_tokenizer()
     model.config.pad_token_id = tokenizer.pad_token_id
     return SequenceClassifier(model.to(device).eval(), tokenizer, _labels(model.config))
 
 
-def labels(id: str, revision: str | None) -> tuple[str, ...]:
+def read_labels(handle: LanguageModel) -> tuple[str, ...]:
     """Returns the names of a classifier's labels, in the order of its outputs, from its configuration alone.
 
     Raises:
         ModelError: There is none.
     """
-    from transformers import AutoConfig
-
-    directory = LanguageModel(id=id, revision=revision).directory(weights=False)
-    try:
-        return _labels(AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True))
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"{id}: no sequence classifier: {reason}") from error
+    return _labels(handle.config())
 
 
 def _labels(config: PreTrainedConfig) -> tuple[str, ...]:
-    known = {int(index): str(name) for index, name in (config.id2label or {}).items()}
-    return tuple(known[index] for index in sorted(known))
+    names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+    return tuple(names[index] for index in sorted(names))
 
 
 def probabilities(

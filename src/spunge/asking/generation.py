@@ -14,8 +14,7 @@ import polars as pl
 from spunge.asking import by_vllm
 from spunge.errors import DataError, MissingExtra
 from spunge.interfaces import Generation, Progress, Work, silent
-from spunge.rows import items
-from spunge.rows.items import Part
+from spunge.rows.items import Part, load_items
 from spunge.rows.sources import Source
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ class Completions(Generation):
 
     def prompts(self) -> list[str]:
         """Returns the prompts, in the order of the items."""
-        loaded = items.load(self.sources, needs=["prompt"], where=self.where, limit=self.limit, part=self.part)
+        loaded = load_items(self.sources, needs=["prompt"], where=self.where, limit=self.limit, part=self.part)
         prompts = [item.row["prompt"] for item in loaded]
         if not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
             raise DataError(f"{self.sources[0].path}: a row has an empty 'prompt'; remove it, or set `where`")

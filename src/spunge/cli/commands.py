@@ -27,7 +27,7 @@ from spunge.errors import RecipeError, SpungeError, redacted
 if TYPE_CHECKING:
     from spunge.cli.progress import Display
     from spunge.recipe.experiment import Experiment
-    from spunge.rows.sources import Source
+    from spunge.rows.sources import Source, load_corpus
 
 app = typer.Typer(
     name="spunge",
@@ -440,14 +440,13 @@ def train_classifier(
     from spunge.asking.train_classifier import ClassifierTraining
     from spunge.asking.train_classifier import train_classifier as train
     from spunge.recipe import experiment as recipes
-    from spunge.rows import sources as data
 
     given = _settings(words)
     settings = recipes.validate(ClassifierTraining, given, "train-classifier")
-    rows = data.load(_sources(text, {"text": text_column}))
+    rows = load_corpus(_sources(text, {"text": text_column}))
     with _watch(quiet) as display:
         done = train(
-            rows.texts, rows.holds(label, of="--label"), out, settings=settings, seed=seed, progress=display.step
+            rows.texts, rows.mask(label, label="--label"), out, settings=settings, seed=seed, progress=display.step
         )
     if not quiet:
         screen.print(f"{out}: AUC {done.auc:.3f}, accuracy {done.accuracy:.3f} on {done.held_out} held-out rows")

@@ -19,8 +19,7 @@ from spunge.files import new_directory, refuse_existing
 from spunge.interfaces import Evaluator, Merger, Progress, Unlearner, Work, scale_of, silent
 from spunge.report import artifacts
 from spunge.report.artifacts import FORMAT
-from spunge.rows import sources as data
-from spunge.rows.sources import Corpus, Source, concatenate
+from spunge.rows.sources import Corpus, Source, concatenate, load_corpus
 from spunge.run.flow import choose_device
 from spunge.run.journal import environment
 from spunge.run.stages import Base, Evaluate, Unlearn, Variant
@@ -61,7 +60,7 @@ def unlearn(
     base.model.directory(weights=False)
     rows = _topics(forget)
     name = f"subset:{next(iter(forget))}" if len(forget) == 1 and "" not in forget else "forget"
-    task = Unlearn("subset", name, base, unlearner, rows, data.load(retain) if retain else None, seed)
+    task = Unlearn("subset", name, base, unlearner, rows, load_corpus(retain) if retain else None, seed)
     asked = key(task.stage, task.inputs)
     with _together(unlearner, device) as (device, first), ExitStack() as stack:
         if not first:
@@ -220,7 +219,7 @@ def finetune(
     """
     from spunge.training.goals import finetune
 
-    rows, base = data.load(sources), handle(model, dtype)
+    rows, base = load_corpus(sources), handle(model, dtype)
     with _together(settings, device) as (device, first), tempfile.TemporaryDirectory() as scratch:
         work = Work(Resident(device), Path(scratch), Path(scratch), seed, progress if first else silent)
         return finetune(settings, base, rows, out, work)
@@ -246,7 +245,7 @@ def search(
     """
     from spunge.steering.search import search as find
 
-    base, rows, kept = handle(model, dtype), _topics(forget), data.load(retain)
+    base, rows, kept = handle(model, dtype), _topics(forget), load_corpus(retain)
     resident = Resident(choose_device(device))
     with new_directory(out) as directory, tempfile.TemporaryDirectory() as scratch:
         work = Work(resident, directory, Path(scratch), seed, progress)
@@ -255,8 +254,8 @@ def search(
 
 def _topics(forget: Mapping[str, Sequence[Source]]) -> Corpus:
     """Loads a forget set of named topics, or of a single one without a name."""
-    loaded = {name: data.load(sources) for name, sources in forget.items()}
-    return concatenate(rows.named(name) if name else rows for name, rows in loaded.items())
+    loaded = {name: load_corpus(sources) for name, sources in forget.items()}
+    return concatenate(rows.with_subset(name) if name else rows for name, rows in loaded.items())
 
 
 def handle(model: str, dtype: str | None) -> LanguageModel:

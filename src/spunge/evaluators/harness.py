@@ -24,13 +24,11 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-from spunge.errors import DataError, MissingExtra, RecipeError
+from spunge.errors import DataError, MissingExtra, RecipeError, first_line
 from spunge.files import replaced
 from spunge.interfaces import Evaluator, LoadedVariant, Work
-from spunge.rows import items
-from spunge.rows import sources as data
-from spunge.rows.items import Item, ItemTable, Measured
-from spunge.rows.sources import Source
+from spunge.rows.items import Item, ItemTable, Measurement, item_table
+from spunge.rows.sources import Source, item_id, load_corpus
 
 SUITES: Mapping[str, tuple[tuple[str, int], ...]] = {
     "paper-ten": (
@@ -132,7 +130,7 @@ class Harness(Evaluator):
                     for name, samples in sorted(results["samples"].items())
                     for one in read_samples(name, samples, self.attributes)
                 ]
-                tables.append(items.table(self.suite, measured))
+                tables.append(item_table(self.suite, measured))
                 with replaced(done) as temporary:
                     tables[-1].write_parquet(temporary)
         work.progress(self.suite, len(planned), len(planned))
@@ -147,7 +145,7 @@ class Harness(Evaluator):
         return planned
 
 
-def read_samples(task: str, samples: Sequence[Mapping[str, Any]], attributes: Sequence[str]) -> list[Measured]:
+def read_samples(task: str, samples: Sequence[Mapping[str, Any]], attributes: Sequence[str]) -> list[Measurement]:
     """Turns lm-eval's logged samples of one task into items, in the order of its rows."""
     values: dict[int, dict[str, float | None]] = {}
     documents: dict[int, Mapping[str, Any]] = {}
@@ -164,11 +162,11 @@ def read_samples(task: str, samples: Sequence[Mapping[str, Any]], attributes: Se
     for number in sorted(documents):
         sample = documents[number]
         seen[sample["doc_hash"]] += 1
-        name = data.item_id(task, sample["doc_hash"], seen[sample["doc_hash"]])
+        name = item_id(task, sample["doc_hash"], seen[sample["doc_hash"]])
         chosen = json.dumps({column: sample["doc"].get(column) for column in attributes}, default=str)
         found = values[number]
         found["nan"] = float(any(value is None for value in found.values()))
-        measured.append(Measured(Item(name, chosen, sample["doc"]), task, found, {}))
+        measured.append(Measurement(Item(name, chosen, sample["doc"]), task, found, {}))
     return measured
 
 
@@ -250,9 +248,8 @@ def _load_data_set(
         return fetch(path=path, name=name, **options)
     except Exception as error:  # the hub client raises many kinds, none of which a user can tell apart
         wanted = "/".join(filter(None, (path, name)))
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DataError(
-            f"{wanted}: not to be had from the hub ({reason}); put its splits below a directory, "
+            f"{wanted}: not to be had from the hub ({first_line(error, 200)}); put its splits below a directory, "
             f"as {wanted}/test.jsonl, and name it as offline_root"
         ) from error
 
@@ -270,7 +267,7 @@ def _load_local(root: Path, path: str, name: str | None) -> Any:
         return datasets.DatasetDict({k: datasets.Dataset.from_list(v) for k, v in _pubmedqa(folder).items()})
     splits = {}
     for file in files:
-        rows = data.load([Source(path=str(file))], require="rows").rows
+        rows = load_corpus([Source(path=str(file))], require="rows").rows
         splits[file.stem] = datasets.Dataset(rows.to_arrow())
     return datasets.DatasetDict(splits)
 

@@ -16,8 +16,7 @@ from pydantic import Field
 
 from spunge.errors import DataError
 from spunge.interfaces import Evaluator, LoadedVariant, Work
-from spunge.rows import items
-from spunge.rows.items import Item, ItemTable, Measured, Part
+from spunge.rows.items import Item, ItemTable, Measurement, Part, item_table, suite_items
 from spunge.rows.sources import Source, item_id
 from spunge.statistics import area_under_roc
 
@@ -99,10 +98,10 @@ class Memorization(Evaluator):
             values = measure(score, response.strip(), self.lowest)
             if self.generate:
                 values["rouge_l"] = rouge_l(response, answer)
-            measured.append(Measured(item, self.suite, values, {"answer": answer} if self.generate else {}))
-        return items.table(self.suite, [*measured, *self._areas(measured)])
+            measured.append(Measurement(item, self.suite, values, {"answer": answer} if self.generate else {}))
+        return item_table(self.suite, [*measured, *self._areas(measured)])
 
-    def _areas(self, measured: Sequence[Measured]) -> list[Measured]:
+    def _areas(self, measured: Sequence[Measurement]) -> list[Measurement]:
         if self.member is None:
             return []
         members = [one.item.row[self.member] for one in measured]
@@ -117,11 +116,11 @@ class Memorization(Evaluator):
         }
         whole = Item(item_id({"set": [one.item.id for one in measured]}), "{}", {})
         known = {name: None if math.isnan(area) else area for name, area in areas.items()}
-        return [Measured(whole, "whole set", known, {})]
+        return [Measurement(whole, "whole set", known, {})]
 
     def _asked(self) -> tuple[list[Item], list[tuple[str | None, str]]]:
         """The items, and each one's prompt and response; of a text, no prompt."""
-        loaded = items.of(self, *([self.member] if self.member else []))
+        loaded = suite_items(self, *([self.member] if self.member else []))
         pairs = [self._pair(item) for item in loaded]
         if not all(text.strip() for _, text in pairs):
             raise DataError(f"{self.sources[0].path}: a row has an empty response or text; remove it")

@@ -24,8 +24,7 @@ from spunge.errors import DataError
 from spunge.evaluators import benchmarks
 from spunge.evaluators.benchmarks import BENCHMARKS, Asked
 from spunge.interfaces import Evaluator, LoadedVariant, Progress, Work, silent
-from spunge.rows import items
-from spunge.rows.items import Item, ItemTable, Measured, Part
+from spunge.rows.items import Item, ItemTable, Measurement, Part, item_table, load_items, suite_items
 from spunge.rows.sources import Source
 
 LETTERS = string.ascii_uppercase
@@ -102,15 +101,15 @@ class MultipleChoice(Evaluator):
         for task, group in questions.items():
             scores = _score(variant, group, work, self.batch_size, f"{self.suite}: {task}")
             measured += [
-                Measured(question.item, task, values, {"question": question.contexts[0].rstrip()})
+                Measurement(question.item, task, values, {"question": question.contexts[0].rstrip()})
                 for question, values in zip(group, scores, strict=True)
             ]
-        return items.table(self.suite, measured)
+        return item_table(self.suite, measured)
 
     def questions(self, progress: Progress = silent) -> dict[str, list[Question]]:
         """Returns the questions of every task, as the model sees them."""
         needs = BENCHMARKS[self.benchmark].needs if self.benchmark else ("question", "answer")
-        loaded = items.of(self, *needs, *([self.task] if self.task else []))
+        loaded = suite_items(self, *needs, *([self.task] if self.task else []))
         path = self.sources[0].path
         if self.benchmark is None:
             progress(f"{self.suite}: answers are read as {self._form(loaded, path)}", 0, len(loaded))
@@ -133,7 +132,7 @@ class MultipleChoice(Evaluator):
             return {}
         if not self.shots_from:
             raise DataError(f"{self.suite}: shots: {self.shots} needs shots_from: rows to take solved questions from")
-        loaded = items.load(self.shots_from)
+        loaded = load_items(self.shots_from)
         rows: dict[str, list[tuple[Mapping[str, Any], str]]] = defaultdict(list)
         for item, asked in zip(loaded, self._ask(loaded, self.shots_from[0].path), strict=True):
             first = asked.right[0]

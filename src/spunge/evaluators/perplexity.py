@@ -9,8 +9,7 @@ from pydantic import Field
 
 from spunge.errors import DataError
 from spunge.interfaces import Evaluator, LoadedVariant, Work
-from spunge.rows import items
-from spunge.rows.items import ItemTable, Measured, Part
+from spunge.rows.items import ItemTable, Measurement, Part, item_table, suite_items
 from spunge.rows.sources import Source
 
 
@@ -44,7 +43,7 @@ class Perplexity(Evaluator):
 
     def check(self) -> None:
         """Refuses rows without a text."""
-        items.of(self, "text")
+        suite_items(self, "text")
 
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns nll, tokens and perplexity of every row.
@@ -54,7 +53,7 @@ class Perplexity(Evaluator):
         """
         from spunge.asking import inference
 
-        loaded = items.of(self, "text")
+        loaded = suite_items(self, "text")
         longest = inference.window(variant.model, variant.tokenizer)
         window = self.window or longest
         stride = self.stride or max(window // 2, 1)
@@ -83,10 +82,10 @@ class Perplexity(Evaluator):
         for owner, request, score in zip(owners, requests, scores, strict=True):
             nll[owner] -= score
             tokens[owner] += len(request.continuation)
-        return items.table(
+        return item_table(
             self.suite,
             (
-                Measured(item, self.suite, measure(nats, count), {})
+                Measurement(item, self.suite, measure(nats, count), {})
                 for item, nats, count in zip(loaded, nll, tokens, strict=True)
             ),
         )

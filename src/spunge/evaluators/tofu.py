@@ -18,8 +18,7 @@ from pydantic import Field
 from spunge.errors import DataError
 from spunge.evaluators.memorization import asked, rouge_l
 from spunge.interfaces import Evaluator, LoadedVariant, Work
-from spunge.rows import items
-from spunge.rows.items import Item, ItemTable, Measured, Part
+from spunge.rows.items import Item, ItemTable, Measurement, Part, item_table, suite_items
 from spunge.rows.sources import Source, item_id
 from spunge.statistics import kolmogorov_smirnov
 from spunge.weights.language_model import LanguageModel
@@ -95,7 +94,7 @@ class Tofu(Evaluator):
                 "truthfulness": max(0.0, 1.0 - ratio),
                 "truth_ratio": ratio,
             }
-            measured.append(Measured(item, self.suite, values, {"answer": answer}))
+            measured.append(Measurement(item, self.suite, values, {"answer": answer}))
             by_set.setdefault(kind, []).append(values)
         whole = {"model_utility": model_utility(list(by_set.values()))}
         if self.reference is not None:
@@ -104,7 +103,7 @@ class Tofu(Evaluator):
             )
             whole["forget_quality"] = kolmogorov_smirnov([truth_ratio(*each[1:]) for each in found], known)
         all_items = Item(item_id({"set": [item.id for item in loaded]}), "{}", {})
-        return items.table(self.suite, [*measured, Measured(all_items, "whole set", whole, {})])
+        return item_table(self.suite, [*measured, Measurement(all_items, "whole set", whole, {})])
 
     def _reference(self, loaded: Sequence[Item], answers: Sequence[tuple[str, list[str]]], work: Work) -> list[float]:
         assert self.reference is not None
@@ -113,7 +112,7 @@ class Tofu(Evaluator):
 
     def _items(self) -> tuple[list[Item], list[tuple[str, list[str]]]]:
         """The items, and each one's right answer in other words and its wrong ones."""
-        loaded = items.of(self, "prompt", "response", *(name for name in (self.sets, self.paraphrased) if name))
+        loaded = suite_items(self, "prompt", "response", *(name for name in (self.sets, self.paraphrased) if name))
         return loaded, list(zip(self._right(loaded), self._wrong(loaded), strict=True))
 
     def _right(self, loaded: Sequence[Item]) -> Iterator[str]:

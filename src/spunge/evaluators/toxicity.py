@@ -16,17 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import polars as pl
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from spunge.asking.generation import Completion, Completions, Engine, chosen_engine, completions
 from spunge.errors import DataError, ModelError
 from spunge.interfaces import Evaluator, LoadedVariant, Progress, Scorer, Work, silent
-from spunge.rows import items
 from spunge.rows.groups import toxigen_groups
-from spunge.rows.items import Item, ItemTable, Measured, Part
+from spunge.rows.items import Item, ItemTable, Measurement, Part, item_table, load_items, suite_items
 from spunge.rows.sources import Source
 from spunge.settings import Settings
-from spunge.weights.language_model import LanguageModel
+from spunge.weights.language_model import LanguageModel, check_code_is_pinned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,14 +38,28 @@ _LOOP = 3
 class Classifier(Settings):
     """A model that says how toxic a text is."""
 
+    outside_key: ClassVar[frozenset[str]] = frozenset({"trust_remote_code"})
+
     id: str
     """A directory, `lab:…` or hub id of a sequence classifier."""
     positive_label: str | int
     """The label that means toxic: its name in the model's configuration, or its index."""
     revision: str | None = None
     """The hub revision."""
+    trust_remote_code: bool = False
+    """Run the classifier repository's own Python code: only for one you have read, with a revision."""
     guard: tuple[Source, ...] = ()
     """Rows with `text` and `toxic`, on which the classifier must rank toxic above benign, or nothing is classified."""
+
+    @model_validator(mode="after")
+    def _code_is_pinned(self) -> Classifier:
+        check_code_is_pinned(self.id, self.revision, self.trust_remote_code)
+        return self
+
+    @property
+    def handle(self) -> LanguageModel:
+        """The model, to load it by."""
+        return LanguageModel(id=self.id, revision=self.revision, trust_remote_code=self.trust_remote_code)
 
 
 class Toxicity(Evaluator):
@@ -110,12 +123,12 @@ class Toxicity(Evaluator):
 
     def check(self) -> None:
         """Refuses prompts that cannot be completed, a group without any, a label that is none, and vLLM if missing."""
-        from spunge.asking import classifiers as classifying
+        from spunge.asking.classifiers import read_labels
 
         for item in self.items():
             self._prompt_is_toxic(item)
         self.generation.prompts()
-        positive_index(self.classifier, classifying.labels(self.classifier.id, self.classifier.revision))
+        positive_index(self.classifier, read_labels(self.classifier.handle))
 
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns toxic, toxicity_score, degenerate, empty, nll, tokens, perplexity, and the texts, of every prompt.
@@ -136,8 +149,8 @@ class Toxicity(Evaluator):
             values = measure(one, score, said, self.threshold)
             if (asked := self._prompt_is_toxic(item)) is not None:
                 values["toxic_prompt"] = float(asked)
-            measured.append(Measured(item, self.suite, values, {"prompt": one.prompt, "completion": one.text}))
-        return items.table(self.suite, measured)
+            measured.append(Measurement(item, self.suite, values, {"prompt": one.prompt, "completion": one.text}))
+        return item_table(self.suite, measured)
 
     def _prompt_is_toxic(self, item: Item) -> bool | None:
         toxic = item.row.get("toxic")
@@ -150,7 +163,7 @@ class Toxicity(Evaluator):
             DataError: A column or a row is missing, or a value of `expected` has no prompt.
         """
         read_as = {self.toxigen_groups: toxigen_groups} if self.toxigen_groups else None
-        loaded = items.of(self, "prompt", attributes=(*self.attributes, *self.expected), read_as=read_as)
+        loaded = suite_items(self, "prompt", attributes=(*self.attributes, *self.expected), read_as=read_as)
         attributes = [json.loads(item.attributes) for item in loaded] if self.expected else []
         for attribute, values in self.expected.items():
             cells = [each[attribute] for each in attributes]
@@ -306,15 +319,15 @@ def load_classifier(settings: Classifier, *, device: str) -> LoadedClassifier:
     Raises:
         ModelError: It cannot be loaded, has no such label, or ranks toxic below benign.
     """
-    from spunge.asking import classifiers as classifying
+    from spunge.asking import classifiers
     from spunge.statistics import area_under_roc
 
-    classifier = classifying.load(settings.id, settings.revision, device=device)
+    classifier = classifiers.load_classifier(settings.handle, device=device)
     loaded = LoadedClassifier(classifier, positive_index(settings, classifier.labels), None)
     if not settings.guard:
         return loaded
     path = settings.guard[0].path
-    rows = [item.row for item in items.load(settings.guard, needs=["text", "toxic"])]
+    rows = [item.row for item in load_items(settings.guard, needs=["text", "toxic"])]
     scores = classify(loaded, [str(row["text"]) for row in rows], batch_size=32)
     area = area_under_roc(scores, [as_bool(row["toxic"], path) for row in rows])
     if not area > 0.5:

@@ -18,10 +18,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from spunge.errors import DataError, ModelError
+from spunge.errors import DataError
 from spunge.interfaces import Evaluator, Generation
 from spunge.recipe.experiment import overridden
-from spunge.rows import items
+from spunge.rows.items import load_items
 from spunge.rows.sources import Corpus
 from spunge.run.executors import Task
 from spunge.run.stages import Base, Evaluate, Generate, Merge, Score, Unlearn, UnlearnInTurn
@@ -84,22 +84,15 @@ def shape(model: LanguageModel) -> Shape:
     Raises:
         ModelError: There is no such model, or its configuration cannot be read.
     """
-    return _shape(model.id, model.directory(weights=False), model.dtype)
+    return _shape(model, model.directory(weights=False))  # pyright: ignore[reportArgumentType]: frozen, so hashable
 
 
 @cache
-def _shape(name: str, directory: Path, dtype: str) -> Shape:
+def _shape(model: LanguageModel, directory: Path) -> Shape:  # a hub id may come to mean another directory
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            built: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        layers = find_layers(built.base_model)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"{name}: its configuration does not say what it will take: {reason}") from error
+    built: Any = model.outline()
+    config, layers = built.config, find_layers(built.base_model)
     text = config.get_text_config()
     matrices: dict[str, tuple[int, int]] = {}
     for path, module in layers.named_modules():
@@ -122,7 +115,7 @@ def _shape(name: str, directory: Path, dtype: str) -> Shape:
         cached=2 * len(layers) * heads * head,
         # Every matrix product's output is kept, and about as much again of norms and products between them.
         activations=2 * outputs,
-        bytes=number_size(config, dtype),
+        bytes=number_size(config, model.dtype),
     )
 
 
@@ -260,7 +253,7 @@ def _item_lengths(evaluator: Evaluator | Generation) -> list[int]:
     name = evaluator.model_dump_json()
     if name not in _lengths:
         asked = {name: getattr(evaluator, name) for name in ("where", "limit", "part") if name in known}
-        rows = items.load(getattr(evaluator, "sources"), **asked)  # noqa: B009
+        rows = load_items(getattr(evaluator, "sources"), **asked)  # noqa: B009
         _lengths[name] = [max(1, sum(len(str(cell)) for cell in item.row.values()) // _CHARACTERS) for item in rows]
     return _lengths[name]
 

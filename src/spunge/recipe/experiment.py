@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, WrapVali
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from spunge.errors import RecipeError
+from spunge.errors import RecipeError, first_line
 from spunge.evaluators import AnyEvaluator
 from spunge.interfaces import Evaluator, Merger, Splitter, Unlearner
 from spunge.mergers import AnyMerger
@@ -376,7 +376,7 @@ def _load_yaml(text: str | bytes, name: str) -> Any:
         position = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise RecipeError(f"{name}{position}: not YAML: {error.problem or error.context}") from error
     except (YAMLError, UnicodeDecodeError, ValueError, RecursionError, OverflowError) as error:
-        raise RecipeError(f"{name}: not YAML: {(str(error).splitlines() or ['unreadable'])[0]}") from error
+        raise RecipeError(f"{name}: not YAML: {first_line(error)}") from error
 
 
 def _plain(document: Any, name: str) -> Any:
@@ -411,7 +411,7 @@ def _override(settings: dict[str, Any], words: Sequence[str]) -> dict[tuple[str,
         try:
             value = _plain(YAML(typ="safe", pure=True).load(text), word)
         except (YAMLError, ValueError, RecursionError, OverflowError) as error:
-            raise RecipeError(f"{word!r}: the value is not YAML: {str(error).splitlines()[0]}") from error
+            raise RecipeError(f"{word!r}: the value is not YAML: {first_line(error)}") from error
         parts = tuple(key.split("."))
         place: Any = settings
         for part in parts[:-1]:

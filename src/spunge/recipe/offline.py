@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spunge.errors import DataError, ModelError
-from spunge.rows.sources import SUFFIXES, Source, locate, names_hub
+from spunge.rows.sources import SUFFIXES, Source, is_hub_id, locate
 from spunge.settings import Settings
 
 S = TypeVar("S", bound=Settings)
@@ -33,7 +33,7 @@ def from_folder(settings: S, root: Path) -> S:
 def taken(value: Any) -> Iterator[Any]:
     """Yields every source and model of the hub that settings name, in order, as often as they do."""
     if isinstance(value, Source):
-        if names_hub(value.path):
+        if is_hub_id(value.path):
             yield value
         return
     if is_model(value) and not locate(value.id).exists():
@@ -86,9 +86,9 @@ def _model(name: str, root: Path) -> dict[str, Any]:
 def _source(source: Source, root: Path) -> Source:
     if locate(source.path).exists():
         return source
-    stem = place(source) if names_hub(source.path) else source.path
-    for suffix in SUFFIXES if names_hub(source.path) else ("",):
+    stem = place(source) if is_hub_id(source.path) else source.path
+    for suffix in SUFFIXES if is_hub_id(source.path) else ("",):
         if (file := root / f"{stem}{suffix}").is_file():
             return source.model_copy(update={"path": str(file), "name": None, "split": "train", "revision": None})
-    wanted = f"{stem}.jsonl" if names_hub(source.path) else stem
+    wanted = f"{stem}.jsonl" if is_hub_id(source.path) else stem
     raise DataError(f"{root / wanted}: no such file; put the split {source.split!r} of {source.path} there")

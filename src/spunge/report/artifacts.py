@@ -13,7 +13,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from ruamel.yaml import YAML, YAMLError
 
-from spunge.errors import ArtifactError
+from spunge.errors import ArtifactError, first_line
 from spunge.rows.items import SCHEMA
 
 FORMAT = 1
@@ -229,7 +229,7 @@ def read(path: Path) -> Run:
             items = pl.read_parquet(items_file)
             items = items.select(pl.col(name).cast(kind) for name, kind in ITEM_COLUMNS.items())
         except (pl.exceptions.PolarsError, OSError) as error:
-            missing.append(f"items.parquet cannot be read ({str(error).splitlines()[0][:200]}).")
+            missing.append(f"items.parquet cannot be read ({first_line(error, 200)}).")
     trained = [stage.path for stage in manifest.stages if stage.stage == "unlearn" and stage.path is not None]
     if trained and not any((path / each).is_dir() for each in trained):
         missing.append("The store is not where this run left it: no training curves, and nothing to export.")

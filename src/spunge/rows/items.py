@@ -12,8 +12,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import polars as pl
 
 from spunge.errors import DataError
-from spunge.rows import sources as data
-from spunge.rows.sources import Source
+from spunge.rows.sources import Source, item_id, load_corpus
 
 ItemTable: TypeAlias = pl.DataFrame
 """What an evaluation measured, one row an item and metric, in the columns of `SCHEMA`."""
@@ -27,7 +26,7 @@ SCHEMA: Mapping[str, type[pl.DataType]] = {
     "value": pl.Float64,
     "text": pl.String,
 }
-"""One row a variant, item and metric. `item`: `data.item_id` of the item's content. `attributes`: a JSON object such
+"""One row a variant, item and metric. `item`: `item_id` of the item's content. `attributes`: a JSON object such
 as `{"group": "mexican"}` (a list where an item has several values). `value`: the metric, 0 or 1 where it is a verdict.
 `text`: what the value is about (a prompt, a completion), null where there is nothing to show."""
 
@@ -49,7 +48,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """What was measured on one item."""
 
     item: Item
@@ -60,7 +59,7 @@ class Measured:
     """Metric → text, for what has words and no number."""
 
 
-def load(
+def load_items(
     sources: Sequence[Source],
     *,
     needs: Sequence[str] = (),
@@ -86,7 +85,7 @@ def load(
     """
     meanings = read_as or {}
     attributes = tuple(dict.fromkeys((*attributes, *meanings)))
-    corpus = data.load(sources, require="rows")
+    corpus = load_corpus(sources, require="rows")
     if where is not None:
         corpus = corpus.where(where)
     rows = corpus.rows
@@ -96,10 +95,10 @@ def load(
     items = []
     seen: Counter[str] = Counter()
     for row in rows.iter_rows(named=True):
-        content = data.item_id(row)
+        content = item_id(row)
         # Benchmarks repeat rows; a second one is another item, not the same one twice.
         seen[content] += 1
-        name = content if seen[content] == 1 else data.item_id(content, seen[content])
+        name = content if seen[content] == 1 else item_id(content, seen[content])
         values = {column: meanings.get(column, _as_it_is)(row[column]) for column in attributes}
         items.append(Item(name, json.dumps(values, ensure_ascii=False, default=str), row))
     if part != "all":
@@ -112,7 +111,7 @@ def load(
     return items
 
 
-class Asking(Protocol):
+class RowSettings(Protocol):
     """Settings that say which rows are asked about, as those of most evaluators do."""
 
     @property
@@ -127,17 +126,19 @@ class Asking(Protocol):
     def part(self) -> Part: ...
 
 
-def of(settings: Asking, *needs: str, **options: Any) -> list[Item]:
-    """Reads the items that settings ask about; see `load` for the rest."""
+def suite_items(settings: RowSettings, *needs: str, **options: Any) -> list[Item]:
+    """Reads the items that settings ask about; see `load_items` for the rest."""
     given = {"attributes": settings.attributes, **options}
-    return load(settings.sources, needs=needs, where=settings.where, limit=settings.limit, part=settings.part, **given)
+    return load_items(
+        settings.sources, needs=needs, where=settings.where, limit=settings.limit, part=settings.part, **given
+    )
 
 
-def table(suite: str, measured: Iterable[Measured]) -> ItemTable:
+def item_table(suite: str, measured: Iterable[Measurement]) -> ItemTable:
     """Returns the long table: one row an item and metric, then one an item and text."""
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA}
 
-    def add(one: Measured, metric: str, value: float | None, text: str | None) -> None:
+    def add(one: Measurement, metric: str, value: float | None, text: str | None) -> None:
         row = (suite, one.task, one.item.id, one.item.attributes, metric, value, text)
         for name, cell in zip(SCHEMA, row, strict=True):
             columns[name].append(cell)
@@ -150,7 +151,7 @@ def table(suite: str, measured: Iterable[Measured]) -> ItemTable:
     return pl.DataFrame(columns, schema=dict(SCHEMA))
 
 
-def overall(table: ItemTable, metrics: Sequence[str]) -> dict[str, float]:
+def mean_values(table: ItemTable, metrics: Sequence[str]) -> dict[str, float]:
     """Returns the mean of those of these metrics that a table has; a perplexity is that of all its tokens together.
 
     With a NaN among its log-likelihoods there is none: left out, those tokens would count as if they were certain.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import Annotated, Any
 import polars as pl
 from pydantic import Field
 
-from spunge.errors import DataError
+from spunge.errors import DataError, first_line
+from spunge.rows.hub import read_hub
+from spunge.rows.readers import SUFFIXES, read_local
 from spunge.settings import Settings
 
 RESERVED = "spunge:"
@@ -22,8 +23,6 @@ SUBSET = RESERVED + "subset"
 MAX_LENGTH = RESERVED + "max_length"
 CONTENT = ("text", "prompt", "response", "alternative", MAX_LENGTH, SUBSET)
 """The columns an unlearner may read; everything else in a forget set is an attribute."""
-
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".txt", ".text")
 
 
 def locate(path: str) -> Path:
@@ -33,7 +32,7 @@ def locate(path: str) -> Path:
     return Path(path).expanduser()
 
 
-def names_hub(path: str) -> bool:
+def is_hub_id(path: str) -> bool:
     """Says whether a data path that is no local file or directory can be a hub id."""
     looks_local = path.startswith((".", "/", "~", "lab:")) or path.endswith(SUFFIXES)
     return not (looks_local or path.count("/") > 1 or locate(path).exists())
@@ -110,13 +109,9 @@ class Corpus:
         """Returns the rows with these indices, in the order given."""
         return Corpus(self.rows[list(indices)])
 
-    def named(self, subset: str) -> Corpus:
+    def with_subset(self, subset: str) -> Corpus:
         """Returns the same rows, all in one subset of this name."""
         return Corpus(self.rows.with_columns(pl.lit(subset).alias(SUBSET)))
-
-    def without(self, column: str) -> Corpus:
-        """Returns the same rows without a column."""
-        return Corpus(self.rows.drop(column))
 
     def where(self, expression: str) -> Corpus:
         """Returns the rows for which a polars SQL expression over the columns is true.
@@ -124,33 +119,37 @@ class Corpus:
         Raises:
             DataError: The expression cannot be evaluated on these columns, or is neither true nor false.
         """
-        return Corpus(self.rows.filter(pl.Series(self.holds(expression), dtype=pl.Boolean)))
+        return Corpus(self.rows.filter(pl.Series(self.mask(expression), dtype=pl.Boolean)))
 
-    def holds(self, expression: str, *, of: str = "where") -> list[bool]:
+    def mask(self, expression: str, *, label: str = "where") -> list[bool]:
         """Says for every row whether a polars SQL expression over the columns is true; null counts as false.
+
+        Args:
+            expression: The expression.
+            label: What errors call it.
 
         Raises:
             DataError: The expression cannot be evaluated on these columns, or is neither true nor false.
         """
-        found = self.evaluated(expression, of=of)
-        if found.dtype != pl.Boolean:
-            raise DataError(f"{of}: {expression!r} gives {found.dtype}, not true or false")
-        return found.fill_null(False).to_list()
+        values = self.evaluate(expression, label=label)
+        if values.dtype != pl.Boolean:
+            raise DataError(f"{label}: {expression!r} gives {values.dtype}, not true or false")
+        return values.fill_null(False).to_list()
 
-    def evaluated(self, expression: str, *, of: str) -> pl.Series:
-        """Returns what a polars SQL expression over the columns gives for every row; `of` is what errors call it.
+    def evaluate(self, expression: str, *, label: str) -> pl.Series:
+        """Returns what a polars SQL expression over the columns gives for every row; `label` is what errors call it.
 
         Raises:
             DataError: The expression cannot be evaluated on these columns.
         """
         try:
-            found = self.rows.select(pl.sql_expr(expression).alias("_"))["_"]
+            values = self.rows.select(pl.sql_expr(expression).alias("_"))["_"]
         except pl.exceptions.PolarsError as error:
-            reason = _first_line(error)
-            raise DataError(f"{of}: cannot evaluate {expression!r}: {reason}; {_have(self.rows)}") from error
-        if len(found) not in (1, len(self)):
-            raise DataError(f"{of}: {expression!r} gives {len(found)} values for {len(self)} rows")
-        return found if len(found) == len(self) else found.new_from_index(0, len(self))  # one for all
+            reason = f"{first_line(error)}; {_columns_in_words(self.rows)}"
+            raise DataError(f"{label}: cannot evaluate {expression!r}: {reason}") from error
+        if len(values) not in (1, len(self)):
+            raise DataError(f"{label}: {expression!r} gives {len(values)} values for {len(self)} rows")
+        return values if len(values) == len(self) else values.new_from_index(0, len(self))  # one for all
 
 
 def concatenate(corpora: Iterable[Corpus]) -> Corpus:
@@ -158,7 +157,7 @@ def concatenate(corpora: Iterable[Corpus]) -> Corpus:
     return Corpus(pl.concat([corpus.rows for corpus in corpora], how="diagonal_relaxed"))
 
 
-def load(sources: Sequence[Source], *, require: str = "text") -> Corpus:
+def load_corpus(sources: Sequence[Source], *, require: str = "text") -> Corpus:
     """Reads sources into one corpus.
 
     Args:
@@ -195,7 +194,7 @@ def _read(source: Source, require: str) -> pl.DataFrame:
     rows = _unnested(source, _raw(source))
     missing = [name for name in source.columns.values() if name not in rows.columns]
     if missing:
-        raise DataError(f"{source.path}: no column {missing[0]!r}; {_have(rows)}")
+        raise DataError(f"{source.path}: no column {missing[0]!r}; {_columns_in_words(rows)}")
     taken = [name for name in rows.columns if name.startswith(RESERVED)]
     taken += [ours for ours, theirs in source.columns.items() if ours != theirs and ours in rows.columns]
     if taken:
@@ -204,9 +203,9 @@ def _read(source: Source, require: str) -> pl.DataFrame:
     rows = rows.with_columns(**{name: pl.lit(value) for name, value in source.set.items()})
     rows = rows.with_columns(**{name: pl.int_range(pl.len()) // size for name, size in source.blocks.items()})
     for name, expression in source.compute.items():
-        rows = rows.with_columns(Corpus(rows).evaluated(expression, of=f"{source.path}: compute.{name}").alias(name))
+        rows = rows.with_columns(Corpus(rows).evaluate(expression, label=f"{source.path}: compute.{name}").alias(name))
     if source.where is not None:
-        rows = rows.filter(pl.Series(Corpus(rows).holds(source.where, of=f"{source.path}: where"), dtype=pl.Boolean))
+        rows = rows.filter(pl.Series(Corpus(rows).mask(source.where, label=f"{source.path}: where"), dtype=pl.Boolean))
         if not rows.height:
             raise DataError(f"{source.path}: no row for which {source.where!r} is true")
     if source.max_length is not None:
@@ -230,7 +229,11 @@ def _unnested(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
 
 def _raw(source: Source) -> pl.DataFrame:
     path = locate(source.path)
-    return _read_local(path) if path.exists() else _read_hub(source)
+    if path.exists():
+        return read_local(path)
+    if not is_hub_id(source.path):
+        raise DataError(f"{source.path}: no such file or directory")
+    return read_hub(source.path, source.name, source.split, source.revision)
 
 
 def _check_text(source: Source, rows: pl.DataFrame) -> None:
@@ -240,7 +243,7 @@ def _check_text(source: Source, rows: pl.DataFrame) -> None:
         wanted = ["prompt", "response"]
     else:
         raise DataError(
-            f"{source.path}: no column 'text' (nor 'prompt' and 'response'); {_have(rows)}; "
+            f"{source.path}: no column 'text' (nor 'prompt' and 'response'); {_columns_in_words(rows)}; "
             "name yours with --text-column, or `columns: {text: …}` in a recipe"
         )
     for name in wanted:
@@ -252,105 +255,5 @@ def _check_text(source: Source, rows: pl.DataFrame) -> None:
             raise DataError(f"{source.path}: row {first + 1} has an empty {name!r} ({count} such rows); remove them")
 
 
-def _read_local(path: Path) -> pl.DataFrame:
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-        if not files:
-            raise DataError(f"{path}: no data files in this directory (looked for {', '.join(SUFFIXES)})")
-        return pl.concat([_read_local(file) for file in files], how="diagonal_relaxed")
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{path}: unknown kind of file {path.suffix!r}; use one of {', '.join(SUFFIXES)}")
-    try:
-        return reader(path)
-    except (pl.exceptions.PolarsError, UnicodeError, json.JSONDecodeError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {_first_line(error)}") from error
-
-
-def _read_jsonl(path: Path) -> pl.DataFrame:
-    rows = []
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise DataError(f"{path}:{number}: not JSON: {_first_line(error)}") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{path}:{number}: a line must be a JSON object, this is a {type(row).__name__}")
-            rows.append(row)
-    return _frame(rows)
-
-
-def _read_json(path: Path) -> pl.DataFrame:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except RecursionError as error:
-        raise DataError(f"{path}: nested too deeply") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path}: must be a JSON array of objects (one object a line is JSONL: name it .jsonl)")
-    return _frame(rows)
-
-
-def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
-    return pl.DataFrame(rows, infer_schema_length=None, strict=False) if rows else pl.DataFrame()
-
-
-def _read_text(path: Path) -> pl.DataFrame:
-    """Paragraphs between blank lines, as the retain sets of RMU come."""
-    paragraphs = (block.strip() for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8")))
-    return pl.DataFrame({"text": [block for block in paragraphs if block]}, schema={"text": pl.String})
-
-
-def _read_csv(path: Path) -> pl.DataFrame:
-    # Every column stays text: inference would turn the label 007 into 7 and NA into null.
-    return pl.read_csv(path, infer_schema=False)
-
-
-_READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".json": _read_json,
-    ".parquet": pl.read_parquet,
-    ".csv": _read_csv,
-    ".txt": _read_text,
-    ".text": _read_text,
-}
-
-
-def _read_hub(source: Source) -> pl.DataFrame:
-    if not names_hub(source.path):
-        raise DataError(f"{source.path}: no such file or directory")
-    import datasets  # four seconds to import: only for the hub
-
-    datasets.disable_progress_bars()
-    try:
-        loaded = datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
-    except Exception as error:  # the hub client raises many kinds, none of which a user can tell apart
-        refused = hub_refusal(error, f"datasets/{source.path}")
-        raise DataError(f"{source.path}: neither a local file nor to be had from the hub: {refused}") from error
-    return pl.from_arrow(loaded.data.table)  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
-
-
-def hub_refusal(error: BaseException, page: str) -> str:
-    """Returns why the hub does not hand something out, and what to do about it; never more than that of the request.
-
-    Args:
-        error: What the hub client raised; it raises many kinds.
-        page: The path of the repository's page.
-    """
-    kind, said = type(error).__name__, str(error)
-    if "gated" in f"{kind} {said}".lower():
-        return f"it is gated: accept its terms at https://huggingface.co/{page}, then log in with `hf auth login`"
-    if kind in ("LocalEntryNotFoundError", "OfflineModeIsEnabled"):
-        said = "the hub cannot be reached (or HF_HUB_OFFLINE is set), and no copy is in its cache"
-    return f"{(said.splitlines() or [kind])[0][:200]}; give a local path, or check the name and the network"
-
-
-def _have(rows: pl.DataFrame) -> str:
+def _columns_in_words(rows: pl.DataFrame) -> str:
     return f"columns are {', '.join(rows.columns) or 'none'}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -12,13 +12,12 @@ import polars as pl
 from filelock import FileLock, Timeout
 
 from spunge import report
-from spunge.errors import ArtifactError, DataError, RecipeError, redacted
+from spunge.errors import ArtifactError, DataError, RecipeError, first_line, redacted
 from spunge.files import replace_text, replaced
 from spunge.interfaces import RETAIN, Progress, Splitter, scale_of, silent
 from spunge.recipe import experiment as recipe
 from spunge.recipe.experiment import Experiment, ForgetSet
-from spunge.rows import sources as data
-from spunge.rows.sources import Corpus, concatenate
+from spunge.rows.sources import SUBSET, Corpus, concatenate, load_corpus
 from spunge.run import sweep
 from spunge.run.executors import Executor, Task
 from spunge.run.executors.cluster import Cluster
@@ -51,7 +50,7 @@ def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
         split = Split(experiment.split, forget, base, seed)
         subsets = read_subsets(forget, executor.run([split])[0], experiment.split, experiment.forget, seed)
         check_overrides(experiment, subsets)
-        union = concatenate(rows.named(name) for name, rows in subsets.items())
+        union = concatenate(rows.with_subset(name) for name, rows in subsets.items())
         retained = dict.fromkeys(subsets, retain)
         if experiment.retain and experiment.retain.match and retain is not None:
             retained = match_retain(retain, executor.run([Split(experiment.split, retain, base, seed)])[0], subsets)
@@ -63,7 +62,7 @@ def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
                 f"subset:{name}",
                 base,
                 experiment.subset_unlearner(name),
-                rows.named(name),
+                rows.with_subset(name),
                 retained[name],
                 seed,
             )
@@ -80,11 +79,14 @@ def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
             steps_of = tuple(variant.artifact.path for variant in [*baselines, *unlearned] if variant.artifact)
             others.append(replace(joint, name="joint_equal_steps", steps_of=steps_of))
         if "random_split" in controls:
-            at_random, pooled = AtRandom(sizes=[len(rows) for rows in subsets.values()]), union.without(data.SUBSET)
+            at_random, pooled = (
+                AtRandom(sizes=[len(rows) for rows in subsets.values()]),
+                Corpus(union.rows.drop(SUBSET)),
+            )
             drawn = read_subsets(pooled, executor.run([Split(at_random, pooled, base, seed)])[0], at_random, None, seed)
             weighed_as = dict(zip(subsets, at_random.names, strict=True))
             others += [
-                Unlearn("control", name, base, experiment.unlearn, rows.named(name), retain, seed)
+                Unlearn("control", name, base, experiment.unlearn, rows.with_subset(name), retain, seed)
                 for name, rows in drawn.items()
             ]
         second = unlearn(executor, others)
@@ -227,8 +229,8 @@ def load(experiment: Experiment, *, weights: bool = True) -> Rows:
     Raises:
         SpungeError: A source, a column, a row or a package is missing.
     """
-    retain = data.load(experiment.retain.sources) if experiment.retain else None
-    rows = Rows(data.load(experiment.forget.sources), retain, weights)
+    retain = load_corpus(experiment.retain.sources) if experiment.retain else None
+    rows = Rows(load_corpus(experiment.forget.sources), retain, weights)
     known = experiment.evaluate
     for evaluator in [*sweep.on_test(known), *sweep.on_validation(known)] if experiment.sweep else known:
         evaluator.check()
@@ -418,7 +420,7 @@ def choose_device(device: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise RecipeError(f"--device {device}: not available here: {str(error).splitlines()[0]}") from error
+        raise RecipeError(f"--device {device}: not available here: {first_line(error)}") from error
     return device
 
 

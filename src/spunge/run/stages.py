@@ -28,10 +28,8 @@ from spunge.interfaces import (
     scale_of,
 )
 from spunge.recipe.experiment import overridden
-from spunge.rows import items as items_of
-from spunge.rows import sources as data
-from spunge.rows.items import ItemTable
-from spunge.rows.sources import Corpus, Source
+from spunge.rows.items import ItemTable, mean_values
+from spunge.rows.sources import Corpus, Source, load_corpus
 from spunge.run.store import Artifact, derived_seed, key
 from spunge.settings import Settings
 from spunge.splitters import ByFunction
@@ -485,7 +483,7 @@ class Evaluate(_Asking):
         """Asks, and saves the item table."""
         items = self._gathered() if self.steps else self._asked(work)
         items.write_parquet(work.output / "items.parquet")
-        return {"items": items["item"].n_unique(), "figures": items_of.overall(items, self.evaluator.headline)}
+        return {"items": items["item"].n_unique(), "figures": mean_values(items, self.evaluator.headline)}
 
     def _gathered(self) -> ItemTable:
         written, *scores = (pl.read_parquet(step.path / _ANSWERS) for step in self.steps)
@@ -537,7 +535,7 @@ def digest(model: LanguageModel, *, weights: bool = True) -> str:
 
 
 def _fingerprint(source: Source) -> str:
-    return _remembered(source.model_dump_json(), lambda: data.load([source], require="rows").full_fingerprint)
+    return _remembered(source.model_dump_json(), lambda: load_corpus([source], require="rows").full_fingerprint)
 
 
 _found: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from spunge.interfaces import Evaluator
 from spunge.report.findings import Column
-from spunge.rows.items import VALIDATION_SHARE, ItemTable, overall
+from spunge.rows.items import VALIDATION_SHARE, ItemTable, mean_values
 
 RULE = "the largest retain − forget on the validation part; of equals the first"
 
@@ -117,4 +117,4 @@ def _higher_is_better(evaluator: Evaluator) -> bool:
 
 
 def _score(items: ItemTable, metric: str) -> float:
-    return overall(items, [metric]).get(metric, math.nan)
+    return mean_values(items, [metric]).get(metric, math.nan)

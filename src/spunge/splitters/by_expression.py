@@ -33,7 +33,7 @@ class ByExpression(Splitter):
             DataError: An expression cannot be evaluated, or a row is in several subsets and `several` is error.
         """
         masks = {
-            name: forget.holds(expression, of=f"split.subsets.{name}") for name, expression in self.subsets.items()
+            name: forget.mask(expression, label=f"split.subsets.{name}") for name, expression in self.subsets.items()
         }
         rows = [tuple(name for name, mask in masks.items() if mask[index]) for index in range(len(forget))]
         return [self._settled(number, names) for number, names in enumerate(rows, 1)]

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from spunge.errors import ModelError
+from spunge.rows.hub import as_model_error
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.language_model import LanguageModel, checkpoint_names, no_bars
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 OUTPUT_PROJECTIONS = ("down_proj", "dense_4h_to_h", "c_proj", "fc_out", "fc2", "w2")
 """What the architectures of transformers call the matrix through which an MLP writes to the residual stream."""
@@ -201,7 +202,7 @@ def load_truncated(base: LanguageModel, layers: int, *, device: str, dtype: str 
         }
         # Slices are read only when transformers converts them, one by one: there is never a second copy in memory.
         slices = {name: shards[place.file].get_slice(name) for name, place in places.items()}
-        try:
+        with as_model_error(f"{base.id}: cannot be loaded as a decoder"):
             loaded: Any = type(skeleton).from_pretrained(
                 None,  # pyright: ignore[reportArgumentType]: the weights come as slices
                 config=skeleton.config,
@@ -209,9 +210,6 @@ def load_truncated(base: LanguageModel, layers: int, *, device: str, dtype: str 
                 dtype=wanted if wanted == "auto" else getattr(torch, wanted),
                 output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-            raise ModelError(f"{base.id}: cannot be loaded as a decoder: {reason}") from error
     decoder, report = loaded
     if report["missing_keys"]:
         raise ModelError(f"{base.id}: the checkpoint lacks {sorted(report['missing_keys'])[0]}")
@@ -278,21 +276,9 @@ def find_layers(decoder: PreTrainedModel) -> nn.ModuleList:
     raise ModelError(f"{_architecture(decoder)}: no list of {count} decoder layers in this architecture")
 
 
-def _config(base: LanguageModel) -> PreTrainedConfig:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(
-            base.directory(weights=False), trust_remote_code=base.trust_remote_code, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"{base.id}: no configuration that can be loaded: {reason}") from error
-
-
 def positions(base: LanguageModel) -> int | None:
     """Returns how many tokens the model reads at once; None where it does not say."""
-    return getattr(_config(base), "max_position_embeddings", None)
+    return getattr(base.config(), "max_position_embeddings", None)
 
 
 def skeleton_of(base: LanguageModel, layers: int) -> PreTrainedModel:
@@ -303,7 +289,7 @@ def skeleton_of(base: LanguageModel, layers: int) -> PreTrainedModel:
     """
     from transformers import AutoModel
 
-    config = _config(base)
+    config = base.config()
     kind = type(config).__name__.removesuffix("Config")
     if config.is_encoder_decoder or config.get_text_config() is not config:
         raise ModelError(f"{base.id}: {kind} is not a decoder of text alone; steering does not handle it")
@@ -314,12 +300,8 @@ def skeleton_of(base: LanguageModel, layers: int) -> PreTrainedModel:
         )
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
-    try:
-        with torch.device("meta"):
-            skeleton = AutoModel.from_config(config, trust_remote_code=base.trust_remote_code)
-    except (ValueError, KeyError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"{base.id}: {kind} cannot be loaded as a decoder: {reason}") from error
+    with as_model_error(f"{base.id}: {kind} cannot be loaded as a decoder"), torch.device("meta"):
+        skeleton = AutoModel.from_config(config, trust_remote_code=base.trust_remote_code)
     if len(find_layers(skeleton)) != layers:
         raise ModelError(f"{kind}: this architecture cannot be cut after {layers} layers")
     return skeleton

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import model_validator
 
 from spunge.errors import ModelError
-from spunge.rows.sources import hub_refusal, locate
+from spunge.rows.hub import as_model_error, hub_refusal
+from spunge.rows.sources import locate
 from spunge.settings import Settings
 
 # A handle is part of a recipe, and reading a recipe must not cost the import of torch.
@@ -41,8 +42,7 @@ class LanguageModel(Settings):
 
     @model_validator(mode="after")
     def _code_is_pinned(self) -> LanguageModel:
-        if self.trust_remote_code and self.revision is None and not locate(self.id).is_dir():
-            raise ValueError("trust_remote_code: say which revision of the code you have read, as `revision`")
+        check_code_is_pinned(self.id, self.revision, self.trust_remote_code)
         return self
 
     def directory(self, *, weights: bool = True) -> Path:
@@ -160,7 +160,7 @@ class LanguageModel(Settings):
         no_bars()
         directory = self.checkpoint().directory
         wanted = dtype or self.dtype
-        try:
+        with as_model_error(f"{self.id}: cannot be loaded as a causal language model"):
             model = AutoModelForCausalLM.from_pretrained(
                 directory,
                 dtype=wanted if wanted == "auto" else getattr(torch, wanted),
@@ -169,9 +169,6 @@ class LanguageModel(Settings):
                 local_files_only=True,
                 **options,
             )
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-            raise ModelError(f"{self.id}: cannot be loaded as a causal language model: {reason}") from error
         return model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
 
     def config(self) -> PreTrainedConfig:
@@ -182,13 +179,10 @@ class LanguageModel(Settings):
         """
         from transformers import AutoConfig
 
-        try:
+        with as_model_error(f"{self.id}: no configuration that can be read"):
             return AutoConfig.from_pretrained(
                 self.directory(weights=False), local_files_only=True, trust_remote_code=self.trust_remote_code
             )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-            raise ModelError(f"{self.id}: no configuration that can be read: {reason}") from error
 
     def outline(self) -> PreTrainedModel:
         """Builds the model from its configuration, without memory for its weights: its layers and their names.
@@ -200,12 +194,8 @@ class LanguageModel(Settings):
         from transformers import AutoModelForCausalLM
 
         config = self.config()
-        try:
-            with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-            raise ModelError(f"{self.id}: cannot be built as a causal language model: {reason}") from error
+        with as_model_error(f"{self.id}: cannot be built as a causal language model"), torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Loads the tokenizer; a missing pad token becomes the end-of-text token.
@@ -215,16 +205,23 @@ class LanguageModel(Settings):
         """
         from transformers import AutoTokenizer
 
-        try:
+        with as_model_error(f"{self.id}: no tokenizer that can be loaded"):
             tokenizer = AutoTokenizer.from_pretrained(
                 self.directory(weights=False), trust_remote_code=self.trust_remote_code, local_files_only=True
             )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-            raise ModelError(f"{self.id}: no tokenizer that can be loaded: {reason}") from error
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
         return tokenizer
+
+
+def check_code_is_pinned(id: str, revision: str | None, trust_remote_code: bool) -> None:
+    """The one rule for code that comes with a model, a judge or a classifier: the user says so, and which they read.
+
+    Raises:
+        ValueError: Code of the hub is to be trusted in whatever revision the hub has.
+    """
+    if trust_remote_code and revision is None and not locate(id).is_dir():
+        raise ValueError("trust_remote_code: say which revision of the code you have read, as `revision`")
 
 
 def no_bars() -> None:

@@ -15,9 +15,8 @@ from pydantic import Field, field_validator
 from spunge.errors import DataError, TrainingDiverged
 from spunge.evaluators.attacks.attacked import Attack, apart, restored, under
 from spunge.interfaces import LoadedVariant, Work
-from spunge.rows import sources as data
 from spunge.rows.items import ItemTable
-from spunge.rows.sources import Source, item_id
+from spunge.rows.sources import Source, item_id, load_corpus
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +63,7 @@ class Relearning(Attack):
 
         from spunge.asking import inference
 
-        corpus = data.load(self.train_on)
+        corpus = load_corpus(self.train_on)
         texts = (corpus if self.where is None else corpus.where(self.where)).texts
         if len(texts) < self.rows:
             raise DataError(f"{self.suite}: {len(texts)} training rows, rows: {self.rows}")

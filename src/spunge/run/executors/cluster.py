@@ -20,7 +20,7 @@ from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
 
-from spunge.errors import ArtifactError, MissingExtra, SpungeError, WorkerDied
+from spunge.errors import ArtifactError, MissingExtra, SpungeError, WorkerDied, first_line
 from spunge.interfaces import Progress, silent
 from spunge.run.executors import Task
 from spunge.run.executors.local import build, bundles
@@ -99,8 +99,8 @@ class Cluster:
             raise
         except ray.exceptions.RayError as error:
             raise WorkerDied(
-                f"{label}: {ATTEMPTS} attempts on the cluster came to nothing ({_reason(error)}); finished stages are "
-                "kept, and the same command continues"
+                f"{label}: {ATTEMPTS} attempts on the cluster came to nothing ({first_line(error)}); finished stages "
+                "are kept, and the same command continues"
             ) from error
         artifact = self.store.find(task.stage, task.inputs)
         if artifact is None:
@@ -133,7 +133,7 @@ class Cluster:
             ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
         except (OSError, RuntimeError, ValueError) as error:
             raise ArtifactError(
-                f"--address {self.address}: no Ray cluster to be had there ({_reason(error)}): "
+                f"--address {self.address}: no Ray cluster to be had there ({first_line(error)}): "
                 "start one with `ray start --head`, and set RAY_AUTH_MODE here as it is there"
             ) from error
         if current_thread() is main_thread():  # Ray's own handler would end the process where it stands
@@ -168,7 +168,7 @@ class Cluster:
                 raise error.cause from error
             raise
         except ray.exceptions.RayError as error:
-            raise ArtifactError(f"--address {self.address}: a host gives no answer ({_reason(error)})") from error
+            raise ArtifactError(f"--address {self.address}: a host gives no answer ({first_line(error)})") from error
         here = _keepalive()
         for host, there in seen:
             if different := next((name for name in KEEPALIVE if there[name] != here[name]), None):
@@ -202,10 +202,6 @@ def _ray() -> Any:
     import ray.exceptions  # pyright: ignore[reportMissingImports]
 
     return ray
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _keepalive() -> dict[str, str | None]:
