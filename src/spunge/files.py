@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import glob
 import hashlib
 import os
+import re
 import shutil
 import socket
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from spunge.errors import ArtifactError
+
+LOCK = ".lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Reasons that are the disk's, whichever file met them."""
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -26,34 +31,31 @@ def replace_text(path: Path, text: str) -> None:
     Raises:
         ArtifactError: The file cannot be written.
     """
-    with replaced(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with replaced(path) as building:
+        building.write_text(text, encoding="utf-8")
 
 
-@contextlib.contextmanager
+@contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A passing name to write a file under, which becomes `path` if all goes well.
+    """A passing name to write a file or a directory under, which becomes `path` if all goes well.
+
+    Every file is on the disk before the rename, and the rename before this returns: after a power cut there is the old
+    content or the new one, and never a name without its bytes.
 
     Raises:
-        ArtifactError: The file cannot be written.
+        ArtifactError: It cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{unique_name()}")
+    building = path.with_name(f".{path.name}.{unique_name()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_dead(path)
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be written: {error.strerror or error}") from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_dead(path)
+            yield building
+            sync_all(building)
+            building.replace(path)
+            sync(path.parent)
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def refuse_existing(out: str | Path) -> None:
-    """Raises ArtifactError if `out` exists; `new_directory` asks too, but only after all that is read before it."""
-    if Path(out).exists():
-        raise ArtifactError(f"{out}: exists already; give another --out or remove it")
+        remove(building)
 
 
 @contextmanager
@@ -64,25 +66,94 @@ def new_directory(out: str | Path) -> Iterator[Path]:
         ArtifactError: `out` exists or cannot be written.
     """
     refuse_existing(out)
-    out, building = Path(out), None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        building = out.parent / f".{out.name}.{uuid.uuid4().hex}"
+    with replaced(Path(out)) as building:
         building.mkdir()  # unlike a temporary directory, as open to others as the user's umask says
         yield building
-        for file in [*building.iterdir(), building]:
-            if file.is_file():  # some libraries write for the owner alone
-                file.chmod(building.stat().st_mode & 0o666)
-            sync(file)
-        building.rename(out)
-        sync(out.parent)
+
+
+def refuse_existing(out: str | Path) -> None:
+    """Raises ArtifactError if `out` exists; `new_directory` asks too, but only after all that is read before it."""
+    if Path(out).exists():
+        raise ArtifactError(f"{out}: exists already; give another --out or remove it")
+
+
+@contextmanager
+def locked(directory: Path, busy: str, *, shared: bool = False) -> Iterator[None]:
+    """Holds a directory by the lock in it, which the operating system lets go of whatever becomes of the process.
+
+    Args:
+        directory: It is made if need be.
+        busy: What to say when others hold it: who they are, and what to do.
+        shared: Whether others that ask for a share may hold it as well.
+
+    Raises:
+        ArtifactError: Others hold it; or it cannot be written, or is on a file system without locks.
+    """
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / LOCK).open("a")
+    with lock:
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ArtifactError(f"{directory}: {busy}") from error
+        except OSError as error:
+            raise ArtifactError(
+                f"{directory}: cannot be locked ({error.strerror or error}): its file system has no locks "
+                "(Lustre has them with -o flock, NFS with a running lockd); give an --out elsewhere"
+            ) from error
+        yield
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a living process holds a directory (see `locked`); False where that cannot be told."""
+    try:
+        with (directory / LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock, or nobody's to read
+        return False
+    return False
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says in one line that `path` cannot be written, when that is why what is done meanwhile fails.
+
+    Raises:
+        ArtifactError: It cannot be.
+    """
+    try:
+        yield
     except ArtifactError:
         raise
     except OSError as error:
-        raise ArtifactError(f"{out}: cannot be written: {error.strerror or error}") from error
-    finally:
-        if building is not None:
-            shutil.rmtree(building, ignore_errors=True)
+        raise ArtifactError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except Exception as error:
+        if (reason := _native_reason(error)) is None:
+            raise
+        raise ArtifactError(f"{path}: cannot be written: {reason}") from error
+
+
+def why_unwritable(error: Exception, root: Path) -> str | None:
+    """Says why files below `root` cannot be written, if that is what lies behind an error; else None."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno is not None:
+            below = cause.filename is not None and Path(os.fsdecode(cause.filename)).is_relative_to(root)
+            if below or cause.errno in _FULL:
+                return os.strerror(cause.errno)
+        elif (reason := _native_reason(cause)) is not None:
+            return reason
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _native_reason(error: BaseException) -> str | None:
+    """What Rust's libraries (polars, safetensors) met: they raise errors of their own, with the number in the text."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return os.strerror(int(number[1])) if number is not None and int(number[1]) in _FULL else None
 
 
 def sync(file: Path) -> None:
@@ -90,8 +161,31 @@ def sync(file: Path) -> None:
     descriptor = os.open(file, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync a directory, and keep its entries in order by themselves.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
+
+
+def sync_all(path: Path) -> None:
+    """Brings a file, or all of a directory, to the disk; its files are then as open to others as itself."""
+    if path.is_dir():
+        readable = path.stat().st_mode & 0o666
+        for file in files_below(path):
+            file.chmod(readable)  # safetensors writes for the owner alone
+            sync(file)
+    sync(path)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a directory with all that is in it, as far as that can be done."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def files_below(directory: Path) -> list[Path]:
@@ -119,7 +213,13 @@ def newest_first(directory: Path) -> list[Path]:
 
 def size_of(path: Path) -> int:
     """Returns the bytes of a file, or of all files of a directory."""
-    return sum(file.stat().st_size for file in (files_below(path) if path.is_dir() else [path]))
+    return sum(file.lstat().st_size for file in (files_below(path) if path.is_dir() else [path]))
+
+
+def state_of(path: Path) -> tuple[int, ...]:
+    """Returns what changes whenever a file's content does: size, time, and the time that no program can set back."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def digest_of(file: Path) -> dict[str, Any]:
@@ -146,7 +246,7 @@ def host() -> str:
 
 
 def is_dead(name: str) -> bool:
-    """Whether the process that made a name by `_unique` ran on this machine and is gone."""
+    """Whether the process that made a name by `unique_name` ran on this machine and is gone."""
     before, _, rest = name.rpartition(f"{host()}.")
     pid = rest.partition(".")[0]
     known = (not before or before.endswith(".")) and pid.isdecimal() and Path("/proc/self").exists()
@@ -156,19 +256,5 @@ def is_dead(name: str) -> bool:
 def remove_dead(final: Path) -> None:
     """Removes what attempts at the same artifact or file left when they were killed on this machine."""
     for left in final.parent.glob(f".{glob.escape(final.name)}.*"):
-        if is_dead(left.name) and left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        elif is_dead(left.name):
-            left.unlink(missing_ok=True)
-
-
-def why_unwritable(error: Exception, root: Path) -> str | None:
-    """Says why files below `root` cannot be written, if that is what lies behind an error."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno is not None:
-            full = cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            if full or (cause.filename is not None and Path(os.fsdecode(cause.filename)).is_relative_to(root)):
-                return os.strerror(cause.errno)
-        cause = cause.__cause__ or cause.__context__
-    return None
+        if is_dead(left.name):
+            remove(left)

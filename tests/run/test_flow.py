@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from spunge.errors import DataError, RecipeError
-from spunge.files import host
+from spunge.files import host, locked
 from spunge.foretell import plan as planning
 from spunge.recipe import experiment
 from spunge.recipe.experiment import Experiment
@@ -211,10 +211,7 @@ def test_columns_of_the_users_own_do_not_become_topics(world: dict[str, Any], tm
 def test_two_runs_of_one_experiment_do_not_mix(
     world: dict[str, Any], tmp_path: Path, write_recipe: Callable[[dict[str, Any]], Path]
 ) -> None:
-    from filelock import FileLock
-
-    (tmp_path / "runs" / "tiny").mkdir(parents=True)
-    with FileLock(tmp_path / "runs" / "tiny" / ".lock"), pytest.raises(OSError, match="another run is at work"):
+    with locked(tmp_path / "runs" / "tiny", "busy"), pytest.raises(OSError, match="another run is at work"):
         pipeline.run(Experiment.model_validate(world), out=tmp_path / "runs")
 
 

@@ -205,3 +205,33 @@ def test_derived_seeds_differ(seed: int, name: str) -> None:
     assert derived_seed(seed, "unlearn", name) == derived_seed(seed, "unlearn", name)
     assert derived_seed(seed, "unlearn", name) != derived_seed(seed + 1, "unlearn", name)
     assert derived_seed(seed, "unlearn", name) != derived_seed(seed, "merge", name)
+
+
+def test_a_stray_file_does_not_keep_what_is_superfluous_from_going(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    needed = store.build("stage", {"n": 1}, lambda directory: {})
+    strays = [tmp_path / "stage" / ".DS_Store", tmp_path / "stage" / ".nowhere"]
+    strays[0].write_text("stray")
+    strays[1].symlink_to("missing")
+    for stray in strays:
+        os.utime(stray, (0, 0), follow_symlinks=False)
+    (tmp_path / "notes.txt").write_text("the user's own")
+    for path in [*store.superfluous({needed.key})]:
+        store.delete(path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "stage"]
+    assert [*(tmp_path / "stage").iterdir()] == [needed.path]
+
+
+def test_content_that_changed_with_size_and_time_set_back_is_damage_in_the_same_process(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def make(directory: Path) -> dict:
+        (directory / "payload").write_text("whole")
+        return {}
+
+    payload = store.build("stage", {}, make).path / "payload"
+    assert store.find("stage", {}) is not None
+    before = payload.stat()
+    payload.write_text("other")
+    os.utime(payload, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert store.find("stage", {}) is None

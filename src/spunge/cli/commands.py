@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import sys
 import warnings
@@ -536,7 +535,7 @@ def gc(
             total, count = total + used, count + 1
             screen.print(f"{_bytes(used):>9}  {path}", soft_wrap=True)
             if delete:
-                shutil.rmtree(path)
+                store.delete(path)
     screen.print(f"{count} {'removed' if delete else 'to remove with --delete'}, {_bytes(total)}")
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
-from filelock import FileLock, Timeout
 
 from spunge import report
-from spunge.errors import ArtifactError, DataError, RecipeError, first_line, redacted
-from spunge.files import replace_text, replaced
+from spunge.errors import DataError, RecipeError, first_line, redacted
+from spunge.files import locked, replace_text, replaced
 from spunge.interfaces import RETAIN, Progress, Splitter, scale_of, silent
 from spunge.recipe import experiment as recipe
 from spunge.recipe.experiment import Experiment, ForgetSet
@@ -157,7 +156,8 @@ def run(
     planned = Planned(Store(Path(out) / "store"))
     flow(experiment, rows, planned)  # what is wrong is found before anything is written
     directory = Path(out) / experiment.name
-    with _locked(directory), planned.store.held():
+    busy = "another run is at work there; wait for it, or give another --out"
+    with locked(directory, busy), planned.store.held():
         replace_text(directory / "recipe.yaml", redacted(recipe.dump(experiment)))
         journal = Journal(directory, experiment, device, command, listener)
         where = _executor(executor, planned.store, device, jobs, address, progress, journal.note)
@@ -188,25 +188,6 @@ def _executor(
     if kind == "local":
         return Local(store, slots(device, jobs), progress, finished)
     return Cluster(Store(store.root.absolute()), device, address, progress, finished)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Holds a run's directory, so that nobody else works there meanwhile."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / ".lock", timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise ArtifactError(f"{directory}: another run is at work there; wait for it, or give another --out") from error
-    except NotImplementedError as error:
-        raise ArtifactError(f"{directory}: this file system has no locks (Lustre has them with -o flock)") from error
-    except OSError as error:
-        raise ArtifactError(f"{directory}: cannot be written: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @dataclass(frozen=True)

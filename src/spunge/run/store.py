@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import hashlib
 import json
 import shutil
@@ -20,11 +20,16 @@ from spunge.files import (
     directories_in,
     files_below,
     is_dead,
+    locked,
     newest_first,
+    remove,
     remove_dead,
+    state_of,
     sync,
+    sync_all,
     unique_name,
     why_unwritable,
+    writing,
 )
 
 MANIFEST = "manifest.json"
@@ -54,25 +59,14 @@ class Store:
 
     root: Path
 
-    @contextlib.contextmanager
-    def held(self, *, alone: bool = False) -> Iterator[None]:
+    def held(self, *, alone: bool = False) -> contextlib.AbstractContextManager[None]:
         """Holds the store: any number of runs at once, or, alone, whoever removes what no run refers to.
 
         Raises:
-            ArtifactError: Others hold it; or it cannot be written.
+            ArtifactError: Others hold it; or it cannot be written or locked.
         """
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = (self.root / ".lock").open("a")
-        except OSError as error:
-            raise ArtifactError(f"{self.root}: cannot be written: {error.strerror or error}") from error
-        with lock:
-            try:
-                fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                other = "a run" if alone else "`spunge store gc`"
-                raise ArtifactError(f"{self.root}: {other} is at work there; wait for it") from error
-            yield
+        other = "a run" if alone else "`spunge store gc`"
+        return locked(self.root, f"{other} is at work there; wait for it", shared=not alone)
 
     @contextlib.contextmanager
     def marked(self) -> Iterator[Path]:
@@ -82,12 +76,10 @@ class Store:
             ArtifactError: The store cannot be written.
         """
         mark = self.root / f".mark.{unique_name()}"
-        try:
+        with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             remove_dead(self.root / "mark")
             mark.touch()
-        except OSError as error:
-            raise ArtifactError(f"{self.root}: cannot be written: {error.strerror or error}") from error
         try:
             yield mark
         finally:
@@ -124,36 +116,21 @@ class Store:
         Raises:
             ArtifactError: The store cannot be written.
         """
-        found = self.find(stage, inputs)
-        if found is not None:
-            return found
-        name = key(stage, inputs)
-        final = self.root / stage / name
-        building = final.with_name(f".{name}.{unique_name()}")
+        artifact = self.find(stage, inputs)
+        if artifact is not None:
+            return artifact
+        final = self.root / stage / key(stage, inputs)
+        building = final.with_name(f".{final.name}.{unique_name()}")
         started = time.perf_counter()
         try:
             _set_aside(final)
             remove_dead(final)
             building.mkdir(parents=True)
-            noted = dict(make(building))
-            own = building / MANIFEST
-            manifest = {
-                **(_read(own) or {}),
-                **noted,
-                "format": FORMAT,
-                "stage": stage,
-                "key": name,
-                "inputs": dict(inputs),
-                "seconds": round(time.perf_counter() - started, 3),
-                "files": {
-                    str(file.relative_to(building)): digest_of(file) for file in files_below(building) if file != own
-                },
-            }
-            manifest = json.loads(redacted(json.dumps(manifest, ensure_ascii=False)))
-            manifest["checksum"] = _checksum(manifest)
-            own.write_text(json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
-            _sync_all(building)
-            building.rename(final)
+            noted = {**make(building), "seconds": round(time.perf_counter() - started, 3)}
+            manifest = _write_manifest(building, stage, inputs, noted)
+            sync_all(building)
+            building.rename(final)  # refused where another run was quicker: a directory that is not empty stays
+            sync(final.parent)
         except Exception as error:
             winner = self.find(stage, inputs)
             if winner is not None:  # another run published first: its result equals ours
@@ -162,7 +139,7 @@ class Store:
                 raise
             raise ArtifactError(f"{self.root}: the store cannot be written: {reason}") from error
         finally:
-            shutil.rmtree(building, ignore_errors=True)
+            remove(building)
         return Artifact(final, manifest, reused=False)
 
     def scratch(self, name: str) -> Path:
@@ -172,23 +149,20 @@ class Store:
         dead one on this machine left, and copies what one elsewhere, dead or cut off, has so far.
         """
         attempts = self.root / ".scratch" / name
-        own = attempts / unique_name()
+        scratch = attempts / unique_name()
         for left in newest_first(attempts):
             if is_dead(left.name):
                 with contextlib.suppress(FileNotFoundError):  # another attempt was quicker
-                    left.rename(own)
-                    return own
-        fresh = own.with_name(f".{own.name}")  # whole or not at all, lest a kill leave half a checkpoint to the next
+                    left.rename(scratch)
+                    return scratch
+        building = scratch.with_name(f".{scratch.name}")  # lest a kill leave half a checkpoint to the next attempt
         while True:
             with contextlib.suppress(FileNotFoundError):  # another attempt tidied up meanwhile
-                fresh.mkdir(parents=True, exist_ok=True)
+                building.mkdir(parents=True, exist_ok=True)
                 for left in newest_first(attempts)[:1]:
-                    for file in files_below(left):
-                        with contextlib.suppress(FileNotFoundError):  # replaced or removed meanwhile
-                            (fresh / file.relative_to(left)).parent.mkdir(parents=True, exist_ok=True)
-                            shutil.copyfile(file, fresh / file.relative_to(left))
-                fresh.rename(own)
-                return own
+                    _copy_what_is_there(left, building)
+                building.rename(scratch)
+                return scratch
 
     def tidy(self, name: str, *, done: bool) -> None:
         """Removes the scratch directories of an artifact that is published; of another, those that are empty."""
@@ -201,8 +175,8 @@ class Store:
 
     def contents(self) -> Iterator[Artifact]:
         """Yields every artifact by stage and key; one whose manifest cannot be read has an empty one."""
-        for path in directories_in(self.root):
-            yield from (Artifact(each, _read(each / MANIFEST) or {}) for each in directories_in(path))
+        for stage in directories_in(self.root):
+            yield from (Artifact(path, _read(path / MANIFEST) or {}) for path in directories_in(stage))
 
     def damaged(self) -> Iterator[tuple[Path, str]]:
         """Reads every artifact whole; yields those that are not what was published, and what of them is damaged."""
@@ -219,13 +193,23 @@ class Store:
                 yield artifact.path
         for stage in directories_in(self.root):
             for left in sorted(stage.glob(".*")):
-                if (
-                    left.name.startswith(_DAMAGED)
-                    or is_dead(left.name)
-                    or time.time() - left.stat().st_mtime > _LONG_AGO
-                ):
+                # A clock that was set back makes a file one of the future: it is then waited for, never removed early.
+                old = time.time() - left.lstat().st_mtime > _LONG_AGO
+                if left.name.startswith(_DAMAGED) or is_dead(left.name) or old:
                     yield left
         yield from (left for left in directories_in(self.root / ".scratch") if left.name not in needed)
+
+    def delete(self, path: Path) -> None:
+        """Removes an artifact, or whatever else `superfluous` has found: a stray file as well.
+
+        Raises:
+            ArtifactError: It cannot be removed.
+        """
+        with writing(self.root):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def manifests(self, stage: str) -> Iterator[Mapping[str, Any]]:
         """Yields the manifest of every finished artifact of a stage, the newest first."""
@@ -269,22 +253,48 @@ def derived_seed(seed: int, stage: str, name: str) -> int:
     return int.from_bytes(hashlib.sha256(canonical([seed, stage, name]).encode()).digest()[:6], "big")
 
 
+def _write_manifest(
+    directory: Path, stage: str, inputs: Mapping[str, Any], noted: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Writes an artifact's manifest over what its maker may have left there, with the digests of all other files."""
+    path = directory / MANIFEST
+    manifest = {
+        **(_read(path) or {}),
+        **noted,
+        "format": FORMAT,
+        "stage": stage,
+        "key": key(stage, inputs),
+        "inputs": dict(inputs),
+        "files": {str(file.relative_to(directory)): digest_of(file) for file in files_below(directory) if file != path},
+    }
+    manifest = json.loads(redacted(json.dumps(manifest, ensure_ascii=False)))
+    manifest["checksum"] = _checksum(manifest)
+    path.write_text(json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+    return manifest
+
+
+def _copy_what_is_there(source: Path, target: Path) -> None:
+    """Copies the files of an attempt that may still be at work: some are replaced or removed meanwhile."""
+    for file in files_below(source):
+        with contextlib.suppress(FileNotFoundError):
+            (target / file.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / file.relative_to(source))
+
+
 def _checksum(manifest: Mapping[str, Any]) -> str:
     """The sha256 of a manifest as it is read back, its own checksum apart."""
     plain = {name: part for name, part in manifest.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-_verified: dict[tuple[Path, int, int], str] = {}
-
-
 def _content(file: Path) -> str:
-    """The sha256 of a file, computed once while its size and time stay the same."""
-    status = file.stat()
-    known = (file, status.st_size, status.st_mtime_ns)
-    if known not in _verified:
-        _verified[known] = digest_of(file)["sha256"]
-    return _verified[known]
+    """The sha256 of a file, computed once while the file stays as it is."""
+    return _content_in(file, state_of(file))
+
+
+@functools.lru_cache(maxsize=2**14)
+def _content_in(file: Path, state: tuple[int, ...]) -> str:
+    return digest_of(file)["sha256"]
 
 
 def _damage_of(path: Path, name: str | None = None) -> str | None:
@@ -300,9 +310,9 @@ def _damage(manifest: Mapping[str, Any], path: Path, name: str, content: Callabl
             f"{path}: written by a newer Spunge (format {manifest['format']}, this one reads {FORMAT}): "
             "upgrade, or give another --out"
         )
-    for file, said in manifest["files"].items():
+    for file, published in manifest["files"].items():
         try:
-            if content(path / file) != said["sha256"]:
+            if content(path / file) != published["sha256"]:
                 return file
         except OSError:
             return file
@@ -324,13 +334,6 @@ def _set_aside(final: Path) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
-
-
-def _sync_all(directory: Path) -> None:
-    """Brings files to the disk, each as open to others as its directory: some libraries write for the owner alone."""
-    for file in files_below(directory):
-        file.chmod(directory.stat().st_mode & 0o666)
-        sync(file)
 
 
 def _read(file: Path) -> dict[str, Any] | None:
