@@ -11,7 +11,7 @@ from typing import Any, Literal
 import polars as pl
 
 from spunge import report
-from spunge.errors import DataError, RecipeError, first_line, redacted
+from spunge.errors import ArtifactError, DataError, RecipeError, first_line, redacted
 from spunge.files import locked, replace_text, replaced
 from spunge.interfaces import RETAIN, Progress, Splitter, scale_of, silent
 from spunge.recipe import experiment as recipe

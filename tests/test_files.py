@@ -1,0 +1,87 @@
+"""Files that are whole or not at all, one lock, and what is said when neither can be had."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from spunge import files
+from spunge.errors import ArtifactError
+from spunge.files import is_locked, locked, new_directory, replace_text, replaced, why_unwritable
+
+
+def test_a_file_is_on_the_disk_before_its_name_and_the_name_before_the_writer_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, (tmp_path / "text").exists()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    replace_text(tmp_path / "text", "new")
+    (building, there), (parent, published) = synced
+    assert (building.startswith(".text."), there) == (True, False)
+    assert (parent, published) == (tmp_path.name, True)
+
+
+def test_a_directory_replaces_none_and_a_failure_leaves_none(tmp_path: Path) -> None:
+    with new_directory(tmp_path / "out") as building:
+        (building / "file").write_text("x")
+    assert (tmp_path / "out" / "file").read_text() == "x"
+    with pytest.raises(ArtifactError, match="exists already"), new_directory(tmp_path / "out"):
+        raise AssertionError
+    with pytest.raises(ValueError, match="mine"), new_directory(tmp_path / "other"):
+        raise ValueError("mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_lock_is_one_holders_or_shared(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path)
+    with locked(tmp_path / "held", "busy"):
+        assert is_locked(tmp_path / "held")
+        with pytest.raises(ArtifactError, match="busy"), locked(tmp_path / "held", "busy", shared=True):
+            raise AssertionError
+    assert not is_locked(tmp_path / "held")
+    with locked(tmp_path, "busy", shared=True), locked(tmp_path, "busy", shared=True):
+        pass
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with pytest.raises(ArtifactError, match=r"No locks available.*file system has no locks"), locked(tmp_path, "busy"):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [
+        (lambda root: OSError(errno.ENOSPC, "full"), "No space left on device"),
+        (lambda root: OSError(errno.EACCES, "denied", str(root / "inner")), "Permission denied"),
+        (lambda root: OSError(errno.EACCES, "denied", "/elsewhere"), None),
+        (lambda root: RuntimeError("I/O error: File too large (os error 27)"), "File too large"),
+        (lambda root: RuntimeError("No such file or directory (os error 2)"), None),
+    ],
+)
+def test_what_lies_behind_an_error_is_the_disk_or_not(
+    tmp_path: Path, raised: Callable[[Path], Exception], reason: str | None
+) -> None:
+    assert why_unwritable(raised(tmp_path), tmp_path) == reason
+    outer = RuntimeError("outer")
+    outer.__cause__ = raised(tmp_path)
+    assert why_unwritable(outer, tmp_path) == reason
+
+
+def test_a_library_that_meets_a_full_disk_is_told_like_any_other(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="table: cannot be written: No space"), replaced(tmp_path / "table"):
+        raise RuntimeError("parquet: No space left on device (os error 28)")
+    assert not [*tmp_path.iterdir()]
