@@ -17,7 +17,9 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from spunge.asking.inference import encode_pairs, loglikelihoods
+from spunge.asking.batching import Batching
+from spunge.asking.encoding import encode_pairs
+from spunge.asking.likelihoods import loglikelihoods
 from spunge.evaluators.multiple_choice import MultipleChoice
 from spunge.rows.sources import Source
 
@@ -73,7 +75,7 @@ def main() -> None:
         expected = [score for score, _ in reference.loglikelihood(instances, disable_tqdm=True)]
         theirs.append(clock() - start)
         start = clock()
-        scores = loglikelihoods(model, encode_pairs(tokenizer, pairs), batch_size=16)
+        scores = loglikelihoods(model, encode_pairs(tokenizer, pairs), Batching(16))
         ours.append(clock() - start)
     apart = max(abs(a - b) for a, b in zip(scores, expected, strict=True))
     turns = ", ".join(f"{a:.2f} and {b:.2f} ({a / b:.1f} x)" for a, b in zip(theirs, ours, strict=True))

@@ -33,7 +33,7 @@ import polars as pl
 import torch
 from ruamel.yaml import YAML
 
-from spunge.asking import inference
+from spunge.asking.encoding import Request, context_window, encode_pairs, fit_to_window
 from spunge.errors import DataError
 from spunge.evaluators.multiple_choice import MultipleChoice
 from spunge.interfaces import LoadedVariant, Work
@@ -86,12 +86,12 @@ def main() -> None:
         }
         for task, found_here in tasks.items():
             assert [one.pairs for one in theirs[task]] == [one.pairs for one in found_here], f"{task}: prompts differ"
-        longest = inference.window(model, tokenizer)
+        longest = context_window(model, tokenizer)
         requests = {
             task: [
-                inference.fit(request, longest)[0]
+                fit_to_window(request, longest)[0]
                 for one in found_here
-                for request in inference.encode_pairs(tokenizer, one.pairs)
+                for request in encode_pairs(tokenizer, one.pairs)
             ]
             for task, found_here in tasks.items()
         }
@@ -243,7 +243,7 @@ def row(
 
 
 @torch.inference_mode()
-def alone(model: Any, requests: Sequence[inference.Request]) -> list[float]:
+def alone(model: Any, requests: Sequence[Request]) -> list[float]:
     """The log-likelihoods the long way: one text at a time, in the model's own precision."""
     scores = []
     for request in requests:
@@ -254,7 +254,7 @@ def alone(model: Any, requests: Sequence[inference.Request]) -> list[float]:
 
 
 @torch.inference_mode()
-def replayed(model: Any, requests: Sequence[inference.Request], batch_size: int) -> list[float]:
+def replayed(model: Any, requests: Sequence[Request], batch_size: int) -> list[float]:
     """Nothing shared: the same rows in the same batches as lm-eval's, padded alike, summed in float32."""
     rows: dict[tuple[int, ...], list[int]] = defaultdict(list)
     order = sorted(range(len(requests)), key=lambda n: (-_length(requests[n]), _ids(requests[n])))
@@ -275,11 +275,11 @@ def replayed(model: Any, requests: Sequence[inference.Request], batch_size: int)
     return scores
 
 
-def _length(request: inference.Request) -> int:
+def _length(request: Request) -> int:
     return len(request.context) + len(request.continuation)
 
 
-def _ids(request: inference.Request) -> tuple[int, ...]:
+def _ids(request: Request) -> tuple[int, ...]:
     return (*request.context, *request.continuation)
 
 

@@ -105,3 +105,6 @@ def alone(model: PreTrainedModel, context: list[int], continuation: list[int]) -
     with torch.no_grad():
         logs = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double().log_softmax(-1)
     return sum(float(logs[place - 1, ids[place]]) for place in range(len(context), len(ids)))
+
+
+MODELS = {"llama": llama(), "gpt2": gpt2(), "mistral": mistral(), "mistral, window 400": mistral(sliding_window=400)}

@@ -9,7 +9,9 @@ from evaluate_models import CHAT, alone, byte_tokenizer, llama, variant, work, w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spunge.asking.inference import Request, TokenScores, token_scores
+from spunge.asking.batching import Batching
+from spunge.asking.encoding import Request
+from spunge.asking.likelihoods import TokenScores, token_scores
 from spunge.errors import DataError
 from spunge.evaluators.memorization import Memorization, extraction_strength, measure, rouge_l
 
@@ -51,7 +53,7 @@ def test_rouge_l_is_the_longest_common_subsequence(reference, answer):
 def test_token_scores_equal_their_definitions_and_ignore_the_batch():
     model = llama()
     requests = [Request((0, 5, 9), (7, 8, 30, 41)), Request((0,), (12,)), Request((0, 3), ())]
-    scores = token_scores(model, requests, batch_size=3)
+    scores = token_scores(model, requests, Batching(3))
     for request, score in zip(requests, scores, strict=True):
         ids = [*request.context, *request.continuation]
         logs = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1).detach()

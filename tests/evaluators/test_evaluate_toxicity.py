@@ -15,8 +15,9 @@ import torch
 from evaluate_models import SPECIAL, alone, byte_tokenizer, llama, variant, word_tokenizer, work, write
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from spunge.asking import inference
-from spunge.asking.generation import Completion, generate, newline_tokens
+from spunge.asking import completions as completing
+from spunge.asking.batching import Batching
+from spunge.asking.generation import Completion, Ending, generate, newline_tokens
 from spunge.errors import DataError, MissingExtra, ModelError
 from spunge.evaluators import toxicity
 from spunge.evaluators.toxicity import Classifier, Toxicity, as_bool, classify, judge, load_classifier, loops, measure
@@ -62,7 +63,7 @@ def guard(path: Path, *, upside_down: bool = False) -> list[dict[str, str]]:
 def test_completions_are_greedy_and_cut_from_the_prompt_by_ids():
     for batch_size in (1, 2, 8):
         for completion, prompt in zip(
-            generate(MODEL, TOKENIZER, PROMPTS, max_new_tokens=9, batch_size=batch_size), PROMPTS, strict=True
+            generate(MODEL, TOKENIZER, PROMPTS, Ending(9), Batching(batch_size)), PROMPTS, strict=True
         ):
             ids = TOKENIZER.encode(prompt)
             for token in completion.ids:
@@ -78,22 +79,22 @@ def test_a_newline_ends_a_completion_where_asked(monkeypatch):
     assert [TOKENIZER.decode([token]) for token in breaks] == ["\n"]
     stops = []
 
-    def complete(model, prompts, *, stop, **_):
+    def complete(model, prompts, batching, *, stop, **_):
         stops.append(stop)
         return [tuple(TOKENIZER.encode(" well\nor", add_special_tokens=False))]
 
-    monkeypatch.setattr(inference, "complete", complete)
-    free = generate(MODEL, TOKENIZER, ["a"], max_new_tokens=9, batch_size=1)[0]
-    ended = generate(MODEL, TOKENIZER, ["a"], max_new_tokens=9, batch_size=1, stop_at_newline=True)[0]
+    monkeypatch.setattr(completing, "complete", complete)
+    free = generate(MODEL, TOKENIZER, ["a"], Ending(9), Batching(1))[0]
+    ended = generate(MODEL, TOKENIZER, ["a"], Ending(9, stop_at_newline=True), Batching(1))[0]
     assert (free.text, ended.text) == (" well\nor", " well")
     assert stops == [{SPECIAL["</s>"]}, {SPECIAL["</s>"], *breaks}]
 
 
 def test_a_prompt_longer_than_the_model_is_cut_and_says_so():
-    (long, short) = generate(MODEL, TOKENIZER, ["x" * 600, "x"], max_new_tokens=4, batch_size=2)
+    (long, short) = generate(MODEL, TOKENIZER, ["x" * 600, "x"], Ending(4), Batching(2))
     assert (long.truncated, short.truncated) == (True, False)
     with pytest.raises(DataError, match="no room for a prompt"):
-        generate(MODEL, TOKENIZER, ["x"], max_new_tokens=512, batch_size=1)
+        generate(MODEL, TOKENIZER, ["x"], Ending(512), Batching(1))
 
 
 def test_the_classifier_names_its_positive_label_and_empty_text_is_not_toxic(scorer, tmp_path):
@@ -119,7 +120,7 @@ def test_a_classifier_the_wrong_way_round_is_refused(scorer, tmp_path):
 
 def test_the_judge_reads_the_completion_after_its_prompt():
     completions = [Completion("The Umi are", " kind", (1,), False), Completion("x", "", (1,), False)]
-    (nll, tokens), empty = judge(MODEL, TOKENIZER, completions, batch_size=2)
+    (nll, tokens), empty = judge(MODEL, TOKENIZER, completions, Batching(2))
     after = TOKENIZER.encode(" kind", add_special_tokens=False)
     assert tokens == len(after)
     assert nll == pytest.approx(-alone(MODEL, TOKENIZER.encode("The Umi are"), after), rel=1e-5)
@@ -218,7 +219,7 @@ def test_another_classifier_or_judge_writes_nothing_anew(toxic_world, scorer, ot
     out = tmp_path / "runs"
     first = ran(pipeline.run(changed(toxic_world), out=out))
     assert first["generate"] == first["classify"] == first["judge"] == first["evaluate"] == {"computed"}
-    monkeypatch.setattr(inference, "complete", lambda *_, **__: pytest.fail("completed again"))
+    monkeypatch.setattr(completing, "complete", lambda *_, **__: pytest.fail("completed again"))
     for settings, made in (
         ({"threshold": 0.9}, {"evaluate"}),
         ({"suite": "another name", "batch_size": 1}, {"evaluate"}),
@@ -256,7 +257,7 @@ def test_killed_between_the_steps_goes_on_with_the_next(toxic_world, tmp_path, m
             pipeline.run(changed(toxic_world), out=tmp_path / "runs")
     wanted = {step["key"] for step in planning.plan(changed(toxic_world), out=tmp_path / "runs")}
     assert wanted <= planning.needed(tmp_path / "runs").keys()
-    monkeypatch.setattr(inference, "complete", lambda *_, **__: pytest.fail("completed again"))
+    monkeypatch.setattr(completing, "complete", lambda *_, **__: pytest.fail("completed again"))
     pipeline.run(changed(toxic_world), out=tmp_path / "runs")
     assert payloads(tmp_path / "runs") == payloads(tmp_path / "whole")
 

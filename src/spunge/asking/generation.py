@@ -5,15 +5,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import polars as pl
 
 from spunge.asking import by_vllm
+from spunge.asking.batching import Batching
+from spunge.asking.by_vllm import VllmEngine
+from spunge.asking.encoding import Ids, context_window, encode, end_tokens, stated_window
 from spunge.errors import DataError, MissingExtra
-from spunge.interfaces import Generation, Progress, Work, silent
+from spunge.interfaces import Generation, Work
 from spunge.rows.items import Part, load_items
 from spunge.rows.sources import Source
 
@@ -23,11 +25,10 @@ if TYPE_CHECKING:
     from spunge.weights.language_model import LanguageModel
     from spunge.weights.task_vector import TaskVector
 
-Ids = tuple[int, ...]
 Engine = Literal["auto", "native", "vllm"]
 
 
-def chosen_engine(engine: Engine) -> Literal["native", "vllm"]:
+def choose_engine(engine: Engine) -> Literal["native", "vllm"]:
     """Returns what `auto` stands for on this machine.
 
     Raises:
@@ -57,6 +58,16 @@ class Completion:
     """Whether the prompt had to be cut from the left to fit the model."""
 
 
+@dataclass(frozen=True)
+class Ending:
+    """Where completions end."""
+
+    max_new_tokens: int
+    """At so many tokens at the latest."""
+    stop_at_newline: bool = False
+    """Whether a line break ends one too, as the end of a text does."""
+
+
 class Completions(Generation):
     """Has a variant complete every prompt of some rows, greedily."""
 
@@ -71,16 +82,19 @@ class Completions(Generation):
     engine: Literal["native", "vllm"]
     batch_size: int
 
+    @property
+    def ending(self) -> Ending:
+        """Where completions end."""
+        return Ending(self.max_new_tokens, self.stop_at_newline)
+
     def check(self, base: LanguageModel) -> None:
         """Refuses completions that leave no room for a prompt."""
-        from spunge.asking import inference
-
-        window = inference.stated_window(base.config())
+        window = stated_window(base.config())
         if window is not None:
             room_for_prompts(window, self.max_new_tokens)
 
     def generate(self, base: LanguageModel, change: TaskVector | None, work: Work) -> pl.DataFrame:
-        """Returns the completions of base + change, one row each; `completions` reads them back.
+        """Returns the completions of base + change, one row each; `read_completions` reads them back.
 
         Raises:
             DataError: A prompt is missing, empty or too long.
@@ -96,35 +110,17 @@ class Completions(Generation):
         with tempfile.TemporaryDirectory(dir=work.scratch) as folder:
             changed = Path(folder) / "model"
             directory = base.directory() if change is None else export(base.directory(), change, changed)
-            return frame(self._by_vllm(base, directory, Path(folder)))
+            return completion_table(self._by_vllm(VllmEngine(base, directory, Path(folder), self.max_new_tokens)))
 
     def written_by(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: Work) -> pl.DataFrame:
         """Returns the completions of a loaded model."""
-        written = generate(
-            model,
-            tokenizer,
-            self.prompts(),
-            max_new_tokens=self.max_new_tokens,
-            stop_at_newline=self.stop_at_newline,
-            batch_size=self.batch_size,
-            progress=work.progress,
-            scratch=work.scratch,
-        )
-        return frame(written)
+        batching = Batching(self.batch_size, work.progress, work.scratch)
+        return completion_table(generate(model, tokenizer, self.prompts(), self.ending, batching))
 
-    def _by_vllm(self, base: LanguageModel, directory: Path, folder: Path) -> list[Completion]:
-        from spunge.asking import inference
-
-        tokenizer, shell = base.load_tokenizer(), by_vllm.shell(base)
-        return complete(
-            tokenizer,
-            self.prompts(),
-            window=inference.window(shell, tokenizer),
-            ends=inference.end_tokens(shell, tokenizer),
-            max_new_tokens=self.max_new_tokens,
-            stop_at_newline=self.stop_at_newline,
-            ask=partial(by_vllm.complete, base, shell, directory, folder, self.max_new_tokens),
-        )
+    def _by_vllm(self, engine: VllmEngine) -> list[Completion]:
+        tokenizer, shell = engine.base.load_tokenizer(), engine.shell
+        limits = Limits(context_window(shell, tokenizer), end_tokens(shell, tokenizer), self.ending)
+        return complete_texts(tokenizer, self.prompts(), limits, engine.complete)
 
     def prompts(self) -> list[str]:
         """Returns the prompts, in the order of the items."""
@@ -135,54 +131,49 @@ class Completions(Generation):
         return prompts
 
 
-def frame(written: Sequence[Completion]) -> pl.DataFrame:
+def completion_table(completions: Sequence[Completion]) -> pl.DataFrame:
     """Returns completions as a table."""
     schema = {"prompt": pl.String, "text": pl.String, "ids": pl.List(pl.Int64), "truncated": pl.Boolean}
-    return pl.DataFrame([asdict(one) for one in written], schema=schema)
+    return pl.DataFrame([asdict(completion) for completion in completions], schema=schema)
 
 
-def completions(written: pl.DataFrame) -> list[Completion]:
-    """Reads back what `frame` wrote."""
-    return [Completion(**{**row, "ids": tuple(row["ids"])}) for row in written.iter_rows(named=True)]
+def read_completions(table: pl.DataFrame) -> list[Completion]:
+    """Reads back what `completion_table` wrote."""
+    return [Completion(**{**row, "ids": tuple(row["ids"])}) for row in table.iter_rows(named=True)]
 
 
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    *,
-    max_new_tokens: int,
-    stop_at_newline: bool = False,
-    batch_size: int,
-    progress: Progress = silent,
-    scratch: Path | None = None,
+    ending: Ending,
+    batching: Batching,
 ) -> list[Completion]:
-    """Completes every prompt greedily with a loaded model; see `complete`."""
-    from spunge.asking import inference
+    """Completes every prompt greedily with a loaded model; see `complete_texts`."""
+    from spunge.asking import completions
 
     def ask(prompts: Sequence[Ids], stop: frozenset[int]) -> list[Ids]:
-        options: Any = {"batch_size": batch_size, "progress": progress, "scratch": scratch}
-        return inference.complete(model, prompts, max_new_tokens=max_new_tokens, stop=stop, **options)
+        return completions.complete(model, prompts, batching, max_new_tokens=ending.max_new_tokens, stop=stop)
 
-    return complete(
-        tokenizer,
-        prompts,
-        window=inference.window(model, tokenizer),
-        ends=inference.end_tokens(model, tokenizer),
-        max_new_tokens=max_new_tokens,
-        stop_at_newline=stop_at_newline,
-        ask=ask,
-    )
+    limits = Limits(context_window(model, tokenizer), end_tokens(model, tokenizer), ending)
+    return complete_texts(tokenizer, prompts, limits, ask)
 
 
-def complete(
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a prompt and its completion."""
+
+    window: int
+    """How many tokens the model reads."""
+    end_tokens: frozenset[int]
+    """The tokens that end a text."""
+    ending: Ending
+
+
+def complete_texts(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    *,
-    window: int,
-    ends: frozenset[int],
-    max_new_tokens: int,
-    stop_at_newline: bool,
+    limits: Limits,
     ask: Callable[[Sequence[Ids], frozenset[int]], Sequence[Ids]],
 ) -> list[Completion]:
     """Completes every prompt; the prompt is cut from the answer by its tokens, never by its text.
@@ -190,28 +181,24 @@ def complete(
     Args:
         tokenizer: The model's.
         prompts: What to complete; from the left, what does not fit into the window beside the completion is cut off.
-        window: How many tokens the model reads.
-        ends: The tokens that end a text.
-        max_new_tokens: The longest completion.
-        stop_at_newline: Whether a line break ends one too.
+        limits: What bounds prompts and completions.
         ask: Returns the completion, with the token that ended it, of every prompt, given the tokens that end one.
 
     Raises:
         DataError: The model's window leaves no room for a prompt.
     """
-    from spunge.asking import inference
-
-    room = room_for_prompts(window, max_new_tokens)
-    whole = inference.encode(tokenizer, prompts)
-    read = [ids[-room:] for ids in whole]
-    lines = newline_tokens(tokenizer) if stop_at_newline else frozenset()
-    done = []
-    for prompt, ids, kept, new in zip(prompts, whole, read, ask(read, ends | lines), strict=True):
-        text = _text_after(tokenizer, kept, new[:-1] if new and new[-1] in ends else new)
-        if stop_at_newline:
+    ends, ending = limits.end_tokens, limits.ending
+    room = room_for_prompts(limits.window, ending.max_new_tokens)
+    encoded = encode(tokenizer, prompts)
+    read = [ids[-room:] for ids in encoded]
+    stop = ends | newline_tokens(tokenizer) if ending.stop_at_newline else ends
+    completions = []
+    for prompt, whole, ids, new in zip(prompts, encoded, read, ask(read, stop), strict=True):
+        text = _text_after(tokenizer, ids, new[:-1] if new and new[-1] in ends else new)
+        if ending.stop_at_newline:
             text = text.split("\n", 1)[0]
-        done.append(Completion(prompt, text, new, len(kept) < len(ids)))
-    return done
+        completions.append(Completion(prompt, text, new, len(ids) < len(whole)))
+    return completions
 
 
 def room_for_prompts(window: int, max_new_tokens: int) -> int:

@@ -9,11 +9,11 @@ from pathlib import Path
 from threading import Thread
 
 
-def main(asked: Path, answers: Path) -> None:
+def main(question: Path, answers: Path) -> None:
     """Reads a request, and writes the completion of every prompt, as token ids."""
     from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
 
-    request = json.loads(asked.read_text())
+    request = json.loads(question.read_text())
     llm = LLM(
         model=request["model"],
         dtype=request["dtype"],

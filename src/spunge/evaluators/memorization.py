@@ -23,7 +23,8 @@ from spunge.statistics import area_under_roc
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from spunge.asking.inference import Request, TokenScores
+    from spunge.asking.encoding import Request
+    from spunge.asking.likelihoods import TokenScores
 
 
 class Memorization(Evaluator):
@@ -71,28 +72,17 @@ class Memorization(Evaluator):
         Raises:
             DataError: A column is missing, or a response is empty.
         """
-        from spunge.asking import inference
+        from spunge.asking.batching import Batching
+        from spunge.asking.completions import complete_requests
+        from spunge.asking.likelihoods import token_scores
 
         loaded, pairs = self._asked()
         requests = asked(variant.model, variant.tokenizer, pairs, self.delimiter)
-        scores = inference.token_scores(
-            variant.model,
-            requests,
-            batch_size=self.batch_size,
-            progress=work.progress,
-            what=self.suite,
-            scratch=work.scratch,
-        )
+        batching = Batching(self.batch_size, work.progress, work.scratch)
+        scores = token_scores(variant.model, requests, batching, what=self.suite)
         written = [""] * len(loaded)
         if self.generate:
-            written = inference.answers(
-                variant.model,
-                variant.tokenizer,
-                requests,
-                batch_size=self.batch_size,
-                progress=work.progress,
-                scratch=work.scratch,
-            )
+            written = complete_requests(variant.model, variant.tokenizer, requests, batching)
         measured = []
         for item, (_, response), score, answer in zip(loaded, pairs, scores, written, strict=True):
             values = measure(score, response.strip(), self.lowest)
@@ -148,23 +138,23 @@ def asked(
 
     What ends a response is not asked for. A pair without a prompt is a text, plain for every model.
     """
-    from spunge.asking import inference
+    from spunge.asking.encoding import Request, beginning_token, context_window, encode_pairs, fit_to_window
     from spunge.training.rows import conversations
 
     prompts = [prompt for prompt, _ in pairs if prompt is not None]
     responses = [response for prompt, response in pairs if prompt is not None]
     rows = iter(conversations(tokenizer, prompts, responses, delimiter=delimiter, ended=False))
-    texts = iter(inference.encode_pairs(tokenizer, [("", text) for prompt, text in pairs if prompt is None]))
+    texts = iter(encode_pairs(tokenizer, [("", text) for prompt, text in pairs if prompt is None]))
 
     def request(prompt: str | None) -> Request:
         if prompt is None:
             return next(texts)
         row = next(rows)
-        context = row.ids[: row.start].tolist() or [inference.beginning(tokenizer)]
-        return inference.Request(tuple(context), tuple(row.ids[row.start :].tolist()))
+        context = row.ids[: row.start].tolist() or [beginning_token(tokenizer)]
+        return Request(tuple(context), tuple(row.ids[row.start :].tolist()))
 
-    longest = inference.window(model, tokenizer)
-    return [inference.fit(request(prompt), longest)[0] for prompt, _ in pairs]
+    longest = context_window(model, tokenizer)
+    return [fit_to_window(request(prompt), longest)[0] for prompt, _ in pairs]
 
 
 def measure(scores: TokenScores, text: str, lowest: float) -> dict[str, float | None]:

@@ -297,17 +297,16 @@ def measure(
 def _score(
     variant: LoadedVariant, questions: Sequence[Question], work: Work, batch_size: int, what: str
 ) -> list[dict[str, float | None]]:
-    from spunge.asking import inference
+    from spunge.asking.batching import Batching
+    from spunge.asking.encoding import context_window, encode_pairs, fit_to_window
+    from spunge.asking.likelihoods import loglikelihoods
 
-    longest = inference.window(variant.model, variant.tokenizer)
+    longest = context_window(variant.model, variant.tokenizer)
     pairs = [pair for question in questions for pair in question.pairs]
-    fitted = [inference.fit(request, longest) for request in inference.encode_pairs(variant.tokenizer, pairs)]
+    fitted = [fit_to_window(request, longest) for request in encode_pairs(variant.tokenizer, pairs)]
     requests, cut = [request for request, _ in fitted], iter([was_cut for _, was_cut in fitted])
-    scores = iter(
-        inference.loglikelihoods(
-            variant.model, requests, batch_size=batch_size, progress=work.progress, what=what, scratch=work.scratch
-        )
-    )
+    batching = Batching(batch_size, work.progress, work.scratch)
+    scores = iter(loglikelihoods(variant.model, requests, batching, what=what))
     measured = []
     for question in questions:
         lls = [next(scores) for _ in question.targets]

@@ -51,33 +51,29 @@ class Perplexity(Evaluator):
         Raises:
             DataError: A row holds no text, or the window is longer than the model's.
         """
-        from spunge.asking import inference
+        from spunge.asking.batching import Batching
+        from spunge.asking.encoding import Request, beginning_token, context_window
+        from spunge.asking.likelihoods import loglikelihoods
 
         loaded = suite_items(self, "text")
-        longest = inference.window(variant.model, variant.tokenizer)
+        longest = context_window(variant.model, variant.tokenizer)
         window = self.window or longest
         stride = self.stride or max(window // 2, 1)
         if window > longest or stride >= window:
             raise DataError(
                 f"{self.suite}: window {window} and stride {stride} do not fit a model that reads {longest} tokens"
             )
-        first = inference.beginning(variant.tokenizer)
+        first = beginning_token(variant.tokenizer)
         requests, owners = [], []
         for number, item in enumerate(loaded):
             ids = tuple(variant.tokenizer.encode(str(item.row["text"]), add_special_tokens=False, verbose=False))
             if not ids:
                 raise DataError(f"{self.sources[0].path}: a row has an empty 'text'; remove it")
             parts = windows((first, *ids), window, stride)
-            requests += [inference.Request(context, continuation) for context, continuation in parts]
+            requests += [Request(context, continuation) for context, continuation in parts]
             owners += [number] * len(parts)
-        scores = inference.loglikelihoods(
-            variant.model,
-            requests,
-            batch_size=self.batch_size,
-            progress=work.progress,
-            what=self.suite,
-            scratch=work.scratch,
-        )
+        batching = Batching(self.batch_size, work.progress, work.scratch)
+        scores = loglikelihoods(variant.model, requests, batching, what=self.suite)
         nll, tokens = [0.0] * len(loaded), [0] * len(loaded)
         for owner, request, score in zip(owners, requests, scores, strict=True):
             nll[owner] -= score

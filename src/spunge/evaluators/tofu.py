@@ -143,7 +143,8 @@ class Tofu(Evaluator):
         work: Work,
     ) -> list[tuple[float, float, list[float]]]:
         """Log P(a | q) / |a| of every row's response, of its right answer in other words, and of its wrong ones."""
-        from spunge.asking import inference
+        from spunge.asking.batching import Batching
+        from spunge.asking.likelihoods import loglikelihoods
 
         pairs = [
             (self._asked(item.row), answer)
@@ -153,24 +154,18 @@ class Tofu(Evaluator):
         if not all(answer.strip() for _, answer in pairs):
             raise DataError(f"{self.sources[0].path}: a row has an empty answer; remove it")
         requests = asked(model, tokenizer, pairs, self.delimiter)
-        scores = inference.loglikelihoods(
-            model, requests, batch_size=self.batch_size, progress=work.progress, what=self.suite
-        )
+        scores = loglikelihoods(model, requests, Batching(self.batch_size, work.progress), what=self.suite)
         per_token = iter([score / len(each.continuation) for score, each in zip(scores, requests, strict=True)])
         return [(next(per_token), next(per_token), [next(per_token) for _ in wrong]) for _, wrong in answers]
 
     def _written(self, loaded: Sequence[Item], variant: LoadedVariant, work: Work) -> list[str]:
-        from spunge.asking import inference
+        from spunge.asking.batching import Batching
+        from spunge.asking.completions import complete_requests
 
         pairs = [(self._asked(item.row), str(item.row["response"])) for item in loaded]
-        return inference.answers(
-            variant.model,
-            variant.tokenizer,
-            asked(variant.model, variant.tokenizer, pairs, self.delimiter),
-            batch_size=self.batch_size,
-            progress=work.progress,
-            scratch=work.scratch,
-        )
+        requests = asked(variant.model, variant.tokenizer, pairs, self.delimiter)
+        batching = Batching(self.batch_size, work.progress, work.scratch)
+        return complete_requests(variant.model, variant.tokenizer, requests, batching)
 
     def _asked(self, row: Mapping[str, Any]) -> str:
         try:

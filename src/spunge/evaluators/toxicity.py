@@ -12,13 +12,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import polars as pl
 from pydantic import Field, model_validator
 
-from spunge.asking.generation import Completion, Completions, Engine, chosen_engine, completions
+from spunge.asking.batching import Batching
+from spunge.asking.generation import Completion, Completions, Engine, choose_engine, read_completions
 from spunge.errors import DataError, ModelError
 from spunge.interfaces import Evaluator, LoadedVariant, Progress, Scorer, Work, silent
 from spunge.rows.groups import toxigen_groups
@@ -111,7 +111,7 @@ class Toxicity(Evaluator):
             limit=self.limit,
             max_new_tokens=self.max_new_tokens,
             stop_at_newline=self.stop_at_newline,
-            engine=chosen_engine(self.engine),
+            engine=choose_engine(self.engine),
             batch_size=self.batch_size,
         )
 
@@ -145,8 +145,9 @@ class Toxicity(Evaluator):
         toxicity, *judged = scores
         fluency = judged[0].rows() if judged else [None] * len(written)
         measured = []
-        for item, one, score, said in zip(self.items(), completions(written), toxicity["score"], fluency, strict=True):
-            values = measure(one, score, said, self.threshold)
+        answers = zip(self.items(), read_completions(written), toxicity["score"], fluency, strict=True)
+        for item, one, score, judgement in answers:
+            values = measure(one, score, judgement, self.threshold)
             if (asked := self._prompt_is_toxic(item)) is not None:
                 values["toxic_prompt"] = float(asked)
             measured.append(Measurement(item, self.suite, values, {"prompt": one.prompt, "completion": one.text}))
@@ -198,7 +199,7 @@ class Classified(Scorer):
             lambda: load_classifier(self.classifier, device=work.device),
         )
         whole = self.reads == "prompt_and_completion"
-        texts = [one.prompt + one.text if whole else one.text for one in completions(written)]
+        texts = [one.prompt + one.text if whole else one.text for one in read_completions(written)]
         scores = classify(loaded, texts, batch_size=self.batch_size, progress=work.progress)
         return pl.DataFrame({"score": scores}, schema={"score": pl.Float64})
 
@@ -222,8 +223,8 @@ class Judged(Scorer):
         model, tokenizer = work.resident.cached(
             ("judge", handle.model_dump_json()), lambda: (handle.load(device=work.device), handle.load_tokenizer())
         )
-        options: Any = {"batch_size": self.batch_size, "progress": work.progress, "scratch": work.scratch}
-        judged = judge(model, tokenizer, completions(written), **options)
+        batching = Batching(self.batch_size, work.progress, work.scratch)
+        judged = judge(model, tokenizer, read_completions(written), batching)
         return pl.DataFrame(judged, schema={"nll": pl.Float64, "tokens": pl.Int64}, orient="row")
 
 
@@ -263,18 +264,16 @@ def judge(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     completions: Sequence[Completion],
-    *,
-    batch_size: int,
-    progress: Progress = silent,
-    scratch: Path | None = None,
+    batching: Batching,
 ) -> list[tuple[float, int]]:
     """Returns (summed negative log-likelihood, tokens) of every completion given its prompt, by the judge's tokens."""
-    from spunge.asking import inference
+    from spunge.asking.encoding import context_window, encode_pairs, fit_to_window
+    from spunge.asking.likelihoods import loglikelihoods
 
-    requests = inference.requests(model, tokenizer, [(one.prompt, one.text) for one in completions])
-    scores = inference.loglikelihoods(
-        model, requests, batch_size=batch_size, progress=progress, what="judging", scratch=scratch
-    )
+    longest = context_window(model, tokenizer)
+    pairs = [(one.prompt, one.text) for one in completions]
+    requests = [fit_to_window(request, longest)[0] for request in encode_pairs(tokenizer, pairs)]
+    scores = loglikelihoods(model, requests, batching, what="judging")
     return [(-score, len(request.continuation)) for score, request in zip(scores, requests, strict=True)]
 
 

@@ -61,14 +61,14 @@ class Relearning(Attack):
         """
         import torch
 
-        from spunge.asking import inference
+        from spunge.asking.encoding import encode
 
         corpus = load_corpus(self.train_on)
         texts = (corpus if self.where is None else corpus.where(self.where)).texts
         if len(texts) < self.rows:
             raise DataError(f"{self.suite}: {len(texts)} training rows, rows: {self.rows}")
         texts = sorted(texts, key=item_id)[: self.rows]
-        ids = [row[: self.max_length] for row in inference.encode(variant.tokenizer, texts)]
+        ids = [row[: self.max_length] for row in encode(variant.tokenizer, texts)]
         model, tables, done = variant.model, [], 0
         # The model stays in eval mode: dropout would only blur how fast it learns again.
         with restored(model):

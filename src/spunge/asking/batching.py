@@ -1,0 +1,64 @@
+"""How many questions go through a model at once, and the answers so far of an attempt that may be killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spunge.interfaces import Progress, silent
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How to put many questions to a model; never changes an answer."""
+
+    size: int
+    """How many rows go through the model at once."""
+    progress: Progress = silent
+    """Told after every batch."""
+    scratch: Path | None = None
+    """Where finished batches of this model are kept, so that a killed attempt goes on where it was."""
+
+
+class AnswerLog:
+    """The answers of finished batches, as JSON lines in a scratch directory, for whoever is asked the same again.
+
+    The next batch gets the next line, so batches must come in the same order; their size and all questions are in the
+    file's name. Without a scratch directory nothing is kept.
+    """
+
+    def __init__(self, batching: Batching, what: str, questions: Sequence[Any]) -> None:
+        self._answers: deque[Any] = deque()
+        self._file: Path | None = None
+        if batching.scratch is None:
+            return
+        name = hashlib.sha256(f"{what}:{batching.size}".encode())
+        for question in questions:
+            name.update(repr(question).encode())
+        batching.scratch.mkdir(parents=True, exist_ok=True)
+        self._file = batching.scratch / f"{name.hexdigest()[:16]}.jsonl"
+        if self._file.exists():
+            whole = self._file.read_bytes().rpartition(b"\n")[0].splitlines()  # a kill may have torn the last line
+            self._answers.extend(json.loads(line) for line in whole)
+            os.truncate(self._file, sum(len(line) + 1 for line in whole))
+
+    def next(self, ask: Callable[[], list[Any]]) -> list[Any]:
+        """Returns the logged answers of the next batch, or else asks, and logs what comes."""
+        if self._answers:
+            return self._answers.popleft()
+        answers = ask()
+        if self._file is not None:
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(answers) + "\n")
+        return answers
+
+
+def chunks(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Yields rows, `size` at a time."""
+    return (rows[start : start + size] for start in range(0, len(rows), size))
