@@ -2,13 +2,15 @@
 
 import tracemalloc
 from itertools import product
-from math import comb, inf, isnan, sqrt
+from math import comb, inf, isnan, log, sqrt
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.stats import ttest_rel
 
 from spunge import statistics as S
 
@@ -173,5 +175,246 @@ def test_the_area_under_the_curve_counts_pairs(rows):
 
 @pytest.mark.parametrize("call", [lambda: S.paired_difference([1], [1, 0]), lambda: S.mean_interval([])])
 def test_wrong_shapes_are_refused(call):
+    with pytest.raises(ValueError, match="needed"):
+        call()
+
+
+# ---- what a verdict rests on
+
+
+def naive_tango(difference, won, lost, n):
+    """The score statistic by maximising the likelihood over the share of (0, 1) numerically."""
+
+    def loss(share):
+        other = share + difference
+        rest = 1 - share - other
+        if min(share, other, rest) < 0:
+            return inf
+        parts = [(won, other), (lost, share), (n - won - lost, rest)]
+        return -sum(count * log(p) if p > 0 else (0.0 if count == 0 else -inf) for count, p in parts)
+
+    low, high = max(0.0, -difference), (1 - difference) / 2
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-12})
+    share = min((low, high, float(found.x)), key=loss)
+    variance = n * (2 * share + difference - difference**2)
+    return (won - lost - n * difference) / sqrt(variance)
+
+
+tables = st.integers(1, 60).flatmap(
+    lambda n: st.integers(0, n).flatmap(lambda won: st.tuples(st.just(won), st.integers(0, n - won), st.just(n)))
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tables)
+def test_tango_bounds_are_where_the_naive_score_test_turns(table):
+    won, lost, n = table
+    interval = S.tango(won, lost, n)
+    assert -1 <= interval.low <= (won - lost) / n <= interval.high <= 1
+    for bound, sign in ((interval.low, 1), (interval.high, -1)):
+        if abs(bound) < 1 - 1e-6:
+            assert sign * naive_tango(bound, won, lost, n) == pytest.approx(1.959964, abs=2e-3)
+
+
+@given(tables)
+def test_tango_is_antisymmetric_and_narrows_with_confidence(table):
+    won, lost, n = table
+    one, other, narrow = S.tango(won, lost, n), S.tango(lost, won, n), S.tango(won, lost, n, confidence=0.8)
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=1e-9)
+    assert one.low <= narrow.low <= narrow.high <= one.high
+
+
+def test_tango_of_nothing_but_agreement_still_has_a_width():
+    interval = S.tango(0, 0, 100)
+    assert interval.low == pytest.approx(-interval.high)
+    z = 1.959963984540054
+    assert interval.high == pytest.approx(z**2 / (100 + z**2))
+
+
+def naive_parts(d, labels):
+    """The parts of the variance by loops over seeds and clusters."""
+    seeds, items = len(d), len(d[0])
+    mean = sum(map(sum, d)) / seeds / items
+    groups = sorted(set(labels))
+    scale = len(groups) / (len(groups) - 1) / items**2
+    unit = shared = 0.0
+    for group in groups:
+        members = [i for i in range(items) if labels[i] == group]
+        sums = [sum(row[i] for i in members) for row in d]
+        unit += (sum(sums) / seeds - len(members) * mean) ** 2 * scale
+        for row, one in zip(d, sums, strict=True):
+            shared += (one - sum(sums) / seeds - len(members) * (sum(row) / items - mean)) ** 2
+    means = [sum(row) / items for row in d]
+    between = sum((m - mean) ** 2 for m in means) / (seeds - 1) / seeds if seeds > 1 else 0.0
+    shared = shared * scale / seeds / (seeds - 1) if seeds > 1 else 0.0
+    return unit, max(0.0, between - shared)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4), st.lists(st.integers(0, 3), min_size=4, max_size=12), st.integers(0, 10**6))
+def test_the_parts_of_the_variance_equal_loops_over_seeds_and_clusters(seeds, labels, seed):
+    if len(set(labels)) < 2:
+        return
+    a, b = np.random.default_rng(seed).normal(size=(2, seeds, len(labels)))
+    found = S.compare(a, b, clusters=labels)
+    parts = naive_parts((a - b).tolist(), labels)
+    assert (found.unit_variance, found.seed_variance) == pytest.approx(parts, rel=1e-6, abs=1e-12)
+
+
+def test_one_seed_of_scores_is_the_paired_t_test():
+    a, b = np.random.default_rng(0).normal(size=(2, 30))
+    found, theirs = S.compare(a, b), ttest_rel(a, b)
+    assert found.p == pytest.approx(theirs.pvalue, rel=1e-6)
+    bounds = theirs.confidence_interval()
+    assert (found.interval().low, found.interval().high) == pytest.approx((bounds.low, bounds.high))
+
+
+grids = st.tuples(st.integers(1, 3), st.integers(2, 30)).flatmap(
+    lambda shape: st.tuples(
+        st.lists(st.integers(0, 1), min_size=2 * shape[0] * shape[1], max_size=2 * shape[0] * shape[1]).map(
+            lambda values: np.array(values, dtype=float).reshape(2, *shape)
+        ),
+        st.booleans(),
+        st.booleans(),
+    )
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(grids, st.sampled_from([0.8, 0.95, 0.99, 0.9999]))
+def test_the_interval_excludes_nothing_where_the_test_finds_something(grid, confidence):
+    """One rule: of verdicts and scores, with and without clusters and seeds, at every confidence."""
+    (a, b), clustered, scores = grid
+    if scores:
+        a = a + np.linspace(0, 0.3, a.size).reshape(a.shape)
+    clusters = [column % 3 for column in range(a.shape[1])] if clustered else None
+    found = S.compare(a, b, clusters=clusters)
+    if abs(found.p - (1 - confidence)) > 1e-7:
+        assert (0 not in found.interval(confidence)) == (found.p < 1 - confidence)
+    swapped = S.compare(b, a, clusters=clusters)
+    assert swapped.p == pytest.approx(found.p)
+    assert swapped.interval(confidence).low == pytest.approx(-found.interval(confidence).high, abs=1e-9)
+    wide = found.interval(0.99999)
+    assert wide.low <= found.interval(confidence).low <= found.interval(confidence).high <= wide.high
+
+
+@pytest.mark.parametrize("values", [[1.0, 1.0], [0.5001, 0.5002]])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_few_items_are_few(values, seeds):
+    found = S.compare([values] * seeds, np.zeros((seeds, 2)))
+    assert found.p >= 0.5
+    assert 0 in found.interval()
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_one_cluster_or_item_tells_nothing(seeds):
+    for found in (
+        S.compare(np.ones((seeds, 30)), np.zeros((seeds, 30)), clusters=["a"] * 30),
+        S.compare(np.ones((seeds, 1)), np.zeros((seeds, 1))),
+        S.compare(np.full((seeds, 9), np.nan), np.zeros((seeds, 9))),
+    ):
+        assert isnan(found.p)
+        assert isnan(found.interval().low)
+
+
+@given(pairs)
+def test_verdicts_of_one_seed_have_the_exact_p_unless_the_interval_is_surer_still(rows):
+    a, b = [x for x, _ in rows], [y for _, y in rows]
+    found, exact = S.compare(a, b).p, S.mcnemar(a, b)
+    assert found >= exact
+    if exact > 0.001:
+        assert found == pytest.approx(exact)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 15), st.integers(0, 5)), min_size=1, max_size=8))
+def test_standings_are_the_discoveries_and_their_intervals_agree(tables):
+    comparisons = []
+    for won, lost in tables:
+        a = [1.0] * won + [0.0] * lost + [1.0] * 10
+        b = [0.0] * won + [1.0] * lost + [1.0] * 10
+        comparisons.append(S.compare(a, b))
+    standings = S.standings(comparisons)
+    assert [each.q for each in standings] == S.benjamini_hochberg([each.p for each in comparisons])
+    for comparison, standing in zip(comparisons, standings, strict=True):
+        assert standing.stands == (standing.q <= 0.05) == (0 not in standing.interval)
+        alone = comparison.interval()
+        assert standing.interval.low <= alone.low + 1e-9
+        assert standing.interval.high >= alone.high - 1e-9
+
+
+def test_what_could_not_be_tested_counts_as_no_test():
+    clear = S.compare([1] * 12, [0] * 12)
+    alone, beside = S.standings([clear]), S.standings([clear, S.compare([1], [0])])
+    assert beside[0] == alone[0]
+    assert not beside[1].stands
+    assert isnan(beside[1].q)
+    assert S.standings([]) == []
+
+
+def test_items_needed_tell_so_small_a_difference_apart():
+    rng = np.random.default_rng(0)
+    pilot = S.compare((rng.random(400) < 0.5).astype(float), (rng.random(400) < 0.5).astype(float))
+    needed = S.items_needed(pilot, 0.1)
+    assert needed is not None
+    found = sum(
+        S.compare((rng.random(needed) < 0.6).astype(float), (rng.random(needed) < 0.5).astype(float)).p <= 0.05
+        for _ in range(300)
+    )
+    assert 0.72 <= found / 300 <= 0.88
+    unsteady = S.compare(np.array([[0.0] * 50, [1.0] * 50, [0.3] * 50]), np.zeros((3, 50)))
+    assert S.items_needed(unsteady, 0.01) is None
+
+
+def naive_bootstrap(a, b, labels, draws, rng):
+    """Seeds and clusters drawn one by one, their items gathered in lists."""
+    clusters = sorted(set(labels))
+    found = []
+    for _ in range(draws):
+        rows = [rng.integers(len(a)) for _ in a]
+        columns = [
+            i for _ in clusters for i in np.flatnonzero(np.array(labels) == clusters[rng.integers(len(clusters))])
+        ]
+        found.append(sum(a[r][i] for r in rows for i in columns) / sum(b[r][i] for r in rows for i in columns))
+    return np.array(found)
+
+
+def test_the_bootstrap_is_the_same_in_law_as_drawing_rows_one_by_one():
+    rng = np.random.default_rng(5)
+    a, b = rng.random((3, 9)), 1 + rng.random((3, 9))
+    labels = [0, 0, 1, 1, 1, 2, 3, 3, 3]
+    mine = S.bootstrap(a, b, clusters=labels, draws=20_000)
+    naive = naive_bootstrap(a.tolist(), b.tolist(), labels, 3_000, rng)
+    assert mine.mean() == pytest.approx(naive.mean(), abs=0.004)
+    assert mine.std() == pytest.approx(naive.std(), rel=0.05)
+
+
+def test_the_bootstrap_of_many_items_takes_one_block_of_memory():
+    x = np.random.default_rng(0).normal(size=(2, 200_000))
+    tracemalloc.start()
+    S.bootstrap(x, draws=100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 250e6  # all draws at once would be 160 MB for each of four arrays
+
+
+def test_the_bootstrap_interval_of_few_clusters_is_that_of_student():
+    x = np.random.default_rng(0).normal(size=6)
+    found = S.bootstrap_interval(float(x.mean()), S.bootstrap(x, draws=100_000), 6)
+    exact = S.mean_interval(x)
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=0.02)
+    unbounded = S.bootstrap_interval(1.0, S.bootstrap([1.0, 1.0], [0.0, 1.0]), 2)
+    assert (unbounded.low, unbounded.high) == (-inf, inf)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: S.compare([1, 0], [1]),
+        lambda: S.compare([1, 0], [1, 0], clusters=["a"]),
+        lambda: S.bootstrap([1.0], [1.0, 2.0]),
+    ],
+)
+def test_what_is_not_paired_is_refused(call):
     with pytest.raises(ValueError, match="needed"):
         call()

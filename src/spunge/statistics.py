@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import nan, sqrt
+from math import ceil, copysign, exp, inf, isfinite, isinf, isnan, log, nan, sqrt
 from statistics import NormalDist
 from typing import Any
 
@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 _BLOCK = 4_000_000
 """How many resampled values are held at once."""
+_LEAST_P = 1e-300
+"""Below it quantiles are infinite."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,295 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     tested = ~np.isnan(adjusted)  # SciPy refuses nan, and a test that could not be made must not weaken the others
     adjusted[tested] = false_discovery_control(adjusted[tested])
     return adjusted.tolist()
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """How far two variants are apart on the same items and seeds, with all that its interval and its test need.
+
+    Interval and test are one rule: for every confidence the interval excludes 0 exactly where p ≤ 1 − confidence.
+    """
+
+    difference: float
+    """Mean of a − b over all items and seeds."""
+    items: int
+    clusters: int | None
+    """How many clusters were sampled; None where the items were."""
+    seeds: int
+    unit_variance: float
+    """The part of the mean's variance that comes of which items, or clusters, were asked; nan of a single one."""
+    seed_variance: float
+    """The part that comes of which seeds were run; 0 of one seed, of which nothing is known."""
+    verdicts: tuple[float, float, float] | None
+    """Of values 0 and 1: how often a alone was 1, b alone was, and out of how many pairs, all as if independent."""
+    floor: float
+    """No p may be below: what the exact test says, or the least it could say of so few items."""
+
+    @property
+    def p(self) -> float:
+        """Two-sided, that there is no difference; nan of fewer than two items or clusters."""
+        from scipy.optimize import brentq
+
+        if not isfinite(self.unit_variance):
+            return nan
+        if self.verdicts:
+            statistic = abs(_tango(0.0, *self.verdicts))
+        else:
+            error = sqrt(self.unit_variance + self.seed_variance)
+            statistic = abs(self.difference) / error if error else inf if self.difference else 0.0
+        if statistic == 0:
+            return 1.0
+        if self._reach(_LEAST_P) <= statistic:
+            return max(self.floor, _LEAST_P)
+        root: Any = brentq(lambda log: self._reach(exp(log)) - statistic, log(_LEAST_P), 0.0, xtol=1e-10)
+        return max(self.floor, exp(root))
+
+    def interval(self, confidence: float = 0.95) -> Interval:
+        """Returns the interval of the difference: Tango's score interval for verdicts, else Student's."""
+        if not isfinite(self.unit_variance):
+            return Interval(nan, nan)
+        reach = self._reach(1 - confidence)
+        if self.verdicts:
+            interval = tango(*self.verdicts, reach=reach)
+        else:
+            half = reach * sqrt(self.unit_variance + self.seed_variance)
+            interval = Interval(self.difference - half, self.difference + half)
+        # The score interval is a little narrower than the exact test allows: then the test has the last word.
+        return interval if self.p <= 1 - confidence else _with_zero(interval)
+
+    def _reach(self, p: float) -> float:
+        """How many standard errors off a difference of this p lies.
+
+        Items and seeds have quantiles of their own, weighted by their variances (Cochran and Cox, 1950). With one
+        number of degrees of freedom for both (Satterthwaite, 1946) intervals of three seeds held the truth 91 times of
+        100 where seeds mattered.
+        """
+        from scipy.special import stdtrit
+
+        units = self.items if self.clusters is None else self.clusters
+        degrees = inf if self.verdicts and self.clusters is None else max(1, units - 1)  # the score test is normal
+        unit_reach = -float(stdtrit(degrees, p / 2))
+        if self.seed_variance == 0:
+            return unit_reach
+        seed_reach = -float(stdtrit(self.seeds - 1, p / 2))
+        parts = (self.unit_variance, self.seed_variance)
+        return (unit_reach * parts[0] + seed_reach * parts[1]) / sum(parts)
+
+
+def compare(a: ArrayLike, b: ArrayLike, *, clusters: Sequence[object] | None = None) -> PairedDifference:
+    """Compares two variants that answered the same items.
+
+    The variance is what items and seeds each contribute, without what both share (Cameron, Gelbach and Miller, 2011),
+    none of it below 0. Verdicts of 0 and 1 go through Tango's score interval (1998), their counts divided by the design
+    effect (Kish, 1965) where clusters or seeds make them depend on each other; of one seed and independent items the
+    test is McNemar's exact one. Other values go through Student's t.
+
+    Args:
+        a: Values [items] of one seed, or [seeds, items].
+        b: The other variant's, seed by seed and item by item.
+        clusters: What each item came from (a template, an author, an article), where that was sampled, not the item.
+
+    Raises:
+        ValueError: The shapes differ, or hold nothing.
+    """
+    x, y = (np.atleast_2d(np.asarray(values, dtype=np.float64)) for values in (a, b))
+    if x.shape != y.shape or x.ndim != 2 or not x.size:
+        raise ValueError(f"pairs are needed: values of shape {x.shape} and {y.shape}")
+    seeds, items = x.shape
+    difference = x - y
+    mean = float(difference.mean())
+    labels = _labels(clusters, items)
+    groups = int(labels.max()) + 1
+    # Linearised: the mean is a ratio of cluster sums to cluster sizes.
+    by_unit = np.stack([np.bincount(labels, weights=row) for row in difference - mean])
+    scale = groups / (groups - 1) / items**2 if groups > 1 else nan
+    unit_variance = float((by_unit.mean(0) ** 2).sum()) * scale
+    seed_variance = 0.0
+    if seeds > 1:
+        means = difference.mean(1)
+        left = by_unit - by_unit.mean(0) - np.outer(means - mean, np.bincount(labels))
+        shared = float((left**2).sum()) * scale / (seeds * (seeds - 1))
+        seed_variance = max(0.0, float(means.var(ddof=1)) / seeds - (0.0 if isnan(shared) else shared))
+    floor, verdicts = 2.0 ** (1 - items), None
+    if np.isin(x, (0, 1)).all() and np.isin(y, (0, 1)).all():
+        won, lost = float((difference == 1).sum()), float((difference == -1).sum())
+        if clusters is None and seeds == 1:
+            floor, effect = mcnemar(x[0], y[0]), 1.0
+        else:
+            alone = ((won + lost) / x.size - mean**2) / x.size
+            # Without any spread to measure it on, the seeds count as one: they may have said the same by necessity.
+            effect = max(1.0, (unit_variance + seed_variance) / alone) if alone > 0 else float(seeds)
+        verdicts = (won / effect, lost / effect, x.size / effect)
+    return PairedDifference(
+        mean, items, None if clusters is None else groups, seeds, unit_variance, seed_variance, verdicts, floor
+    )
+
+
+def tango(won: float, lost: float, n: float, *, reach: float | None = None, confidence: float = 0.95) -> Interval:
+    """Returns Tango's score interval (1998) of (won − lost)/n, the difference of two paired proportions.
+
+    Args:
+        won: How many of the pairs are (1, 0); after a correction for dependence not a whole number.
+        lost: How many are (0, 1).
+        n: Of how many pairs.
+        reach: How many standard errors the bounds lie away; by default the normal quantile of the confidence.
+        confidence: That the interval holds the difference.
+    """
+    from scipy.optimize import brentq
+
+    reach = NormalDist().inv_cdf(0.5 + confidence / 2) if reach is None else reach
+    estimate = (won - lost) / n
+    if isinf(reach):
+        return Interval(-1.0, 1.0)
+
+    def bound(side: float) -> float:
+        """Finds where the statistic, which falls as the difference grows, has come `reach` away from 0."""
+
+        def excess(difference: float) -> float:
+            # Clipped, since at ±1 the variance vanishes and a root is looked for between finite values.
+            return min(max(_tango(difference, won, lost, n), -1e9), 1e9) + side * reach
+
+        return float(brentq(excess, estimate, side)) if side * excess(side) < 0 else side  # type: ignore[arg-type]
+
+    return Interval(bound(-1.0), bound(1.0))
+
+
+def _tango(difference: float, won: float, lost: float, n: float) -> float:
+    """The score statistic of a difference: negative where it is larger than the estimate (Tango, 1998)."""
+    rest = difference * (1 - difference)
+    B = (2 * n - won + lost) * difference - won - lost
+    share = (sqrt(max(0.0, B * B + 8 * n * lost * rest)) - B) / (4 * n)  # of pairs (0, 1), the likeliest
+    variance = n * (2 * share + rest)
+    gap = won - lost - n * difference
+    if variance <= n * 1e-15:
+        return 0.0 if abs(gap) <= n * 1e-12 else copysign(inf, gap)
+    return gap / sqrt(variance)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is left of a comparison when it was one of several."""
+
+    stands: bool
+    q: float
+    """p after the correction."""
+    interval: Interval
+    """At the confidence that the correction leaves: it excludes 0 exactly where the difference stands."""
+
+
+def standings(comparisons: Sequence[PairedDifference], *, rate: float = 0.05) -> list[Standing]:
+    """Says which of the comparisons of one verdict stand when they are taken together, as many as are given.
+
+    Selected are Benjamini and Hochberg's (1995) discoveries at the rate; the R selected of m get intervals of
+    confidence 1 − rate·R/m (Benjamini and Yekutieli, 2005), of which a share `rate` misses. The others get
+    1 − rate·(R + 1)/m, the narrowest that holds 0 for all of them, so that no interval says what the correction
+    denies. What could not be tested counts as no test.
+    """
+    adjusted = benjamini_hochberg([comparison.p for comparison in comparisons])
+    selected = [q <= rate for q in adjusted]
+    tested, discoveries = sum(not isnan(q) for q in adjusted), sum(selected)
+    standings = []
+    for comparison, q, stands in zip(comparisons, adjusted, selected, strict=True):
+        level = rate * (discoveries if stands else min(tested, discoveries + 1)) / max(1, tested)
+        interval = comparison.interval(1 - level)
+        # p and q are rounded on different ways; where they meet, the correction decides.
+        standings.append(Standing(stands, q, interval if stands else _with_zero(interval)))
+    return standings
+
+
+def items_needed(
+    comparison: PairedDifference, apart: float, *, power: float = 0.8, confidence: float = 0.95
+) -> int | None:
+    """Returns how many items like these would tell variants apart that differ by so much; None where only seeds would.
+
+    The variance of the items falls with their number (with clusters: as many more clusters), that of the seeds stays.
+    """
+    if not (apart > 0 and comparison.unit_variance >= 0):
+        return None
+    reach = NormalDist().inv_cdf(0.5 + confidence / 2) + NormalDist().inv_cdf(power)
+    left = (apart / reach) ** 2 - comparison.seed_variance
+    if left <= 0:
+        return None
+    return max(2, ceil(comparison.items * comparison.unit_variance / left))
+
+
+def bootstrap(
+    top: ArrayLike,
+    bottom: ArrayLike | None = None,
+    *,
+    clusters: Sequence[object] | None = None,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Floats:
+    """Returns resampled values [draws] of Σ top / Σ bottom; without `bottom`, of the mean.
+
+    Resampled are clusters (or items) and, where there are several, seeds, each with replacement (the pigeonhole
+    bootstrap: Owen, 2007). Memory is that of the values and one block of draws.
+
+    Args:
+        top: Values [items] or [seeds, items].
+        bottom: As many, for a ratio of means: b where top is a, tokens where top is their likelihoods.
+        clusters: What each item came from, where that was sampled.
+        draws: How many.
+        seed: What they are drawn with.
+    """
+    x = np.atleast_2d(np.asarray(top, dtype=np.float64))
+    y = np.ones_like(x) if bottom is None else np.atleast_2d(np.asarray(bottom, dtype=np.float64))
+    if x.shape != y.shape or x.ndim != 2 or not x.size:
+        raise ValueError(f"pairs are needed: values of shape {x.shape} and {y.shape}")
+    seeds, items = x.shape
+    labels = _labels(clusters, items)
+    sums = [np.stack([np.bincount(labels, weights=row) for row in values]) for values in (x, y)]
+    units = sums[0].shape[1]
+    generator = np.random.default_rng(seed)
+    ratios = np.empty(draws)
+    for start in range(0, draws, size := max(1, _BLOCK // units)):
+        count = min(size, draws - start)
+        rows = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=count)
+        # Counting drawn numbers is the multinomial of equal chances, and ten times faster for many units.
+        chosen = generator.integers(0, units, size=(count, units)) + units * np.arange(count)[:, None]
+        columns = np.bincount(chosen.ravel(), minlength=count * units).reshape(count, units)
+        above, below = (((rows @ unit_sums) * columns).sum(1) for unit_sums in sums)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios[start : start + count] = above / below
+    return ratios
+
+
+def bootstrap_interval(value: float, resampled: Floats, units: int, *, confidence: float = 0.95) -> Interval:
+    """Returns Student's interval around a value with the spread of its resamples.
+
+    Resamples of n units spread √((n − 1)/n) too little; of five clusters their percentiles hold the truth 84 times of
+    100, and percentiles moved outwards (Hesterberg, 2015) 92 times. A resample that is not finite leaves the interval
+    without bounds: the data do not give any.
+
+    Args:
+        value: What was resampled, of the whole sample.
+        resampled: Its resamples, from `bootstrap`.
+        units: How many units were sampled: items, clusters or seeds, whichever are fewest.
+        confidence: That the interval holds the truth.
+    """
+    from scipy.special import stdtrit
+
+    if units < 2 or not isfinite(value):
+        return Interval(nan, nan)
+    if not np.isfinite(resampled).all():
+        return Interval(-inf, inf)
+    spread = float(resampled.std()) * sqrt(units / (units - 1))
+    half = float(stdtrit(units - 1, 0.5 + confidence / 2)) * spread
+    return Interval(value - half, value + half)
+
+
+def _with_zero(interval: Interval) -> Interval:
+    return Interval(min(0.0, interval.low), max(0.0, interval.high))
+
+
+def _labels(clusters: Sequence[object] | None, items: int) -> NDArray[np.int64]:
+    """Numbers the cluster of each item from 0; without clusters each item is its own."""
+    if clusters is None:
+        return np.arange(items)
+    if len(clusters) != items:
+        raise ValueError(f"a cluster for each item is needed: {items} items and {len(clusters)} clusters")
+    return np.unique([str(cluster) for cluster in clusters], return_inverse=True)[1].astype(np.int64)
 
 
 def area_under_roc(scores: ArrayLike, positive: ArrayLike) -> float:
