@@ -22,7 +22,8 @@ from spunge.interfaces import Work
 from spunge.recipe import experiment
 from spunge.rows.sources import load_corpus
 from spunge.run.executors import Task
-from spunge.run.executors.local import Local, Slot
+from spunge.run.executors.local import Local
+from spunge.run.executors.workers import Slot
 from spunge.run.stages import Base, Unlearn
 from spunge.run.store import Store
 

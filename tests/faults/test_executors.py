@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 
 from spunge.errors import WorkerDied
-from spunge.interfaces import Work
-from spunge.run.executors.local import Local, Slot, slots
+from spunge.interfaces import Work, silent
+from spunge.run.executors.local import Local
+from spunge.run.executors.workers import Patience, Slot, Workers, slots
 from spunge.run.store import Artifact, Store
 
 
@@ -27,7 +29,6 @@ class Look:
     name: str = "look"
     seed: int = 0
     stage: str = "look"
-    group: None = None
     dies: bool = False
 
     @property
@@ -43,22 +44,19 @@ class Look:
         (work.output / "seen").write_text(json.dumps(shared))
         return {"visible": os.environ.get("CUDA_VISIBLE_DEVICES"), "process": os.getpid(), "device": work.device}
 
-    def make_together(self, tasks: Sequence[Any], works: Sequence[Work]) -> list[Mapping[str, Any]]:
-        raise AssertionError("of no group")
-
 
 def test_each_slot_is_a_process_with_its_own_devices_and_one_that_dies_loses_nothing(tmp_path: Path) -> None:
-    store, told = Store(tmp_path), []
+    store, noted = Store(tmp_path), []
 
     def note(task: Any, artifact: Artifact) -> None:
-        told.append(task.number)
+        noted.append(task.number)
 
     tasks = [Look(number) for number in range(8)]
     with Local(store, (Slot("cpu", "GPU-a"), Slot("cpu", "GPU-b")), finished=note) as executor:
         artifacts = executor.run(tasks)
         with pytest.raises(WorkerDied, match=r"^look last: a worker process was killed"):
             executor.run([Look(8, name="last", dies=True)])
-    assert told == list(range(8))
+    assert noted == list(range(8))
     seen: dict[str, set[int]] = {}
     for artifact in artifacts:
         seen.setdefault(artifact.manifest["visible"], set()).add(artifact.manifest["process"])
@@ -93,3 +91,60 @@ def test_gpus_are_dealt_out_in_turn(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
     assert slots(device, jobs) == expected
+
+
+@dataclass(frozen=True)
+class Nap:
+    """A task that takes a moment, and may stop the process that first takes it."""
+
+    number: int
+    seconds: float = 0.002
+    stops: Path | None = None
+    seed: int = 0
+    name: str = "nap"
+    stage: str = "nap"
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        return {"number": self.number}
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        if self.stops is not None and not self.stops.exists():
+            self.stops.touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(self.seconds)
+        return {}
+
+
+def test_two_hundred_tasks_asked_for_at_once_each_have_their_own_clock(tmp_path: Path) -> None:
+    begun = time.perf_counter()
+    with Local(Store(tmp_path)) as executor:
+        artifacts = executor.run([Nap(number) for number in range(200)])
+    took = time.perf_counter() - begun
+    seconds = [artifact.manifest["seconds"] for artifact in artifacts]
+    assert min(seconds) >= 0.002
+    assert sum(seconds) <= took
+
+
+def test_only_workers_are_ended_when_a_run_fails(tmp_path: Path) -> None:
+    mine = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    mine.start()
+    try:
+        with pytest.raises(WorkerDied), Local(Store(tmp_path), [Slot("cpu", "")] * 2) as executor:
+            executor.run([Look(0, dies=True), Nap(1, seconds=30)])
+        assert mine.is_alive()
+        assert multiprocessing.active_children() == [mine]
+    finally:
+        mine.kill()
+        mine.join()
+
+
+def test_a_worker_that_stands_still_is_told_of_and_its_task_given_to_another(tmp_path: Path) -> None:
+    patience = Patience(beat=0.1, silent=4, gone=6)
+    workers = Workers(Store(tmp_path), [Slot("cpu", "")], silent, patience)
+    try:
+        with pytest.warns(RuntimeWarning, match=r"^nap nap: its worker process \d+ has given no sign of life for 4 s"):
+            [(number, artifact)] = workers.run({7: Nap(0, stops=tmp_path / "stopped")})
+    finally:
+        workers.stop(at_once=True)
+    assert (number, artifact.reused) == (7, False)

@@ -20,8 +20,9 @@ from spunge.rows.sources import SUBSET, Corpus, concatenate, load_corpus
 from spunge.run import sweep
 from spunge.run.executors import Executor, Task
 from spunge.run.executors.cluster import Cluster
-from spunge.run.executors.local import Local, slots
+from spunge.run.executors.local import Local
 from spunge.run.executors.planned import Planned
+from spunge.run.executors.workers import slots
 from spunge.run.journal import Journal, Listener, Outcome, unheard
 from spunge.run.stages import Base, Evaluate, Generate, Merge, Score, Split, Unlearn, UnlearnInTurn, Variant
 from spunge.run.store import Artifact, Store, derived_seed

@@ -7,7 +7,7 @@ import inspect
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,18 +89,8 @@ class Base:
         return {"digest": self.digest, "dtype": self.model.dtype}
 
 
-class _Alone:
-    """A task that is made by itself."""
-
-    group = None
-
-    def make_together(self, tasks: Sequence[Any], works: Sequence[Work]) -> list[Mapping[str, Any]]:
-        """Never asked: it is of no group."""
-        raise AssertionError(f"{type(self).__name__} is of no group")
-
-
 @dataclass(frozen=True, eq=False)
-class Split(_Alone):
+class Split:
     """The task that says which rows belong to which subset."""
 
     splitter: Splitter
@@ -181,22 +171,6 @@ class Unlearn:
         work = self._seeded(work)
         return self._save(unlearner, unlearner.unlearn(self.base.model, self.forget, self.retain, work), work)
 
-    @property
-    def group(self) -> str | None:
-        """Subsets that the method unlearns at once, all their rows in one pass of the base."""
-        if self.steps_of or not self.unlearner.joins(self.forget):
-            return None
-        return key("group", {"base": self.base.identity, "unlearner": identity(self.unlearner)})
-
-    def make_together(self, tasks: Sequence[Unlearn], works: Sequence[Work]) -> list[Mapping[str, Any]]:
-        """Unlearns every task's rows at once, and saves the task vectors."""
-        works = [task._seeded(work) for task, work in zip(tasks, works, strict=True)]
-        vectors = self.unlearner.unlearn_together(self.base.model, [task.forget for task in tasks], works)
-        return [
-            {**task._save(task.unlearner, vector, work), "together": len(tasks)}
-            for task, vector, work in zip(tasks, vectors, works, strict=True)
-        ]
-
     def _seeded(self, work: Work) -> Work:
         return replace(work, seed=derived_seed(self.seed, "unlearn", self.name))
 
@@ -221,7 +195,7 @@ class Unlearn:
 
 
 @dataclass(frozen=True, eq=False)
-class UnlearnInTurn(_Alone):
+class UnlearnInTurn:
     """The control that unlearns one subset after the other, each from what the one before left, and merges nothing."""
 
     parts: tuple[Unlearn, ...]
@@ -304,7 +278,7 @@ def _touched(base: LanguageModel, vector: TaskVector) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class Merge(_Alone):
+class Merge:
     """The task that merges unlearned models into one."""
 
     name: str
@@ -375,7 +349,7 @@ class Merge(_Alone):
         }
 
 
-class _Asking(_Alone):
+class _Asking:
     """A task that puts something to one variant."""
 
     variant: Variant
@@ -420,7 +394,7 @@ class Generate(_Asking):
 
 
 @dataclass(frozen=True, eq=False)
-class Score(_Alone):
+class Score:
     """The task in which one scorer, a classifier or a judge, reads what one variant wrote."""
 
     scorer: Scorer

@@ -32,17 +32,8 @@ class Task(Protocol):
         """Everything the result depends on, as JSON values."""
         ...
 
-    @property
-    def group(self) -> str | None:
-        """Tasks of one group are made in one go, where several of them are missing; None is made alone."""
-        ...
-
     def make(self, work: Work) -> Mapping[str, Any]:
         """Fills `work.output` and returns what to note in the manifest."""
-        ...
-
-    def make_together(self, tasks: Sequence[Any], works: Sequence[Work]) -> list[Mapping[str, Any]]:
-        """Does what `make` does for every task of a group; asked of one of them."""
         ...
 
 

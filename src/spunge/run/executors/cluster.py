@@ -23,7 +23,7 @@ from typing import Any
 from spunge.errors import ArtifactError, MissingExtra, SpungeError, WorkerDied, first_line
 from spunge.interfaces import Progress, silent
 from spunge.run.executors import Task
-from spunge.run.executors.local import build, bundles
+from spunge.run.executors.build import build
 from spunge.run.store import Artifact, Store
 from spunge.weights.language_model import Resident
 
@@ -62,20 +62,19 @@ class Cluster:
             ArtifactError: A host does not see the store or the working directory.
             WorkerDied: A task's host died, and so did those that it was given to afterwards.
         """
-        found = [self.store.reuse(task.stage, task.inputs) for task in tasks]
-        of = bundles(tasks, [place for place, artifact in enumerate(found) if artifact is None])
-        references = {bundle: self._submit([tasks[place] for place in bundle]) for bundle in dict.fromkeys(of.values())}
+        stored = [self.store.reuse(task.stage, task.inputs) for task in tasks]
+        references = {number: self._submit(tasks[number]) for number, artifact in enumerate(stored) if artifact is None}
         self._pending = [*references.values()]
         artifacts = []
-        for place, (task, artifact) in enumerate(zip(tasks, found, strict=True)):
+        for number, (task, artifact) in enumerate(zip(tasks, stored, strict=True)):
             if artifact is None:
-                artifact = self._fetch(task, references[of[place]])
+                artifact = self._fetch(task, references[number])
             self.finished(task, artifact)
             artifacts.append(artifact)
         self._pending = []
         return artifacts
 
-    def _submit(self, tasks: Sequence[Task]) -> Any:
+    def _submit(self, task: Task) -> Any:
         remote = (
             _ray()
             .remote(_build_on_host)
@@ -83,10 +82,10 @@ class Cluster:
                 num_cpus=1,
                 num_gpus=1 if self.device == "cuda" else 0,
                 max_retries=ATTEMPTS - 1,
-                name=" and ".join(f"{task.stage} {task.name}" for task in tasks),
+                name=f"{task.stage} {task.name}",
             )
         )
-        return remote.remote(self.store, tasks, self.device, self._mark, Path.cwd())
+        return remote.remote(self.store, task, self.device, self._mark, Path.cwd())
 
     def _fetch(self, task: Task, reference: Any) -> Artifact:
         ray, label = _ray(), f"{task.stage} {task.name}"
@@ -154,7 +153,7 @@ class Cluster:
         )
 
         remote = ray.remote(_look_around)
-        asked = [
+        answers = [
             remote.options(
                 num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             ).remote(self._mark, Path.cwd())
@@ -162,7 +161,7 @@ class Cluster:
             if node["Alive"]
         ]
         try:
-            seen = ray.get(asked, timeout=_PATIENCE)
+            seen = ray.get(answers, timeout=_PATIENCE)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, SpungeError):
                 raise error.cause from error
@@ -227,8 +226,8 @@ def _look_around(mark: Path, cwd: Path) -> tuple[str, Mapping[str, str | None]]:
 _resident: Resident | None = None
 
 
-def _build_on_host(store: Store, tasks: Sequence[Task], device: str, mark: Path, cwd: Path) -> str:
-    """Makes the artifacts of a task, or of several of one group, on this host; returns the host's name."""
+def _build_on_host(store: Store, task: Task, device: str, mark: Path, cwd: Path) -> str:
+    """Makes the artifact of a task on this host; returns the host's name."""
     global _resident
     host, _ = _look_around(mark, cwd)
     if device == "cpu":
@@ -236,5 +235,5 @@ def _build_on_host(store: Store, tasks: Sequence[Task], device: str, mark: Path,
     # Ray gives tasks of one kind the same process where it can: they share the base model and what is cached.
     if _resident is None or _resident.device != device:
         _resident = Resident(device)
-    build(store, tasks, _resident, silent)
+    build(store, task, _resident, silent)
     return host
