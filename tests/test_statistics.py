@@ -261,12 +261,15 @@ def test_the_parts_of_the_variance_equal_loops_over_seeds_and_clusters(seeds, la
     assert (found.unit_variance, found.seed_variance) == pytest.approx(parts, rel=1e-6, abs=1e-12)
 
 
-def test_one_seed_of_scores_is_the_paired_t_test():
-    a, b = np.random.default_rng(0).normal(size=(2, 30))
+@pytest.mark.parametrize("items", [3, 4, 5, 11, 30])
+def test_one_seed_of_scores_is_the_paired_t_test(items):
+    a, b = np.random.default_rng(0).normal(size=(2, items))
     found, theirs = S.compare(a, b), ttest_rel(a, b)
-    assert found.p == pytest.approx(theirs.pvalue, rel=1e-6)
+    assert found.p == pytest.approx(max(theirs.pvalue, 2.0 ** (1 - items)), rel=1e-6)
     bounds = theirs.confidence_interval()
-    assert (found.interval().low, found.interval().high) == pytest.approx((bounds.low, bounds.high))
+    assert found.p <= 0.05 or 0 in found.interval()
+    if items > 5:
+        assert (found.interval().low, found.interval().high) == pytest.approx((bounds.low, bounds.high))
 
 
 grids = st.tuples(st.integers(1, 3), st.integers(2, 30)).flatmap(
@@ -280,7 +283,7 @@ grids = st.tuples(st.integers(1, 3), st.integers(2, 30)).flatmap(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(grids, st.sampled_from([0.8, 0.95, 0.99, 0.9999]))
 def test_the_interval_excludes_nothing_where_the_test_finds_something(grid, confidence):
     """One rule: of verdicts and scores, with and without clusters and seeds, at every confidence."""

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 _BLOCK = 4_000_000
 """How many resampled values are held at once."""
-_LEAST_P = 1e-300
-"""Below it quantiles are infinite."""
+_LEAST_P = 1e-100
+"""Far below any decision; near 1e-230 SciPy has no quantile of Student's t for some degrees of freedom."""
 
 
 @dataclass(frozen=True)
