@@ -28,11 +28,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from spunge.evaluators import Tofu
 from spunge.interfaces import Evaluator, Unlearner, Work, scale_of
 from spunge.recipe import experiment as recipe
-from spunge.rows.sources import Corpus, Source, concatenate, load_corpus
-from spunge.run import flow as pipeline
+from spunge.rows.sources import Corpus, Source, load_corpus
+from spunge.run import steps
 from spunge.run.executors.local import Local
-from spunge.run.stages import Base, Evaluate, Split, Unlearn, Variant
+from spunge.run.stages import Base, Evaluate, Unlearn, Variant
 from spunge.run.store import Artifact, Store
+from spunge.run.subsets import Rows
 from spunge.unlearners import AnyUnlearner, IdkDPO, TaskVectorNegation
 from spunge.weights.language_model import LanguageModel, Resident
 
@@ -99,9 +100,8 @@ def table(options: argparse.Namespace) -> None:
     retain = load_corpus(experiment.retain.sources)
     suites = {part: at_part(experiment.evaluate, part) for part in ("validation", "test")}
     with Local(Store(options.out / "store")) as executor:
-        split = executor.run([Split(experiment.split, forget, base, 0)])[0]
-        subsets = pipeline.read_subsets(forget, split, experiment.split, experiment.forget, 0)
-        union = concatenate(rows.with_subset(name) for name, rows in subsets.items())
+        context = steps.Context(experiment, Rows(forget, retain), executor, 0)
+        subsets = steps.split(context)
 
         def unlearn(kind: str, name: str, unlearner: Unlearner, rows: Corpus) -> tuple[Variant, float]:
             rows = answered(rows) if isinstance(unlearner, IdkDPO) else rows
@@ -125,14 +125,14 @@ def table(options: argparse.Namespace) -> None:
             tried = []
             for rate in options.learning_rates:
                 unlearner = method(name, learning_rate=rate, epochs=options.epochs, **IN_ITS_WORDS.get(name, {}))
-                joint, seconds = unlearn("joint", "joint", unlearner, union)
+                joint, seconds = unlearn("joint", "joint", unlearner, subsets.union)
                 hazards, retained = asked(joint, "validation")
                 tried.append(((retained < least, hazards if retained >= least else -retained), rate, joint, seconds))
             _, rate, joint, seconds = min(tried, key=lambda one: one[0])
             unlearner = method(name, learning_rate=rate, epochs=options.epochs, **IN_ITS_WORDS.get(name, {}))
-            parts = [unlearn("subset", f"subset:{name}", unlearner, rows) for name, rows in subsets.items()]
+            parts = [unlearn("subset", f"subset:{name}", unlearner, rows) for name, rows in subsets.rows.items()]
             variants = [part for part, _ in parts]
-            [(_, merged)] = pipeline.merge(executor, "merged", "spunge", experiment, base, variants, {}, 0)
+            [(_, merged)] = steps.merge(context, "spunge", variants, subsets)
             figures = [*asked(joint, "test"), *asked(merged, "test")]
             cells = [f"{figure:.3f}" for figure in figures] + [f"{seconds:.1f}", f"{sum(s for _, s in parts):.1f}"]
             print(f"| {name} | {rate:g} | {' | '.join(cells)} |", flush=True)

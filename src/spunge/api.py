@@ -10,7 +10,7 @@ from spunge.mergers import AnyMerger
 from spunge.merging import merge as merge_task_vectors
 from spunge.recipe import experiment as recipes
 from spunge.recipe.experiment import Experiment
-from spunge.run import flow as pipeline
+from spunge.run import pipeline
 from spunge.weights.task_vector import TaskVector
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from spunge.cli import progress
 from spunge.errors import SpungeError
 from spunge.recipe.experiment import Experiment
-from spunge.run import flow as pipeline
+from spunge.run import pipeline
 
 STEPS = [
     {"stage": "split", "name": "ByColumn", "seed": 0, "status": "reused"},

@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([
     "matplotlib.backends.backend_svg", "peft", "polars", "torch", "spunge.cli.commands", "spunge.merging",
-    "spunge.run.flow", "spunge.report.page", "spunge.steering.loop", "transformers.models.llama.modeling_llama",
+    "spunge.run.pipeline", "spunge.report.page", "spunge.steering.loop", "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
 ])  # fmt: skip
 MEASURED = {"seconds", "peak_memory", "checksum"}

@@ -11,7 +11,7 @@ import pytest
 from spunge.foretell import plan as planning
 from spunge.foretell import sizes
 from spunge.recipe.experiment import Experiment
-from spunge.run import flow as pipeline
+from spunge.run import pipeline
 from spunge.weights.language_model import LanguageModel
 
 LLAMA = {

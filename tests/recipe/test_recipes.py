@@ -15,7 +15,7 @@ from spunge.errors import DataError, ModelError
 from spunge.foretell import requirements
 from spunge.recipe import experiment, offline
 from spunge.rows.sources import Source, load_corpus
-from spunge.run import flow as pipeline
+from spunge.run import pipeline
 from spunge.weights.language_model import LanguageModel
 
 WITHOUT_LM_EVAL = importlib.util.find_spec("lm_eval") is None

@@ -16,7 +16,7 @@ from spunge.files import host, locked
 from spunge.foretell import plan as planning
 from spunge.recipe import experiment
 from spunge.recipe.experiment import Experiment
-from spunge.run import flow as pipeline
+from spunge.run import pipeline
 from spunge.weights.task_vector import TaskVector
 
 VARIANTS = ["base", "joint", "joint_equal_steps", "subset:a", "subset:b", "spunge", "random_split"]

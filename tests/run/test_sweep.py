@@ -20,8 +20,7 @@ from spunge.interfaces import Evaluator
 from spunge.recipe import experiment
 from spunge.recipe.experiment import Experiment
 from spunge.rows.items import VALIDATION_SHARE, ItemTable, load_items
-from spunge.run import flow as pipeline
-from spunge.run import sweep
+from spunge.run import pipeline, sweep
 
 HAZARDS = MultipleChoice.model_validate({"suite": "hazards", "goal": "forget", "sources": [{"path": "x"}]})
 RETAINED = MultipleChoice.model_validate({"suite": "retained", "goal": "retain", "sources": [{"path": "x"}]})

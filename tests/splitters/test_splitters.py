@@ -17,7 +17,7 @@ from spunge.errors import DataError
 from spunge.interfaces import Splitter, Work
 from spunge.recipe import experiment
 from spunge.rows.sources import Corpus, Source, load_corpus
-from spunge.run import flow as pipeline
+from spunge.run import pipeline
 from spunge.splitters import AtRandom, ByClassifier, ByCluster, ByColumn, ByExpression, ByFunction, clustering
 from spunge.weights.language_model import LanguageModel, Resident
 

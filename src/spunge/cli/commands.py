@@ -151,7 +151,7 @@ def run(
     if check:
         _check(experiment)
         return
-    from spunge.run import flow as pipeline
+    from spunge.run import pipeline
 
     with _watch(quiet, as_json) as display, tracked(display.step, track, experiment.name) as progress:
         directory = pipeline.run(

@@ -20,8 +20,8 @@ from spunge.interfaces import Evaluator, Merger, Progress, Unlearner, Work, scal
 from spunge.report import artifacts
 from spunge.report.artifacts import FORMAT
 from spunge.rows.sources import Corpus, Source, concatenate, load_corpus
-from spunge.run.flow import choose_device
 from spunge.run.journal import environment
+from spunge.run.pipeline import choose_device
 from spunge.run.stages import Base, Evaluate, Unlearn, Variant
 from spunge.run.store import Artifact, key
 from spunge.settings import Settings

@@ -12,8 +12,10 @@ from spunge.foretell import sizes
 from spunge.recipe import experiment as recipe
 from spunge.recipe.experiment import Experiment
 from spunge.run.executors.planned import Planned
-from spunge.run.flow import choose_device, flow, load
+from spunge.run.flow import flow
+from spunge.run.pipeline import choose_device
 from spunge.run.store import Store
+from spunge.run.subsets import load
 from spunge.steering.estimate import free_memory
 
 

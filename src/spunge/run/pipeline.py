@@ -1,0 +1,120 @@
+"""A run: the flow with a lock on its directory, a journal, an executor for its tasks, and the report at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from spunge import report
+from spunge.errors import ArtifactError, RecipeError, first_line, redacted
+from spunge.files import locked, replace_text, replaced
+from spunge.interfaces import Progress, silent
+from spunge.recipe import experiment as recipe
+from spunge.recipe.experiment import Experiment
+from spunge.run.executors.cluster import Cluster
+from spunge.run.executors.local import Local
+from spunge.run.executors.planned import Planned
+from spunge.run.executors.workers import slots
+from spunge.run.flow import flow
+from spunge.run.journal import Journal, Listener, unheard
+from spunge.run.stages import Variant
+from spunge.run.store import Artifact, Store
+from spunge.run.subsets import load
+
+
+def run(
+    experiment: Experiment,
+    *,
+    out: str | Path = "runs",
+    device: str = "auto",
+    dtype: str | None = None,
+    jobs: int = 1,
+    executor: Literal["local", "ray"] = "local",
+    address: str = "auto",
+    progress: Progress = silent,
+    listener: Listener = unheard,
+    command: str = "",
+) -> Path:
+    """Runs an experiment and writes its report; what the store holds already is not computed again.
+
+    Args:
+        experiment: The recipe, from `experiment.read`.
+        out: The runs root; the run's own directory in it is named after the experiment.
+        device: A torch device, or `auto`.
+        dtype: What to compute in; None is the model's own.
+        jobs: Processes to run independent tasks in; with `cuda` each has a GPU of its own, as far as there are.
+        executor: `local`, or `ray` for the hosts of a cluster.
+        address: The Ray cluster's `host:port`.
+        progress: Told of every step.
+        listener: Told of the run's events: `planned`, with its `steps`, and `finished`, with the task that has ended.
+        command: What the user typed, noted in the report.
+
+    Returns:
+        The run's directory.
+
+    Raises:
+        SpungeError: Something is missing or wrong; the message says what.
+    """
+    device = choose_device(device) if executor == "local" or device != "cuda" else device
+    if dtype is not None:  # it can move a result, so it is part of what is run
+        experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update={"dtype": dtype})})
+    rows, store = load(experiment), Store(Path(out).absolute() / "store" if executor == "ray" else Path(out) / "store")
+    planned = Planned(store)
+    flow(experiment, rows, planned)  # what is wrong is found before anything is written
+    directory = Path(out) / experiment.name
+    with locked(directory, "another run is at work there; wait for it, or give another --out"), store.held():
+        replace_text(directory / "recipe.yaml", redacted(recipe.dump(experiment)))
+        journal = Journal(directory, experiment, device, command, listener)
+        if executor == "local":
+            where = Local(store, slots(device, jobs), progress, journal.note)
+        else:
+            where = Cluster(store, device, address, progress, journal.note)
+        with _noting_failure(journal):
+            journal.write("running")
+            listener("planned", {"steps": planned.steps})
+            with where:
+                outcome = flow(experiment, rows, where)
+            write_items(directory, outcome.evaluations)
+        journal.write("done", outcome)
+        report.write(directory)
+    return directory
+
+
+@contextmanager
+def _noting_failure(journal: Journal) -> Iterator[None]:
+    """Notes in the run's manifest what ended it."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(ArtifactError):  # on a full disk the first error is the one to tell
+            journal.write("failed", warnings=[f"{type(error).__name__}: {error}"])
+        raise
+
+
+def write_items(directory: Path, evaluations: Sequence[tuple[Variant, Artifact]]) -> None:
+    """Writes the one long item table that every figure and table derives from."""
+    tables = [
+        pl.read_parquet(artifact.path / "items.parquet").select(
+            pl.lit(variant.name).alias("variant"), pl.lit(variant.seed).alias("seed"), pl.all()
+        )
+        for variant, artifact in evaluations
+    ]
+    with replaced(directory / "items.parquet") as building:
+        pl.concat(tables).write_parquet(building)
+
+
+def choose_device(device: str) -> str:
+    """Returns the device that `auto` stands for here; refuses one that is not there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(f"--device {device}: not available here: {first_line(error)}") from error
+    return device

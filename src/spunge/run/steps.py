@@ -1,0 +1,211 @@
+"""The steps of the flow for one seed: each says which tasks it comes to, and hands what they made to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import polars as pl
+
+from spunge.interfaces import RETAIN, Merger, scale_of
+from spunge.recipe.experiment import Experiment
+from spunge.rows.sources import SUBSET, Corpus
+from spunge.run import sweep
+from spunge.run.executors import Executor
+from spunge.run.stages import Base, Evaluate, Generate, Merge, Score, Split, Unlearn, UnlearnInTurn, Variant
+from spunge.run.store import Artifact
+from spunge.run.subsets import Rows, Subsets, check_settings_of_subsets, match_retain, process, read_subsets
+from spunge.run.sweep import Point
+from spunge.splitters import AtRandom
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all steps of one seed share."""
+
+    experiment: Experiment
+    rows: Rows
+    executor: Executor
+    seed: int
+
+    @property
+    def base(self) -> Base:
+        """The base model, as far as it must be there."""
+        return Base(self.experiment.model, self.rows.weights)
+
+
+def split(context: Context) -> Subsets:
+    """Splits the forget set by the attribute, and the retain set likewise where the recipe matches the two."""
+    experiment, forget, retain, seed = context.experiment, context.rows.forget, context.rows.retain, context.seed
+    [artifact] = context.executor.run([Split(experiment.split, forget, context.base, seed)])
+    rows = read_subsets(forget, artifact, experiment.split, experiment.forget, seed)
+    check_settings_of_subsets(experiment, [*rows])
+    matched: Mapping[str, Corpus | None] = dict.fromkeys(rows, retain)
+    if experiment.retain and experiment.retain.match and retain is not None:
+        [artifact] = context.executor.run([Split(experiment.split, retain, context.base, seed)])
+        matched = match_retain(retain, artifact, [*rows])
+    return Subsets(rows, matched, {name: name for name in rows})
+
+
+def split_at_random(context: Context, subsets: Subsets) -> Subsets:
+    """Splits the subsets' rows anew, at random into parts of the same sizes."""
+    splitter = AtRandom(sizes=[len(rows) for rows in subsets.rows.values()])
+    pooled = Corpus(subsets.union.rows.drop(SUBSET))
+    [artifact] = context.executor.run([Split(splitter, pooled, context.base, context.seed)])
+    rows = read_subsets(pooled, artifact, splitter, None, context.seed)
+    stand_for = dict(zip(subsets.rows, splitter.names, strict=True))
+    return Subsets(rows, dict.fromkeys(rows, context.rows.retain), stand_for)
+
+
+def subset_tasks(context: Context, subsets: Subsets) -> list[Unlearn]:
+    """Returns the tasks that unlearn every subset apart, each by the method with its own settings."""
+    return [
+        Unlearn(
+            kind="subset",
+            name=f"subset:{name}",
+            base=context.base,
+            unlearner=context.experiment.subset_unlearner(name),
+            forget=rows.with_subset(name),
+            retain=subsets.retain[name],
+            seed=context.seed,
+        )
+        for name, rows in subsets.rows.items()
+    ]
+
+
+def random_tasks(context: Context, subsets: Subsets) -> list[Unlearn]:
+    """Returns the tasks that unlearn what was drawn at random, by the method as the recipe has it."""
+    return [
+        Unlearn(
+            kind="control",
+            name=name,
+            base=context.base,
+            unlearner=context.experiment.unlearn,
+            forget=rows.with_subset(name),
+            retain=subsets.retain[name],
+            seed=context.seed,
+        )
+        for name, rows in subsets.rows.items()
+    ]
+
+
+def joint_task(context: Context, subsets: Subsets) -> Unlearn:
+    """Returns the task that unlearns all at once, as everybody does it."""
+    experiment = context.experiment
+    union = experiment.joint.data == "union"
+    return Unlearn(
+        kind="joint",
+        name="joint",
+        base=context.base,
+        unlearner=experiment.joint_unlearner,
+        forget=subsets.union if union else process(context.rows.forget, experiment.forget, context.seed),
+        retain=context.rows.retain,
+        seed=context.seed,
+    )
+
+
+def unlearn(context: Context, *tasks: Sequence[Unlearn]) -> list[list[Variant]]:
+    """Runs lists of tasks, all of them at once as none needs another, and returns the variants of each list."""
+    artifacts = iter(context.executor.run([task for some in tasks for task in some]))
+    return [
+        [Variant(task.name, task.kind, task.seed, next(artifacts), scale_of(task.unlearner)) for task in some]
+        for some in tasks
+    ]
+
+
+def unlearn_in_turn(context: Context, tasks: Sequence[Unlearn]) -> Variant:
+    """Unlearns one subset after the other, each from what the one before left; nothing is merged."""
+    [artifact] = context.executor.run([UnlearnInTurn(tuple(tasks), context.seed)])
+    return Variant("sequential", "control", context.seed, artifact)
+
+
+Candidates = list[tuple[Mapping[str, Any], Variant]]
+"""One variant under every setting of the sweep; without a sweep under the recipe's own alone."""
+
+
+def merge(context: Context, name: str, variants: Sequence[Variant], subsets: Subsets) -> Candidates:
+    """Merges the variants of some subsets into one, under every setting of the sweep."""
+    kind = "merged" if name == "spunge" else "control"
+    retain = {} if context.rows.retain is None else {RETAIN: context.rows.retain}
+    tasks = []
+    for point, settings in context.experiment.grid:
+        merger = _weighing(settings, subsets)
+        fitted_on = {**subsets.rows, **retain} if merger.needs().grams else {}
+        tasks.append(Merge(_titled(name, point), merger, context.base, tuple(variants), context.seed, fitted_on))
+    artifacts = context.executor.run(tasks)
+    return [
+        (point, Variant(name, kind, context.seed, artifact))
+        for (point, _), artifact in zip(context.experiment.grid, artifacts, strict=True)
+    ]
+
+
+def _weighing(merger: Merger, subsets: Subsets) -> Merger:
+    """A merger whose weights name the subsets that stand for those of the recipe."""
+    weights = {subsets.stand_for[name]: weight for name, weight in merger.weights.items()}
+    return merger if weights == merger.weights else merger.model_copy(update={"weights": weights})
+
+
+def scaled(context: Context, joint: Variant) -> Candidates:
+    """Returns a joint baseline times every λ that the merged model is tried with: one alone would be flattered."""
+    factors = context.experiment.sweep.get("merge.lambda")
+    if factors is None:
+        return [({}, joint)]
+    return [({"merge.lambda": factor}, replace(joint, scale=joint.scale * factor)) for factor in factors]
+
+
+def pick(context: Context, tried: Sequence[Candidates]) -> tuple[list[Variant], list[Point]]:
+    """Returns of every variant the candidate that does best on the validation part, and how all of them did there.
+
+    While that is not known, as in a plan, the first is taken.
+    """
+    first = [candidates[0][1] for candidates in tried]
+    if not context.experiment.sweep:
+        return first, []
+    evaluators = sweep.on_validation(context.experiment.evaluate)
+    asked = [Variant("base", "base", context.seed)]
+    asked += [replace(variant, name=_titled(variant.name, point)) for some in tried for point, variant in some]
+    tasks = [Evaluate(variant, evaluator, context.base) for variant in asked for evaluator in evaluators]
+    artifacts = iter(_evaluate(context.executor, tasks))
+    files = [{evaluator.suite: next(artifacts).path / "items.parquet" for evaluator in evaluators} for _ in asked]
+    if not all(file.exists() for suites in files for file in suites.values()):
+        return first, []
+    tables = iter({suite: pl.read_parquet(file) for suite, file in suites.items()} for suites in files)
+    before, picked, points = next(tables), [], []
+    for candidates in tried:
+        answers = [(point, next(tables)) for point, _ in candidates]
+        measured = sweep.measure(candidates[0][1].name, context.seed, answers, before, evaluators)
+        points += measured
+        picked += [variant for (_, variant), point in zip(candidates, measured, strict=True) if point.picked]
+    return picked, points
+
+
+def evaluate(context: Context, variants: Sequence[Variant]) -> list[tuple[Variant, Artifact]]:
+    """Asks every variant every suite: of a sweep on the test part, as it was picked on the other."""
+    experiment = context.experiment
+    evaluators = sweep.on_test(experiment.evaluate) if experiment.sweep else experiment.evaluate
+    tasks = [Evaluate(variant, evaluator, context.base) for variant in variants for evaluator in evaluators]
+    return [(task.variant, artifact) for task, artifact in zip(tasks, _evaluate(context.executor, tasks), strict=True)]
+
+
+def _evaluate(executor: Executor, tasks: Sequence[Evaluate]) -> list[Artifact]:
+    """Runs evaluations; before those in steps, all that their variants write, then all that scorers say of it."""
+    writing = {
+        number: Generate(task.variant, generation, task.base, task.evaluator.suite)
+        for number, task in enumerate(tasks)
+        if (generation := task.evaluator.generation) is not None
+    }
+    steps = {number: [artifact] for number, artifact in zip(writing, executor.run([*writing.values()]), strict=True)}
+    scoring = [
+        (number, Score(scorer, steps[number][0], generate))
+        for number, generate in writing.items()
+        for scorer in tasks[number].evaluator.scorers
+    ]
+    for (number, _), artifact in zip(scoring, executor.run([task for _, task in scoring]), strict=True):
+        steps[number].append(artifact)
+    return executor.run([replace(task, steps=tuple(steps.get(number, ()))) for number, task in enumerate(tasks)])
+
+
+def _titled(name: str, point: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{setting.removeprefix('merge.')}={value}" for setting, value in point.items())
+    return f"{name} ({settings})" if settings else name
