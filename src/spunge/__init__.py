@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib
 import sys
 from importlib.abc import MetaPathFinder
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from spunge.api import merge, run
     from spunge.errors import SpungeError
     from spunge.recipe.experiment import Experiment
@@ -36,7 +40,6 @@ _MODULES = {
     "SpungeError": "errors",
     "TaskVector": "weights.task_vector",
     "merge": "api",
-    "run": "api",
 }
 
 _MOVED = {
@@ -61,6 +64,25 @@ class _Moved(MetaPathFinder):
 
 
 sys.meta_path.append(_Moved())
+
+
+class _Package(ModuleType):
+    """Keeps `spunge.run` the function, though `spunge/run/` is the room of what it takes.
+
+    Importing a subpackage sets it as its parent's attribute; `from spunge.run import pipeline` needs no such attribute.
+    """
+
+    @property
+    def run(self) -> Callable[..., Path]:
+        """`spunge.api.run`."""
+        return importlib.import_module("spunge.api").run
+
+    @run.setter
+    def run(self, subpackage: ModuleType) -> None:
+        pass
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

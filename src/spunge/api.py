@@ -19,7 +19,7 @@ def run(recipe: str | Path | Experiment, *settings: str, out: str | Path = "runs
 
     Args:
         recipe: An `Experiment`, a YAML file, or the name of a recipe that ships with Spunge.
-        *settings: Overrides such as `"merge.density=0.5"`.
+        *settings: Overrides such as `"merge.density=0.5"`, of an `Experiment` as of a file.
         out: The runs root.
         **options: Passed on to `pipeline.run`: device, dtype, jobs, progress.
 
@@ -29,7 +29,10 @@ def run(recipe: str | Path | Experiment, *settings: str, out: str | Path = "runs
     Raises:
         SpungeError: Something is missing or wrong; the message says what.
     """
-    experiment = recipe if isinstance(recipe, Experiment) else recipes.read(recipe, settings)
+    if not isinstance(recipe, Experiment):
+        experiment = recipes.read(recipe, settings)
+    else:
+        experiment = recipes.parse(recipes.dump(recipe), name=recipe.name, overrides=settings) if settings else recipe
     return pipeline.run(experiment, out=out, **options)
 
 
