@@ -291,7 +291,3 @@ class Evaluator(Settings):
 def scale_of(unlearner: Unlearner) -> float:
     """Returns what a freshly trained task vector of this unlearner is multiplied by when it is read."""
     return 1.0 if unlearner.scaled_by is None else -float(getattr(unlearner, unlearner.scaled_by))
-
-
-Subsets = Mapping[str, Sequence[int]]
-"""Subset name → the indices of its rows."""

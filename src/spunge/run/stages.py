@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
 import math
 import shutil
@@ -29,9 +27,9 @@ from spunge.interfaces import (
 )
 from spunge.recipe.experiment import overridden
 from spunge.rows.items import ItemTable, mean_values
-from spunge.rows.sources import Corpus, Source, load_corpus
+from spunge.rows.sources import Corpus
+from spunge.run.identity import digest, identity
 from spunge.run.store import Artifact, derived_seed, key
-from spunge.settings import Settings
 from spunge.splitters import ByFunction
 from spunge.weights.language_model import LanguageModel, Resident
 
@@ -470,46 +468,6 @@ class Evaluate(_Asking):
         with work.resident.variant(self.base.model, change) as model:
             weights = key("weights", self.weights)
             return self.evaluator.evaluate(LoadedVariant(self.variant.name, model, tokenizer, weights), work)
-
-
-def identity(value: Any) -> Any:
-    """Returns what a result depends on: settings by value, data and models by content, code by version."""
-    if isinstance(value, Source):
-        return {"rows": _fingerprint(value)}
-    if isinstance(value, Settings):
-        outside = getattr(value, "outside_key", frozenset()) | {getattr(value, "scaled_by", None)}
-        content = {}
-        if {"id", "revision"} <= type(value).model_fields.keys():  # a model: what counts is its files
-            model = LanguageModel(id=getattr(value, "id"), revision=getattr(value, "revision"))  # noqa: B009
-            content, outside = {"digest": digest(model)}, outside | {"id", "revision"}
-        fields = {
-            known.alias or name: identity(getattr(value, name))
-            for name, known in type(value).model_fields.items()
-            if name not in outside
-        }
-        others = {"depends_on": value.depends_on} if value.depends_on else {}
-        return {"class": _class(type(value)), "version": type(value).version, **others, **content, **fields}
-    if isinstance(value, Mapping):
-        return {str(name): identity(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [identity(part) for part in value]
-    return value
-
-
-def _class(kind: type) -> str | list[str]:
-    """A class by name; one from outside the package by its source too, since its version is nobody's promise."""
-    if kind.__module__.startswith("spunge."):
-        return kind.__name__
-    return [f"{kind.__module__}:{kind.__qualname__}", hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()]
-
-
-def digest(model: LanguageModel, *, weights: bool = True) -> str:
-    """Returns the digest of a model's files, read once in a process; see `LanguageModel.digest`."""
-    return _remembered(f"{model.model_dump_json()} {weights}", lambda: model.digest(weights=weights))
-
-
-def _fingerprint(source: Source) -> str:
-    return _remembered(source.model_dump_json(), lambda: load_corpus([source], require="rows").full_fingerprint)
 
 
 _found: dict[str, Any] = {}

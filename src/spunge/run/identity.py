@@ -1,0 +1,81 @@
+"""What a result depends on, as JSON values for a store key: settings by value, data and models by content."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spunge.files import files_below, state_of
+from spunge.rows.sources import Source, load_corpus, locate
+from spunge.settings import Settings
+from spunge.weights.language_model import LanguageModel
+
+
+@dataclass
+class FileMemory:
+    """What was computed of files, each of it for as long as the files stay as they are."""
+
+    _values: dict[str, tuple[tuple[Any, ...], str]] = field(default_factory=dict)
+
+    def recall(self, name: str, files: Iterable[Path], compute: Callable[[], str]) -> str:
+        """Returns what `compute` returned for this name, called again if a file has come, gone or changed since."""
+        # Before the reading: what changes meanwhile is noticed the next time.
+        state = tuple((str(file), *state_of(file)) for file in sorted(files))
+        if name not in self._values or self._values[name][0] != state:
+            self._values[name] = state, compute()
+        return self._values[name][1]
+
+
+_MEMORY = FileMemory()
+"""Every task of a run asks for the digest of the same model and data."""
+
+
+def identity(value: Any) -> Any:
+    """Returns what a result depends on: settings by value, data and models by content, code by version."""
+    if isinstance(value, Source):
+        return {"rows": _fingerprint(value)}
+    if isinstance(value, Settings):
+        outside = getattr(value, "outside_key", frozenset()) | {getattr(value, "scaled_by", None)}
+        content = {}
+        if {"id", "revision"} <= type(value).model_fields.keys():  # a model: what counts is its files
+            model = LanguageModel(id=getattr(value, "id"), revision=getattr(value, "revision"))  # noqa: B009
+            content, outside = {"digest": digest(model)}, outside | {"id", "revision"}
+        fields = {
+            info.alias or name: identity(getattr(value, name))
+            for name, info in type(value).model_fields.items()
+            if name not in outside
+        }
+        others = {"depends_on": value.depends_on} if value.depends_on else {}
+        return {"class": _class(type(value)), "version": type(value).version, **others, **content, **fields}
+    if isinstance(value, Mapping):
+        return {str(name): identity(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [identity(part) for part in value]
+    return value
+
+
+def _class(kind: type) -> str | list[str]:
+    """A class by name; one from outside the package by its source too, since its version is nobody's promise."""
+    if kind.__module__.startswith("spunge."):
+        return kind.__name__
+    return [f"{kind.__module__}:{kind.__qualname__}", hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()]
+
+
+def digest(model: LanguageModel, *, weights: bool = True) -> str:
+    """Returns the digest of a model's files, read once while they stay as they are; see `LanguageModel.digest`."""
+    directory = locate(model.id)  # a hub id is none: what a process has fetched does not change under it
+    files = [path for path in directory.iterdir() if path.is_file()] if directory.is_dir() else []
+    name = f"{model.model_dump_json()} {weights}"
+    return _MEMORY.recall(name, files, lambda: model.digest(weights=weights))
+
+
+def _fingerprint(source: Source) -> str:
+    path = locate(source.path)
+    files = files_below(path) if path.is_dir() else [path] if path.is_file() else []
+    return _MEMORY.recall(
+        source.model_dump_json(), files, lambda: load_corpus([source], require="rows").full_fingerprint
+    )
