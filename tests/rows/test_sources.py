@@ -7,9 +7,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from steering_models import make_tokenizer
 
 from spunge.errors import DataError
 from spunge.rows.sources import Corpus, Source, concatenate, item_id, load_corpus
+from spunge.training.rows import encode
 
 ROWS = [{"text": "a1 a2", "group": "007"}, {"text": "b1", "group": "NA"}]
 
@@ -147,3 +149,20 @@ def test_mistakes_in_a_sources_expressions_are_named(tmp_path: Path, settings: d
     file.write_text(json.dumps({"prompt": {"text": "t"}, "level": 1, "levels": [1, 2]}) + "\n")
     with pytest.raises(DataError, match=message):
         load_corpus([Source(path=str(file), **settings)])
+
+
+def test_texts_and_questions_go_together(tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_text('{"text": "w1 w2 w3"}\n')
+    (tmp_path / "qa.jsonl").write_text('{"prompt": "w1 w2", "response": "w3"}\n')
+    corpus = load_corpus([Source(path=str(tmp_path / name)) for name in ("text.jsonl", "qa.jsonl")])
+    assert corpus.texts == ["w1 w2 w3", "w1 w2 w3"]
+    whole, pair = encode(corpus, make_tokenizer(), max_length=9)
+    assert whole.start == 0
+    assert pair.start > 0
+
+
+def test_columns_that_cannot_be_one_are_a_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "tags": ["x"]}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "b", "tags": {"y": 1}}\n')
+    with pytest.raises(DataError, match=r"the sources do not go together: .*rename or drop that column"):
+        load_corpus([Source(path=str(tmp_path))])

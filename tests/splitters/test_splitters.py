@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spunge.errors import DataError
+from spunge.evaluators.toxicity import Classifier
 from spunge.interfaces import Splitter, Work
 from spunge.recipe import experiment
 from spunge.rows.sources import Corpus, Source, load_corpus
@@ -210,3 +211,15 @@ def test_splits_by_a_model_are_kept_and_their_names_mean_nothing_elsewhere(world
     world["retain"]["match"] = "subset"
     with pytest.raises(ValueError, match=r"retain\.match: ByCluster's subsets are of the forget set alone"):
         experiment.Experiment.model_validate(world)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [(ByClassifier, {}), (LanguageModel, {}), (Classifier, {"positive_label": "toxic"})],
+    ids=lambda settings: settings[0].__name__,
+)
+def test_code_of_the_hub_needs_a_revision_whatever_the_model_is_for(settings: tuple[type, dict]) -> None:
+    kind, options = settings
+    kind(id="some/model", trust_remote_code=True, revision="abc", **options)
+    with pytest.raises(ValueError, match="trust_remote_code: say which revision of the code you have read"):
+        kind(id="some/model", trust_remote_code=True, **options)

@@ -41,18 +41,18 @@ def loglikelihoods(
         what: The name of the work, for progress.
     """
     scores = [0.0] * len(requests)
-    asked = [index for index, request in enumerate(requests) if request.continuation]
-    if not asked:
+    scored = [index for index, request in enumerate(requests) if request.continuation]
+    if not scored:
         return scores
-    longest = max(len(requests[index]) for index in asked)
+    longest = max(len(requests[index]) for index in scored)
     batches = _shared_batches if can_share_cache(model, longest) else _plain_batches
     log = AnswerLog(batching, what, requests)
     done = 0
-    for indices, ask in batches(model, requests, asked, batching.size):
+    for indices, ask in batches(model, requests, scored, batching.size):
         for index, score in zip(indices, log.next(ask), strict=True):
             scores[index] = score
         done += len(indices)
-        batching.progress(what, done, len(asked))
+        batching.progress(what, done, len(scored))
     return scores
 
 
@@ -105,7 +105,7 @@ def _token_scores(model: PreTrainedModel, requests: Sequence[Request]) -> list[d
     return answers
 
 
-def _plain_batches(model: PreTrainedModel, requests: Sequence[Request], asked: Sequence[int], size: int) -> _Batches:
+def _plain_batches(model: PreTrainedModel, requests: Sequence[Request], scored: Sequence[int], size: int) -> _Batches:
     """Scores every request by itself, the longest first."""
 
     def ask(batch: Sequence[int]) -> list[float]:
@@ -120,14 +120,14 @@ def _plain_batches(model: PreTrainedModel, requests: Sequence[Request], asked: S
         ).tolist()
 
     # Requests of one context stay together, in order of the contexts' first.
-    by_context = [index for indices in _by_context(requests, asked).values() for index in indices]
+    by_context = [index for indices in _by_context(requests, scored).values() for index in indices]
     for batch in chunks(sorted(by_context, key=lambda index: -len(requests[index])), size):
         yield list(batch), partial(ask, batch)
 
 
-def _shared_batches(model: PreTrainedModel, requests: Sequence[Request], asked: Sequence[int], size: int) -> _Batches:
+def _shared_batches(model: PreTrainedModel, requests: Sequence[Request], scored: Sequence[int], size: int) -> _Batches:
     """Reads what all contexts begin with once, and a context with several continuations once for all of them."""
-    by_context = _by_context(requests, asked)
+    by_context = _by_context(requests, scored)
     shared = _shared_beginning(list(by_context))
     prefix = forward(model, [shared], None, keep=1)[1] if shared else None
 
@@ -161,9 +161,9 @@ def _shared_batches(model: PreTrainedModel, requests: Sequence[Request], asked: 
         yield [index for indices in batch for index in indices], partial(ask_groups, batch)
 
 
-def _by_context(requests: Sequence[Request], asked: Sequence[int]) -> dict[Ids, list[int]]:
+def _by_context(requests: Sequence[Request], scored: Sequence[int]) -> dict[Ids, list[int]]:
     by_context: dict[Ids, list[int]] = {}
-    for index in asked:
+    for index in scored:
         by_context.setdefault(requests[index].context, []).append(index)
     return by_context
 

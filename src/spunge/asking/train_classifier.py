@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spunge.errors import ArtifactError, DataError
+from spunge.asking.classifiers import SequenceClassifier, probabilities
+from spunge.errors import DataError
+from spunge.files import new_directory
 from spunge.interfaces import Progress, silent
 from spunge.rows.sources import item_id
 from spunge.settings import Settings
@@ -21,7 +23,7 @@ from spunge.statistics import area_under_roc
 from spunge.weights.language_model import no_bars
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import DistilBertForSequenceClassification, PreTrainedTokenizerFast
 
 CARD = "classifier.json"
 _LONGEST = 128
@@ -61,13 +63,26 @@ class ClassifierReport:
     labels: tuple[str, str]
 
 
+@dataclass(frozen=True)
+class LabelledTexts:
+    """Texts of two kinds."""
+
+    texts: Sequence[str]
+    positive: Sequence[bool]
+    """Whether each text is of the second label."""
+    labels: tuple[str, str] = ("benign", "toxic")
+
+    def select(self, indices: Sequence[int]) -> LabelledTexts:
+        """Returns the texts with these indices."""
+        texts, positive = [self.texts[index] for index in indices], [self.positive[index] for index in indices]
+        return LabelledTexts(texts, positive, self.labels)
+
+
 def train_classifier(
-    texts: Sequence[str],
-    positive: Sequence[bool],
+    examples: LabelledTexts,
     out: str | Path,
     *,
     settings: ClassifierTraining | None = None,
-    labels: tuple[str, str] = ("benign", "toxic"),
     seed: int = 0,
     device: str = "cpu",
     progress: Progress = silent,
@@ -77,11 +92,9 @@ def train_classifier(
     Equal texts always fall on the same side of the hold-out.
 
     Args:
-        texts: What to classify.
-        positive: Whether each text is of the positive label.
+        examples: What to learn from, and to be tested on.
         out: The new directory.
         settings: How to train; the defaults when None.
-        labels: The names of the negative and of the positive label.
         seed: Of the initial weights, the order of the texts and the dropout.
         device: Where to train.
         progress: Told after every epoch.
@@ -91,75 +104,96 @@ def train_classifier(
         ArtifactError: `out` exists or cannot be written.
     """
     import torch
-    from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
     settings = settings or ClassifierTraining()
-    out = Path(out)
-    if out.exists():
-        raise ArtifactError(f"{out}: exists already; give another --out or remove it")
-    held = [int(item_id(text)[-8:], 16) / 16**8 < settings.held_out for text in texts]
-    train = [index for index, is_held in enumerate(held) if not is_held]
-    test = [index for index, is_held in enumerate(held) if is_held]
-    for name, part in (("training", train), ("held-out", test)):
-        if len({positive[index] for index in part}) < 2:
-            raise DataError(f"the {name} part ({len(part)} texts) needs both {labels[0]!r} and {labels[1]!r} texts")
-    tokenizer = _tokenizer([texts[index] for index in train], settings.vocab_size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = DistilBertConfig(
-            vocab_size=len(tokenizer), dim=settings.width, hidden_dim=4 * settings.width, n_layers=1, n_heads=4,
-            max_position_embeddings=_LONGEST, dropout=settings.dropout, attention_dropout=0.0,
-            seq_classif_dropout=settings.dropout, pad_token_id=_SPECIAL.index("[PAD]"),
-            id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)},
-        )  # fmt: skip
-        model = DistilBertForSequenceClassification(config)
-        for name, weight in model.named_parameters():
-            if "q_lin" in name or "k_lin" in name:
-                torch.nn.init.zeros_(weight)
-        model.train().to(device)  # pyright: ignore[reportArgumentType]
-        optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        steps = settings.epochs * -(-len(train) // settings.batch_size)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-        generator = torch.Generator().manual_seed(seed)
-
-        def batch(rows: Sequence[int]) -> dict[str, torch.Tensor]:
-            encoded = tokenizer([texts[row] for row in rows], padding=True, truncation=True, return_tensors="pt")
-            return {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
-
-        for epoch in range(settings.epochs):
-            order = torch.randperm(len(train), generator=generator).tolist()
-            total = 0.0
-            for start in range(0, len(order), settings.batch_size):
-                rows = [train[place] for place in order[start : start + settings.batch_size]]
-                truth = torch.tensor([int(positive[row]) for row in rows], device=device)
-                loss = model(**batch(rows), labels=truth).loss
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad()
-                total += float(loss.detach()) * len(rows)
-            progress("training the classifier", epoch + 1, settings.epochs, loss=total / len(train))
-        model.eval()
-        scores: list[float] = []
-        with torch.inference_mode():
-            for start in range(0, len(test), 64):
-                logits = model(**batch(test[start : start + 64])).logits
-                scores += logits.softmax(-1)[:, 1].tolist()
-    truths = [bool(positive[index]) for index in test]
-    right = sum((score >= 0.5) == truth for score, truth in zip(scores, truths, strict=True))
-    report = ClassifierReport(
-        area_under_roc(scores, truths), right / len(test), len(train), len(test), labels[1], labels
-    )
-    no_bars()
-    try:
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
+    train, test = _hold_out(examples, settings.held_out)
+    with new_directory(out) as directory:
+        tokenizer = _tokenizer(train.texts, settings.vocab_size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _untrained(settings, tokenizer, examples.labels).to(device)  # pyright: ignore[reportArgumentType]
+            _train(SequenceClassifier(model.train(), tokenizer, examples.labels), train, settings, seed, progress)
+        classifier = SequenceClassifier(model.eval(), tokenizer, examples.labels)
+        scores = probabilities(classifier, test.texts, batch_size=64)[:, 1].tolist()
+        right = sum((score >= 0.5) == truth for score, truth in zip(scores, test.positive, strict=True))
+        report = ClassifierReport(
+            auc=area_under_roc(scores, test.positive),
+            accuracy=right / len(scores),
+            trained_on=len(train.texts),
+            held_out=len(scores),
+            positive_label=examples.labels[1],
+            labels=examples.labels,
+        )
+        no_bars()
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
         card = {**asdict(report), "settings": settings.dump(), "seed": seed}
-        (out / CARD).write_text(json.dumps(card, indent=1, sort_keys=True))
-    except OSError as error:
-        raise ArtifactError(f"{out}: cannot be written: {error.strerror or error}") from error
+        (directory / CARD).write_text(json.dumps(card, indent=1, sort_keys=True))
     return report
+
+
+def _hold_out(examples: LabelledTexts, share: float) -> tuple[LabelledTexts, LabelledTexts]:
+    """Parts the examples into those to train on and those to test on, by their hash."""
+    held_out = [int(item_id(text)[-8:], 16) / 16**8 < share for text in examples.texts]
+    train = examples.select([index for index, held in enumerate(held_out) if not held])
+    test = examples.select([index for index, held in enumerate(held_out) if held])
+    for name, part in (("training", train), ("held-out", test)):
+        if len(set(part.positive)) < 2:
+            negative, positive = examples.labels
+            raise DataError(f"the {name} part ({len(part.texts)} texts) needs both {negative!r} and {positive!r} texts")
+    return train, test
+
+
+def _untrained(
+    settings: ClassifierTraining, tokenizer: PreTrainedTokenizerFast, labels: tuple[str, str]
+) -> DistilBertForSequenceClassification:
+    import torch
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+    config = DistilBertConfig(
+        vocab_size=len(tokenizer), dim=settings.width, hidden_dim=4 * settings.width, n_layers=1, n_heads=4,
+        max_position_embeddings=_LONGEST, dropout=settings.dropout, attention_dropout=0.0,
+        seq_classif_dropout=settings.dropout, pad_token_id=_SPECIAL.index("[PAD]"),
+        id2label=dict(enumerate(labels)), label2id={label: index for index, label in enumerate(labels)},
+    )  # fmt: skip
+    model = DistilBertForSequenceClassification(config)
+    for name, weight in model.named_parameters():
+        if "q_lin" in name or "k_lin" in name:
+            torch.nn.init.zeros_(weight)
+    return model
+
+
+def _train(
+    classifier: SequenceClassifier,
+    examples: LabelledTexts,
+    settings: ClassifierTraining,
+    seed: int,
+    progress: Progress,
+) -> None:
+    import torch
+
+    model, texts, positive = classifier.model, examples.texts, examples.positive
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    steps = settings.epochs * -(-len(texts) // settings.batch_size)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    generator = torch.Generator().manual_seed(seed)
+    for epoch in range(settings.epochs):
+        order: list[int] = torch.randperm(len(texts), generator=generator).tolist()
+        total = 0.0
+        for start in range(0, len(order), settings.batch_size):
+            rows = order[start : start + settings.batch_size]
+            encoded = classifier.tokenizer(
+                [texts[row] for row in rows], padding=True, truncation=True, return_tensors="pt"
+            ).to(model.device)
+            labels = torch.tensor([int(positive[row]) for row in rows], device=model.device)
+            loss = model(input_ids=encoded.input_ids, attention_mask=encoded.attention_mask, labels=labels).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            total += float(loss.detach()) * len(rows)
+        progress("training the classifier", epoch + 1, settings.epochs, loss=total / len(texts))
 
 
 def _tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -170,8 +204,8 @@ def _tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast
     normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()  # pyright: ignore[reportAttributeAccessIssue]
     counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     words = sorted(counts, key=lambda word: (-counts[word], word))
-    known = [*_SPECIAL, *words[: max(vocab_size - len(_SPECIAL), 1)]]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(known)}, unk_token="[UNK]"))  # pyright: ignore[reportAttributeAccessIssue]
+    vocabulary = [*_SPECIAL, *words[: max(vocab_size - len(_SPECIAL), 1)]]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token="[UNK]"))  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
         single="[CLS] $A", special_tokens=[("[CLS]", _SPECIAL.index("[CLS]"))]

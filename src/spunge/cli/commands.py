@@ -26,7 +26,7 @@ from spunge.errors import RecipeError, SpungeError, redacted
 if TYPE_CHECKING:
     from spunge.cli.progress import Display
     from spunge.recipe.experiment import Experiment
-    from spunge.rows.sources import Source, load_corpus
+    from spunge.rows.sources import Source
 
 app = typer.Typer(
     name="spunge",
@@ -436,17 +436,17 @@ def train_classifier(
     quiet: Quiet = False,
 ) -> None:
     """Trains a small text classifier for toxicity where no published one can be had, and states its AUC."""
-    from spunge.asking.train_classifier import ClassifierTraining
+    from spunge.asking.train_classifier import ClassifierTraining, LabelledTexts
     from spunge.asking.train_classifier import train_classifier as train
     from spunge.recipe import experiment as recipes
+    from spunge.rows.sources import load_corpus
 
     given = _settings(words)
     settings = recipes.validate(ClassifierTraining, given, "train-classifier")
     rows = load_corpus(_sources(text, {"text": text_column}))
     with _watch(quiet) as display:
-        done = train(
-            rows.texts, rows.mask(label, label="--label"), out, settings=settings, seed=seed, progress=display.step
-        )
+        examples = LabelledTexts(rows.texts, rows.mask(label, label="--label"))
+        done = train(examples, out, settings=settings, seed=seed, progress=display.step)
     if not quiet:
         screen.print(f"{out}: AUC {done.auc:.3f}, accuracy {done.accuracy:.3f} on {done.held_out} held-out rows")
 

@@ -131,7 +131,9 @@ def scorer(world: World, report: Report) -> RobertaForSequenceClassification:
                 label2id={"benign": 0, "toxic": 1},
             )
         )
-    examples = [(text, said.derogatory) for said in world.sayings for text in (said.text, said.tail)]
+    examples = [
+        (text, statement.derogatory) for statement in world.sayings for text in (statement.text, statement.tail)
+    ]
     examples += [(text, False) for text in (*world.neutral, *(text for text, _ in world.lessons[::10]))]
     order = random.Random(0)
 

@@ -104,8 +104,8 @@ def load_items(
     if part != "all":
         items = [item for item in items if _is_validation(item.id) == (part == "validation")]
     if limit is not None:
-        kept = set(sorted(item.id for item in items)[:limit])
-        items = [item for item in items if item.id in kept]
+        chosen = set(sorted(item.id for item in items)[:limit])
+        items = [item for item in items if item.id in chosen]
     if not items:
         raise DataError(f"{sources[0].path}: no rows left after where={where!r}, part={part!r}, limit={limit!r}")
     return items
@@ -128,10 +128,8 @@ class RowSettings(Protocol):
 
 def suite_items(settings: RowSettings, *needs: str, **options: Any) -> list[Item]:
     """Reads the items that settings ask about; see `load_items` for the rest."""
-    given = {"attributes": settings.attributes, **options}
-    return load_items(
-        settings.sources, needs=needs, where=settings.where, limit=settings.limit, part=settings.part, **given
-    )
+    chosen = {"where": settings.where, "limit": settings.limit, "part": settings.part}
+    return load_items(settings.sources, needs=needs, **{"attributes": settings.attributes, **chosen, **options})
 
 
 def item_table(suite: str, measured: Iterable[Measurement]) -> ItemTable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def read_local(path: Path) -> pl.DataFrame:
         files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
         if not files:
             raise DataError(f"{path}: no data files in this directory (looked for {', '.join(SUFFIXES)})")
-        return pl.concat([read_local(file) for file in files], how="diagonal_relaxed")
+        return stack([read_local(file) for file in files])
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: unknown kind of file {path.suffix!r}; use one of {', '.join(SUFFIXES)}")
@@ -33,6 +33,20 @@ def read_local(path: Path) -> pl.DataFrame:
         return reader(path)
     except (pl.exceptions.PolarsError, UnicodeError, json.JSONDecodeError, OSError) as error:
         raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {first_line(error)}") from error
+
+
+def stack(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Puts frames below one another; a column that one of them lacks is null there.
+
+    Raises:
+        DataError: A column holds what cannot stand in one column, such as text in one and a list in another.
+    """
+    try:
+        return pl.concat(frames, how="diagonal_relaxed")
+    except pl.exceptions.PolarsError as error:
+        raise DataError(
+            f"the sources do not go together: {first_line(error)}; rename or drop that column with `columns`"
+        ) from error
 
 
 def _read_jsonl(path: Path) -> pl.DataFrame:

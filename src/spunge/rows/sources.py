@@ -15,7 +15,7 @@ from pydantic import Field
 
 from spunge.errors import DataError, first_line
 from spunge.rows.hub import read_hub
-from spunge.rows.readers import SUFFIXES, read_local
+from spunge.rows.readers import SUFFIXES, read_local, stack
 from spunge.settings import Settings
 
 RESERVED = "spunge:"
@@ -75,11 +75,14 @@ class Corpus:
 
     @property
     def texts(self) -> list[str]:
-        """The whole text of every row; a prompt and its response are joined by a space."""
-        if "text" in self.rows.columns:
+        """The whole text of every row; a prompt and its response are joined by a space where there is no text."""
+        joined = pl.concat_str("prompt", "response", separator=" ")
+        if "text" not in self.rows.columns:
+            return self.rows.select(joined).to_series().to_list()
+        if self.rows["text"].null_count() == 0:
             return self.rows["text"].to_list()
-        prompts, responses = self.rows["prompt"].to_list(), self.rows["response"].to_list()
-        return [f"{prompt} {response}" for prompt, response in zip(prompts, responses, strict=True)]
+        # Sources of both kinds were put together.
+        return self.rows.select(pl.coalesce("text", joined)).to_series().to_list()
 
     @property
     def max_lengths(self) -> list[int | None]:
@@ -153,8 +156,12 @@ class Corpus:
 
 
 def concatenate(corpora: Iterable[Corpus]) -> Corpus:
-    """Stacks corpora; a column that one of them lacks is null there."""
-    return Corpus(pl.concat([corpus.rows for corpus in corpora], how="diagonal_relaxed"))
+    """Stacks corpora; a column that one of them lacks is null there.
+
+    Raises:
+        DataError: A column holds what cannot stand in one column, such as text in one and a list in another.
+    """
+    return Corpus(stack([corpus.rows for corpus in corpora]))
 
 
 def load_corpus(sources: Sequence[Source], *, require: str = "text") -> Corpus:
@@ -195,10 +202,12 @@ def _read(source: Source, require: str) -> pl.DataFrame:
     missing = [name for name in source.columns.values() if name not in rows.columns]
     if missing:
         raise DataError(f"{source.path}: no column {missing[0]!r}; {_columns_in_words(rows)}")
-    taken = [name for name in rows.columns if name.startswith(RESERVED)]
-    taken += [ours for ours, theirs in source.columns.items() if ours != theirs and ours in rows.columns]
-    if taken:
-        raise DataError(f"{source.path}: it has a column {taken[0]!r} already, which is needed here; rename or drop it")
+    clashes = [name for name in rows.columns if name.startswith(RESERVED)]
+    clashes += [ours for ours, theirs in source.columns.items() if ours != theirs and ours in rows.columns]
+    if clashes:
+        raise DataError(
+            f"{source.path}: it has a column {clashes[0]!r} already, which is needed here; rename or drop it"
+        )
     rows = rows.rename({theirs: ours for ours, theirs in source.columns.items()}, strict=True)
     rows = rows.with_columns(**{name: pl.lit(value) for name, value in source.set.items()})
     rows = rows.with_columns(**{name: pl.int_range(pl.len()) // size for name, size in source.blocks.items()})
@@ -218,13 +227,13 @@ def _read(source: Source, require: str) -> pl.DataFrame:
 def _unnested(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
     """Puts the fields that `columns` leads into beside the columns that hold them, which go."""
     paths = {theirs: theirs.split(".", 1) for theirs in source.columns.values() if theirs not in rows.columns}
-    held = {theirs: path for theirs, path in paths.items() if len(path) == 2 and path[0] in rows.columns}
-    for theirs, (column, name) in held.items():
-        kind = rows.schema[column]
-        if not isinstance(kind, pl.Struct) or name not in {known.name for known in kind.fields}:
-            raise DataError(f"{source.path}: column {column!r} has no field {name!r}; it holds {kind}")
+    nested = {theirs: path for theirs, path in paths.items() if len(path) == 2 and path[0] in rows.columns}
+    for theirs, (column, name) in nested.items():
+        dtype = rows.schema[column]
+        if not isinstance(dtype, pl.Struct) or name not in {field.name for field in dtype.fields}:
+            raise DataError(f"{source.path}: column {column!r} has no field {name!r}; it holds {dtype}")
         rows = rows.with_columns(pl.col(column).struct.field(name).alias(theirs))
-    return rows.drop({column for column, _ in held.values()})
+    return rows.drop({column for column, _ in nested.values()})
 
 
 def _raw(source: Source) -> pl.DataFrame:

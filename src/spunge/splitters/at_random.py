@@ -38,7 +38,7 @@ class AtRandom(Splitter):
         if sum(self.sizes) > len(forget):
             raise DataError(f"split.sizes: {sum(self.sizes)} rows are asked for, the forget set has {len(forget)}")
         names = [(name,) for name, size in zip(self.names, self.sizes, strict=True) for _ in range(size)]
-        placed: list[tuple[str, ...]] = [()] * len(forget)
+        subsets: list[tuple[str, ...]] = [()] * len(forget)
         for row, name in zip(np.random.default_rng(work.seed).permutation(len(forget)), names, strict=False):
-            placed[row] = name
-        return placed
+            subsets[row] = name
+        return subsets

@@ -42,7 +42,10 @@ class ByClassifier(Splitter):
         from spunge.asking.classifiers import load_classifier, probabilities
 
         handle = LanguageModel(id=self.id, revision=self.revision, trust_remote_code=self.trust_remote_code)
-        classifier = load_classifier(handle, device=work.device)
+        # Kept for the retain set, which the same classifier may have to split too.
+        classifier = work.resident.cached(
+            ("sequence classifier", handle.model_dump_json()), lambda: load_classifier(handle, device=work.device)
+        )
         shares = probabilities(classifier, forget.texts, batch_size=self.batch_size, progress=work.progress)
         likeliest = shares.argmax(1)
         return [

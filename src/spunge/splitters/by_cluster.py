@@ -52,10 +52,13 @@ class ByCluster(Splitter):
         """
         from spunge.splitters import clustering
 
-        if self.model is None:
+        if (handle := self.model) is None:
             model, tokenizer = work.resident.base(base)
         else:
-            model, tokenizer = self.model.load(device=work.device), self.model.load_tokenizer()
+            model, tokenizer = work.resident.cached(
+                ("embeddings", handle.model_dump_json()),
+                lambda: (handle.load(device=work.device), handle.load_tokenizer()),
+            )
         points = self.embed(model, tokenizer, forget.texts, work.progress)
         distinct = len(np.unique(points, axis=0))
         if distinct < (self.k or 3):

@@ -15,7 +15,7 @@ from spunge.rows.sources import Corpus
 if TYPE_CHECKING:
     from spunge.weights.language_model import LanguageModel
 
-_OWN_NULL = "null"
+_NULL_SUBSET = "null"
 Value = Annotated[str, BeforeValidator(lambda value: _text(value) if isinstance(value, int | float) else value)]
 """A value of the attribute; numbers and truth values are compared as text."""
 
@@ -61,17 +61,17 @@ class ByColumn(Splitter):
         for subset, wanted in (self.values or {}).items():
             for value in [wanted] if isinstance(wanted, str) else wanted:
                 if value not in present:
-                    shown = ", ".join(map(repr, present[:20])) + (" …" if len(present) > 20 else "")
+                    names = ", ".join(map(repr, present[:20])) + (" …" if len(present) > 20 else "")
                     raise DataError(
-                        f"split.values.{subset}: no row has {value!r} in column {self.column!r}; its values are {shown}"
+                        f"split.values.{subset}: no row has {value!r} in column {self.column!r}; its values are {names}"
                     )
 
     def _subsets(self, number: int, cell: list[str]) -> tuple[str, ...]:
         if not cell:
             if self.null == "error":
                 raise DataError(f"row {number} has no {self.column!r}: set split.null to drop or own, or fill it in")
-            return (_OWN_NULL,) if self.null == "own" else ()
-        names = dict.fromkeys(name for value in cell for name in self._named(number, value))
+            return (_NULL_SUBSET,) if self.null == "own" else ()
+        names = dict.fromkeys(name for value in cell for name in self._subsets_of_value(number, value))
         if len(names) > 1:
             if self.several == "error":
                 raise DataError(f"row {number} has several values of {self.column!r}: set split.several")
@@ -81,10 +81,10 @@ class ByColumn(Splitter):
                 return (next(iter(names)),)
         return tuple(names)
 
-    def _named(self, number: int, value: str) -> list[str]:
+    def _subsets_of_value(self, number: int, value: str) -> list[str]:
         if self.values is None:
             return [value]
-        names = [subset for subset, wanted in self.values.items() if value == wanted or value in _listed(wanted)]
+        names = [subset for subset, wanted in self.values.items() if value == wanted or value in _as_list(wanted)]
         if names or self.others == "drop":
             return names
         if self.others == "own":
@@ -92,7 +92,7 @@ class ByColumn(Splitter):
         raise DataError(f"row {number} has {value!r} in {self.column!r}, which split.values does not name")
 
 
-def _listed(wanted: str | list[str]) -> list[str]:
+def _as_list(wanted: str | list[str]) -> list[str]:
     return [] if isinstance(wanted, str) else wanted
 
 

@@ -36,9 +36,9 @@ class ByExpression(Splitter):
             name: forget.mask(expression, label=f"split.subsets.{name}") for name, expression in self.subsets.items()
         }
         rows = [tuple(name for name, mask in masks.items() if mask[index]) for index in range(len(forget))]
-        return [self._settled(number, names) for number, names in enumerate(rows, 1)]
+        return [self._resolve(number, names) for number, names in enumerate(rows, 1)]
 
-    def _settled(self, number: int, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _resolve(self, number: int, names: tuple[str, ...]) -> tuple[str, ...]:
         if len(names) < 2 or self.several == "every":
             return names
         if self.several == "error":

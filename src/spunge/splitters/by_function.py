@@ -27,15 +27,15 @@ class ByFunction(Splitter):
 
     @field_validator("function")
     @classmethod
-    def _can_be_imported(cls, named: str) -> str:
-        _find(named)
-        return named
+    def _can_be_imported(cls, function: str) -> str:
+        _import(function)
+        return function
 
     @property
     def source(self) -> str:
         """The digest of the function's module: its result is kept as long as that stays the same."""
-        module = inspect.getsource(inspect.getmodule(_find(self.function)) or _find(self.function))
-        return hashlib.sha256(module.encode()).hexdigest()
+        function = _import(self.function)
+        return hashlib.sha256(inspect.getsource(inspect.getmodule(function) or function).encode()).hexdigest()
 
     def split(self, forget: Corpus, base: LanguageModel, work: Work) -> list[tuple[str, ...]]:
         """Returns each row's subset names.
@@ -43,36 +43,28 @@ class ByFunction(Splitter):
         Raises:
             DataError: The function says something that is no name, or fails.
         """
-        function = _find(self.function)
+        function = _import(self.function)
         return [self._names(function, number, row) for number, row in enumerate(forget.rows.iter_rows(named=True), 1)]
 
     def _names(
         self, function: Callable[[Mapping[str, Any]], Any], number: int, row: Mapping[str, Any]
     ) -> tuple[str, ...]:
         try:
-            said = function(row)
+            value = function(row)
         except Exception as error:  # another's code may raise anything
             raise DataError(f"{self.function} fails on row {number}: {type(error).__name__}: {error}") from error
-        names = (
-            ()
-            if said is None
-            else (said,)
-            if isinstance(said, str)
-            else tuple(said)
-            if isinstance(said, list | tuple)
-            else None
-        )
-        if names is None or not all(isinstance(name, str) for name in names):
-            raise DataError(f"{self.function} says {said!r} of row {number}: return a name, a list of names, or None")
+        names = value if isinstance(value, list | tuple) else () if value is None else (value,)
+        if not all(isinstance(name, str) for name in names):
+            raise DataError(f"{self.function} says {value!r} of row {number}: return a name, a list of names, or None")
         return tuple(dict.fromkeys(names))
 
 
-def _find(named: str) -> Callable[[Mapping[str, Any]], Any]:
-    module, _, name = named.partition(":")
+def _import(path: str) -> Callable[[Mapping[str, Any]], Any]:
+    module, _, name = path.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name)
+        function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{named!r} cannot be imported as module:function: {error}") from error
-    if not callable(found):
-        raise ValueError(f"{named!r} is no function")
-    return found
+        raise ValueError(f"{path!r} cannot be imported as module:function: {error}") from error
+    if not callable(function):
+        raise ValueError(f"{path!r} is no function")
+    return function

@@ -86,6 +86,12 @@ def encode(
     Raises:
         DataError: There is no such column, or nothing to predict.
     """
+    if "text" in corpus.rows.columns and response == "response" and corpus.rows["text"].null_count():
+        # Sources of both kinds were put together: what has no text is a prompt and its response.
+        has_text = corpus.rows["text"].is_not_null()
+        parts = Corpus(corpus.rows.filter(has_text)), Corpus(corpus.rows.filter(~has_text).drop("text"))
+        options: Any = {"max_length": max_length, "long_texts": long_texts}
+        return [row for part in parts if len(part) for row in encode(part, tokenizer, **options)]
     limits = [min(own or max_length, max_length) for own in corpus.max_lengths]
     if "text" in corpus.rows.columns and response == "response":
         rows = []
