@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from spunge.interfaces import Work
-from spunge.recipe import experiment
+from spunge.recipe import reading
 from spunge.rows.sources import load_corpus
 from spunge.run.executors import Task
 from spunge.run.executors.local import Local
@@ -57,7 +57,7 @@ def main() -> None:
     given = parser.parse_args()
     if os.environ.get("OMP_NUM_THREADS") != "1":
         parser.error("set OMP_NUM_THREADS=1: one thread a process in both arms")
-    recipe = experiment.read("lab-knowledge", [f"unlearn.epochs={given.epochs}"])
+    recipe = reading.read("lab-knowledge", [f"unlearn.epochs={given.epochs}"])
     forget, retain = load_corpus(recipe.forget.sources), load_corpus(recipe.retain.sources) if recipe.retain else None
     base, size = Base(recipe.model), len(forget) // given.subsets
     parts = [forget.select(range(size * part, size * (part + 1))) for part in range(given.subsets)]

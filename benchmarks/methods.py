@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from spunge.evaluators import Tofu
 from spunge.interfaces import Evaluator, Unlearner, Work, scale_of
-from spunge.recipe import experiment as recipe
+from spunge.recipe import reading
 from spunge.rows.sources import Corpus, Source, load_corpus
 from spunge.run import steps
 from spunge.run.executors.local import Local
@@ -85,7 +85,7 @@ def main() -> None:
 
 def method(name: str, **more: Any) -> Unlearner:
     settings = {"method": name.partition(",")[0], **METHODS[name], **more}
-    return recipe.validate(AnyUnlearner, settings, "unlearn")
+    return reading.validate(AnyUnlearner, settings, "unlearn")
 
 
 # --- the embedded world -----------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def method(name: str, **more: Any) -> Unlearner:
 
 def table(options: argparse.Namespace) -> None:
     """Chooses each method's learning rate by the joint model on validation items, then shows the test items."""
-    experiment = recipe.read("lab-knowledge", [f"name={options.out.name}"])
+    experiment = reading.read("lab-knowledge", [f"name={options.out.name}"])
     base = Base(experiment.model)
     forget = load_corpus(experiment.forget.sources)
     assert experiment.retain is not None

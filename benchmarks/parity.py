@@ -37,7 +37,7 @@ from spunge.asking.encoding import Request, context_window, encode_pairs, fit_to
 from spunge.errors import DataError
 from spunge.evaluators.multiple_choice import MultipleChoice
 from spunge.interfaces import LoadedVariant, Work
-from spunge.recipe import experiment, offline
+from spunge.recipe import offline, reading
 from spunge.rows.sources import Source, load_corpus
 from spunge.weights.language_model import LanguageModel, Resident
 
@@ -118,7 +118,7 @@ def found(root: Path) -> Iterator[tuple[str, MultipleChoice]]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "suites.yaml"
         file.write_text("[{suite: paper-ten}, {suite: wmdp}]")
-        suites = experiment.read_suite(str(file))
+        suites = reading.read_suite(str(file))
     for suite in suites:
         if not isinstance(suite, MultipleChoice):
             continue

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from training_models import answers, save_model, work_in
 
-from spunge.recipe import experiment
+from spunge.recipe import reading, schema
 from spunge.run.stages import identity
 
 PAGE = (Path(__file__).parent.parent / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
@@ -48,13 +48,13 @@ def test_the_first_example_is_a_method(outside: Path) -> None:
 
 def test_the_trained_method_from_outside_levels_what_it_forgets(outside: Path) -> None:
     [recipe] = blocks("yaml")
-    method: Any = experiment.parse(AROUND + recipe).unlearn
+    method: Any = reading.parse(AROUND + recipe).unlearn
     assert (method.temperature, method.learning_rate) == (2, 5e-3)
     kind, digest = identity(method)["class"]
     assert kind == "my_package.levelling:Levelling"
     assert re.fullmatch("[0-9a-f]{64}", digest)
     work = work_in(outside)
-    quick = experiment.overridden(method, {"epochs": 8, "batch_size": 5, "learning_rate": 2e-2, "alpha": 0.1})
+    quick = schema.overridden(method, {"epochs": 8, "batch_size": 5, "learning_rate": 2e-2, "alpha": 0.1})
     found = quick.unlearn(save_model(outside / "model"), answers(10), answers(10, seed=100), work)
     assert found.norm > 0
     steps = [json.loads(line) for line in (work.output / "metrics.jsonl").read_text().splitlines()]

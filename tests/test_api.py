@@ -10,7 +10,7 @@ import pytest
 import spunge
 from spunge import api
 from spunge.errors import RecipeError
-from spunge.recipe.experiment import Experiment
+from spunge.recipe.schema import Experiment
 
 
 @pytest.fixture

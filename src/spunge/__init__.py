@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from spunge.api import merge, run
     from spunge.errors import SpungeError
-    from spunge.recipe.experiment import Experiment
+    from spunge.recipe.schema import Experiment
     from spunge.rows.sources import Corpus, Source
     from spunge.weights.language_model import LanguageModel
     from spunge.weights.task_vector import LowRank, TaskVector
@@ -33,7 +33,7 @@ __all__ = [
 
 _MODULES = {
     "Corpus": "rows.sources",
-    "Experiment": "recipe.experiment",
+    "Experiment": "recipe.schema",
     "LanguageModel": "weights.language_model",
     "LowRank": "weights.task_vector",
     "Source": "rows.sources",
@@ -45,7 +45,7 @@ _MODULES = {
 _MOVED = {
     "spunge.data": "spunge.rows.sources",
     "spunge.evaluate": "spunge.evaluators",
-    "spunge.experiment": "spunge.recipe.experiment",
+    "spunge.experiment": "spunge.recipe.schema",
     "spunge.language_model": "spunge.weights.language_model",
     "spunge.merge": "spunge.mergers",
     "spunge.split": "spunge.splitters",

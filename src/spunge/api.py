@@ -8,8 +8,8 @@ from typing import Any
 
 from spunge.mergers import AnyMerger
 from spunge.merging import merge as merge_task_vectors
-from spunge.recipe import experiment as recipes
-from spunge.recipe.experiment import Experiment
+from spunge.recipe import reading
+from spunge.recipe.schema import Experiment
 from spunge.run import pipeline
 from spunge.weights.task_vector import TaskVector
 
@@ -29,10 +29,10 @@ def run(recipe: str | Path | Experiment, *settings: str, out: str | Path = "runs
     Raises:
         SpungeError: Something is missing or wrong; the message says what.
     """
-    if not isinstance(recipe, Experiment):
-        experiment = recipes.read(recipe, settings)
+    if isinstance(recipe, Experiment):
+        experiment = reading.override(recipe, settings)
     else:
-        experiment = recipes.parse(recipes.dump(recipe), name=recipe.name, overrides=settings) if settings else recipe
+        experiment = reading.read(recipe, settings)
     return pipeline.run(experiment, out=out, **options)
 
 
@@ -52,7 +52,7 @@ def merge(
         RecipeError: A setting is unknown or wrong.
         IncompatibleTaskVectors: They do not belong to one base model.
     """
-    merger = recipes.validate(AnyMerger, {"method": method, **settings}, "merge")
+    merger = reading.validate(AnyMerger, {"method": method, **settings}, "merge")
     if not isinstance(task_vectors, Mapping):
         task_vectors = {f"task_vector_{number}": vector for number, vector in enumerate(task_vectors, 1)}
     return merge_task_vectors(merger, task_vectors).task_vector

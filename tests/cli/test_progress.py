@@ -13,7 +13,7 @@ from rich.console import Console
 
 from spunge.cli import progress
 from spunge.errors import SpungeError
-from spunge.recipe.experiment import Experiment
+from spunge.recipe.schema import Experiment
 from spunge.run import pipeline
 
 STEPS = [

@@ -14,7 +14,7 @@ from paper_world import benchmark_row, write_benchmarks
 from spunge.errors import DataError, RecipeError
 from spunge.evaluators import harness
 from spunge.evaluators.multiple_choice import MultipleChoice
-from spunge.recipe import experiment, offline
+from spunge.recipe import offline, reading
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def suites(root: Path) -> dict[str, MultipleChoice]:
-    found = [each for name in ("paper-ten", "wmdp") for each in experiment.read_suite(write_suite(root, name))]
+    found = [each for name in ("paper-ten", "wmdp") for each in reading.read_suite(write_suite(root, name))]
     here = [offline.from_folder(each, root) for each in found if isinstance(each, MultipleChoice)]
     return {each.suite: each for each in here}
 
@@ -86,7 +86,7 @@ def test_rows_of_another_shape_and_contradictions_are_one_clear_error(tmp_path: 
         MultipleChoice.model_validate(settings).questions()
     (tmp_path / "suite.yaml").write_text(json.dumps([{**settings, "method": "multiple_choice", "prompt": "x"}]))
     with pytest.raises(RecipeError, match="prompt: arc says itself how it is asked"):
-        experiment.read_suite(str(tmp_path / "suite.yaml"))
+        reading.read_suite(str(tmp_path / "suite.yaml"))
 
 
 def test_prompts_are_lm_evals_own_text(root: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from spunge.errors import DataError, MissingExtra, ModelError
 from spunge.evaluators import toxicity
 from spunge.evaluators.toxicity import Classifier, Toxicity, as_bool, classify, judge, load_classifier, loops, measure
 from spunge.foretell import plan as planning
-from spunge.recipe.experiment import Experiment
+from spunge.recipe.schema import Experiment
 from spunge.run import pipeline
 from spunge.weights.task_vector import TaskVector
 

@@ -10,7 +10,7 @@ import pytest
 
 from spunge.foretell import plan as planning
 from spunge.foretell import sizes
-from spunge.recipe.experiment import Experiment
+from spunge.recipe.schema import Experiment
 from spunge.run import pipeline
 from spunge.weights.language_model import LanguageModel
 

@@ -13,7 +13,7 @@ from paper_world import write_folder
 from spunge.cli import commands as cli
 from spunge.errors import DataError, ModelError
 from spunge.foretell import requirements
-from spunge.recipe import experiment, offline
+from spunge.recipe import offline, reading, schema
 from spunge.rows.sources import Source, load_corpus
 from spunge.run import pipeline
 from spunge.weights.language_model import LanguageModel
@@ -41,8 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("offline"))
 
 
-def read(name: str, folder: Path, *, whole: bool) -> experiment.Experiment:
-    recipe = offline.from_folder(experiment.read(name, [*SMALL[name], *FEW]), folder)
+def read(name: str, folder: Path, *, whole: bool) -> schema.Experiment:
+    recipe = offline.from_folder(reading.read(name, [*SMALL[name], *FEW]), folder)
     left_out = {"gsm8k"} if WITHOUT_LM_EVAL else set()
     if name != TEN_IN and not whole:
         left_out = {"arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2", "gsm8k", "mathqa", "piqa", "arc_easy"}
@@ -115,7 +115,7 @@ def holds(settings: dict, wanted: dict) -> bool:
 
 @pytest.mark.parametrize("name", THE_PAPERS_VALUES)
 def test_settings_are_the_papers(name: str) -> None:
-    recipe = experiment.read(name)
+    recipe = reading.read(name)
     model, values = THE_PAPERS_VALUES[name]
     assert recipe.model.id == model
     assert holds(recipe.unlearn.dump(), values), recipe.unlearn.dump()
@@ -135,12 +135,12 @@ def test_settings_are_the_papers(name: str) -> None:
 
 @pytest.mark.parametrize("method", ["gradient_difference", "npo", "simnpo", "task_vector_negation"])
 def test_authors_are_unlearned_by_any_of_four_methods(method: str) -> None:
-    recipe = experiment.read("tofu-authors", [f"unlearn.method={method}"])
+    recipe = reading.read("tofu-authors", [f"unlearn.method={method}"])
     assert holds(recipe.unlearn.dump(), {"method": method, "lora": None, "learning_rate": 1e-5, "epochs": 5})
 
 
 def test_what_the_folder_lacks_is_named(folder: Path, tmp_path: Path) -> None:
-    recipe = experiment.read("zephyr-wmdp-rmu")
+    recipe = reading.read("zephyr-wmdp-rmu")
     with pytest.raises(ModelError, match=r"zephyr-7b-beta: no model directory there; put HuggingFaceH4/zephyr"):
         offline.from_folder(recipe, tmp_path)
     (tmp_path / "HuggingFaceH4").symlink_to(folder / "HuggingFaceH4")
@@ -154,7 +154,7 @@ def test_what_the_folder_lacks_is_named(folder: Path, tmp_path: Path) -> None:
 
 def test_nothing_of_the_hub_is_left_in_a_recipe_from_a_folder(folder: Path) -> None:
     for name in SMALL:
-        assert not [*offline.taken(offline.from_folder(experiment.read(name), folder))]
+        assert not [*offline.hub_references(offline.from_folder(reading.read(name), folder))]
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -167,13 +167,13 @@ def test_a_check_says_what_is_needed_and_runs_nothing(
     for what in ("fetched", "disk", "memory", "time"):
         assert re.search(rf"^{what}: ", said, re.MULTILINE), said
     assert not [*tmp_path.iterdir()]
-    needed = requirements.of(experiment.read(name))
+    needed = requirements.of(reading.read(name))
     assert needed.fetched > 1e9
-    assert {row[1] for row in needed.rows} >= {each.path for each in experiment.read(name).forget.sources}
+    assert {row[1] for row in needed.rows} >= {each.path for each in reading.read(name).forget.sources}
 
 
 def test_what_is_here_already_is_not_fetched(folder: Path) -> None:
-    needed = requirements.of(offline.from_folder(experiment.read("llama2-toxigen-tvn"), folder))
+    needed = requirements.of(offline.from_folder(reading.read("llama2-toxigen-tvn"), folder))
     assert needed.fetched == 0
     assert needed.memory > 0
 

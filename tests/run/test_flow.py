@@ -14,8 +14,8 @@ import torch
 from spunge.errors import DataError, RecipeError
 from spunge.files import host, locked
 from spunge.foretell import plan as planning
-from spunge.recipe import experiment
-from spunge.recipe.experiment import Experiment
+from spunge.recipe import reading
+from spunge.recipe.schema import Experiment
 from spunge.run import pipeline
 from spunge.weights.task_vector import TaskVector
 
@@ -55,7 +55,7 @@ def test_the_whole_flow_then_nothing_then_only_what_changed(world: dict[str, Any
     again = pipeline.run(recipe, out=tmp_path / "runs")
     assert all(status == {"reused"} for status in statuses(again).values())
 
-    denser = experiment.parse(experiment.dump(recipe), overrides=["merge.density=0.7"])
+    denser = reading.parse(reading.dump(recipe), overrides=["merge.density=0.7"])
     planned = {(step["stage"], step["name"]): step for step in planning.plan(denser, out=tmp_path / "runs")}
     assert planned["merge", "spunge"]["why"] == ["merger.density: 0.2 → 0.7"]
     assert planned["unlearn", "subset:a"]["status"] == "reused"
@@ -266,7 +266,7 @@ def test_a_merger_that_fits_needs_a_retain_set(world: dict[str, Any]) -> None:
     del world["retain"]
     world["unlearn"] = {"method": "gradient_ascent"}
     with pytest.raises(RecipeError, match="say where `retain` is"):
-        experiment.parse(json.dumps(world))
+        reading.parse(json.dumps(world))
 
 
 def test_the_sequential_control_goes_on_after_the_last_part_that_it_finished(

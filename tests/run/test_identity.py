@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from spunge.recipe.experiment import Experiment
+from spunge.recipe.schema import Experiment
 from spunge.rows.sources import Source
 from spunge.run import identity as module
 from spunge.run import pipeline

@@ -17,8 +17,8 @@ from spunge.errors import RecipeError
 from spunge.evaluators import MultipleChoice, Perplexity
 from spunge.foretell import plan as planning
 from spunge.interfaces import Evaluator
-from spunge.recipe import experiment
-from spunge.recipe.experiment import Experiment
+from spunge.recipe import reading
+from spunge.recipe.schema import Experiment
 from spunge.rows.items import VALIDATION_SHARE, ItemTable, load_items
 from spunge.run import pipeline, sweep
 
@@ -112,9 +112,7 @@ def test_a_grid_is_merged_and_picked_on_its_own_part(two_goals: dict[str, Any], 
         assert set(table.filter(pl.col("suite") == evaluator.suite)["item"]) == parts["test"]
     best = next(point for point in found["points"] if point["variant"] == "spunge" and point["picked"])
     words = [f"{name}={value}" for name, value in best["settings"].items()]
-    alone = pipeline.run(
-        experiment.parse(experiment.dump(plain), overrides=[*words, "name=alone"]), out=tmp_path / "runs"
-    )
+    alone = pipeline.run(reading.parse(reading.dump(plain), overrides=[*words, "name=alone"]), out=tmp_path / "runs")
     vectors = [
         next(
             v["task_vector"]
@@ -143,12 +141,12 @@ def test_a_grid_is_merged_and_picked_on_its_own_part(two_goals: dict[str, Any], 
 )
 def test_sweeps_that_make_no_sense_are_refused(two_goals: dict[str, Any], change: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        experiment.parse(json.dumps({**two_goals, **change}))
+        reading.parse(json.dumps({**two_goals, **change}))
 
 
 def test_a_sweep_needs_both_goals_and_leaves_the_parts_alone(two_goals: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match="a suite of each goal"):
-        experiment.parse(json.dumps({**two_goals, "evaluate": two_goals["evaluate"][:1]}))
+        reading.parse(json.dumps({**two_goals, "evaluate": two_goals["evaluate"][:1]}))
     two_goals["evaluate"][0]["part"] = "validation"
     with pytest.raises(RecipeError, match="leave `part`"):
-        experiment.parse(json.dumps(two_goals))
+        reading.parse(json.dumps(two_goals))

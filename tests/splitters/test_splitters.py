@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from spunge.errors import DataError
 from spunge.evaluators.toxicity import Classifier
 from spunge.interfaces import Splitter, Work
-from spunge.recipe import experiment
+from spunge.recipe import schema
 from spunge.rows.sources import Corpus, Source, load_corpus
 from spunge.run import pipeline
 from spunge.splitters import AtRandom, ByClassifier, ByCluster, ByColumn, ByExpression, ByFunction, clustering
@@ -203,14 +203,14 @@ def test_a_function_says_the_subsets(tmp_path: Path) -> None:
 
 def test_splits_by_a_model_are_kept_and_their_names_mean_nothing_elsewhere(world: dict, tmp_path: Path) -> None:
     world |= {"split": {"by": "cluster", "k": 2}, "controls": []}
-    recipe = experiment.Experiment.model_validate(world)
+    recipe = schema.Experiment.model_validate(world)
     for status in ("computed", "reused"):
         run = pipeline.run(recipe, out=tmp_path / "runs")
         stages = pl.read_json(run / "manifest.json")["stages"][0].to_list()
         assert [stage["status"] for stage in stages if stage["stage"] == "split"] == [status]
     world["retain"]["match"] = "subset"
     with pytest.raises(ValueError, match=r"retain\.match: ByCluster's subsets are of the forget set alone"):
-        experiment.Experiment.model_validate(world)
+        schema.Experiment.model_validate(world)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import sys, json
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from spunge.recipe import experiment
+from spunge.recipe import reading
 from spunge.cli import standalone
 from spunge.rows.sources import Source
 from spunge.training import sharding
@@ -30,7 +30,7 @@ with sharding.launched("cpu"):
     for name, given in json.loads(settings).items():
         standalone.unlearn(
             model=model, forget={"": [Source(path=forget)]}, retain=[Source(path=retain)],
-            unlearner=experiment.validate(AnyUnlearner, given, "unlearn"), out=Path(out) / name, seed=1, device="cpu",
+            unlearner=reading.validate(AnyUnlearner, given, "unlearn"), out=Path(out) / name, seed=1, device="cpu",
             dtype=None, progress=lambda *what, **figures: None,
         )
 """

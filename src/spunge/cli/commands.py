@@ -25,7 +25,7 @@ from spunge.errors import RecipeError, SpungeError, redacted
 
 if TYPE_CHECKING:
     from spunge.cli.progress import Display
-    from spunge.recipe.experiment import Experiment
+    from spunge.recipe.schema import Experiment
     from spunge.rows.sources import Source
 
 app = typer.Typer(
@@ -224,11 +224,11 @@ def unlearn(
     quiet: Quiet = False,
 ) -> None:
     """Unlearns one forget set from a model, and writes the task vector."""
-    from spunge.recipe import experiment as recipes
+    from spunge.recipe import reading
     from spunge.unlearners import AnyUnlearner
 
     settings = _settings(words)
-    unlearner = recipes.validate(AnyUnlearner, {"method": method, **settings}, "unlearn")
+    unlearner = reading.validate(AnyUnlearner, {"method": method, **settings}, "unlearn")
     columns = {"text": text_column, "prompt": prompt_column, "response": response_column}
     topics, kept = _topics(forget, columns), _retained(retain or [], columns)
     from spunge.cli import standalone
@@ -258,12 +258,12 @@ def merge(
 ) -> None:
     """Merges variants of one base: task vectors, PEFT adapters or checkpoints."""
     from spunge.mergers import AnyMerger
-    from spunge.recipe import experiment as recipes
+    from spunge.recipe import reading
 
     settings, variants = _sorted(words)
     if not variants:
         raise RecipeError("nothing to merge: name at least one task-vector, adapter or checkpoint directory")
-    merger = recipes.validate(AnyMerger, {"method": method, **settings}, "merge")
+    merger = reading.validate(AnyMerger, {"method": method, **settings}, "merge")
     from spunge.cli import standalone
 
     with _watch(quiet) as display:
@@ -322,9 +322,9 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Asks a model, or model + task vector, the questions of a suite."""
-    from spunge.recipe import experiment as recipes
+    from spunge.recipe import reading
 
-    evaluators = recipes.read_suite(suite, words or [])
+    evaluators = reading.read_suite(suite, words or [])
     from spunge.cli import standalone
 
     with _watch(quiet) as display:
@@ -356,7 +356,7 @@ def finetune(
 ) -> None:
     """Trains a model to say some rows, such as a benchmark's fictional authors, and writes a checkpoint."""
     from spunge.cli import standalone
-    from spunge.recipe import experiment as recipes
+    from spunge.recipe import reading
     from spunge.training.settings import Tuning
 
     settings = _settings(words)
@@ -364,7 +364,7 @@ def finetune(
         standalone.finetune(
             model=model,
             sources=_sources(text, {"text": text_column, "prompt": prompt_column, "response": response_column}),
-            settings=recipes.validate(Tuning, {"lora": None, **settings}, "finetune"),
+            settings=reading.validate(Tuning, {"lora": None, **settings}, "finetune"),
             out=out,
             seed=seed,
             device=device,
@@ -393,7 +393,7 @@ def search(
 ) -> None:
     """Finds RMU's layer, steering coefficient and alpha for a model nobody has tuned it for, in short runs."""
     from spunge.cli import standalone
-    from spunge.recipe import experiment as recipes
+    from spunge.recipe import reading
     from spunge.unlearners import AdaptiveRMU
 
     settings = _settings(words)
@@ -406,7 +406,7 @@ def search(
             model=model,
             forget=_topics(forget, columns),
             retain=_retained(retain, columns),
-            settings=recipes.validate(AdaptiveRMU, {"layer": numbers[0], "max_steps": 40, **settings}, "search"),
+            settings=reading.validate(AdaptiveRMU, {"layer": numbers[0], "max_steps": 40, **settings}, "search"),
             layers=numbers,
             out=out,
             seed=seed,
@@ -438,11 +438,11 @@ def train_classifier(
     """Trains a small text classifier for toxicity where no published one can be had, and states its AUC."""
     from spunge.asking.train_classifier import ClassifierTraining, LabelledTexts
     from spunge.asking.train_classifier import train_classifier as train
-    from spunge.recipe import experiment as recipes
+    from spunge.recipe import reading
     from spunge.rows.sources import load_corpus
 
     given = _settings(words)
-    settings = recipes.validate(ClassifierTraining, given, "train-classifier")
+    settings = reading.validate(ClassifierTraining, given, "train-classifier")
     rows = load_corpus(_sources(text, {"text": text_column}))
     with _watch(quiet) as display:
         examples = LabelledTexts(rows.texts, rows.mask(label, label="--label"))
@@ -542,11 +542,11 @@ def gc(
 @app.command()
 def recipes() -> None:
     """Lists the recipes that ship with Spunge."""
-    from spunge.recipe import experiment
+    from spunge.recipe import reading, shipped
 
     table = Table("recipe", "method", "what it asks")
-    for name in experiment.shipped():
-        recipe = experiment.read(name)
+    for name in shipped.recipes():
+        recipe = reading.read(name)
         table.add_row(name, getattr(recipe.unlearn, "method", ""), recipe.description or "")
     screen.print(table)
 
@@ -554,9 +554,9 @@ def recipes() -> None:
 @app.command()
 def methods() -> None:
     """Lists every method with its settings and their defaults."""
-    from spunge.recipe import experiment
+    from spunge.recipe import schema
 
-    for title, kinds in experiment.methods().items():
+    for title, kinds in schema.methods().items():
         table = Table("method", "settings", title=title, title_justify="left")
         for name, kind in kinds.items():
             fields = (known.alias or field for field, known in kind.model_fields.items())
@@ -567,9 +567,9 @@ def methods() -> None:
 @app.command()
 def schema() -> None:
     """Prints the JSON Schema of a recipe, for editors."""
-    from spunge.recipe import experiment
+    from spunge.recipe import schema
 
-    typer.echo(json.dumps(experiment.schema(), indent=1, ensure_ascii=False))
+    typer.echo(json.dumps(schema.json_schema(), indent=1, ensure_ascii=False))
 
 
 def _sweep(recipe: str, words: Sequence[str] | None, sweep: Sequence[str], *, out: Path, **options: Any) -> None:
@@ -578,12 +578,12 @@ def _sweep(recipe: str, words: Sequence[str] | None, sweep: Sequence[str], *, ou
     All are on one store, so that only what a value changes is computed.
     """
     from spunge import report as reports
-    from spunge.recipe import experiment
+    from spunge.recipe import overrides
 
     axes, grid = [], []
     for word in sweep:
         key, equals, values = word.partition("=")
-        if not equals or not experiment.SETTING.match(word) or not all(values.split(",")):
+        if not equals or not overrides.is_setting(word) or not all(values.split(",")):
             raise RecipeError(f"--sweep {word!r}: write key=v1,v2, such as merge.density=0.1,0.2")
         if key.startswith("merge."):
             grid.append(f"{key}: [{values}]")
@@ -609,10 +609,10 @@ def _sweep(recipe: str, words: Sequence[str] | None, sweep: Sequence[str], *, ou
 
 
 def _read(recipe: str, words: Sequence[str] | None, seeds: int | None, offline_root: Path | None = None) -> Experiment:
-    from spunge.recipe import experiment, offline
+    from spunge.recipe import offline, reading
 
     settings = [*(words or []), *([f"seeds={list(range(seeds))}"] if seeds else [])]
-    read = experiment.read(recipe, settings)
+    read = reading.read(recipe, settings)
     return read if offline_root is None else offline.from_folder(read, offline_root)
 
 
@@ -633,11 +633,11 @@ def _check(experiment: Experiment) -> None:
 
 def _sorted(words: Sequence[str] | None) -> tuple[dict[str, Any], list[str]]:
     """Tells settings (key=value) from other words; `./a=b` is a path."""
-    from spunge.recipe import experiment
+    from spunge.recipe import overrides
 
-    settings = [word for word in words or [] if experiment.SETTING.match(word)]
-    others = [word for word in words or [] if not experiment.SETTING.match(word)]
-    return experiment.parse_settings(settings), others
+    settings = [word for word in words or [] if overrides.is_setting(word)]
+    others = [word for word in words or [] if not overrides.is_setting(word)]
+    return overrides.parse(settings), others
 
 
 def _settings(words: Sequence[str] | None) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from spunge.errors import ArtifactError, SpungeError
 from spunge.foretell import sizes
-from spunge.recipe import experiment as recipe
-from spunge.recipe.experiment import Experiment
+from spunge.recipe import reading
+from spunge.recipe.schema import Experiment
 from spunge.run.executors.planned import Planned
 from spunge.run.flow import flow
 from spunge.run.pipeline import choose_device
@@ -76,7 +76,7 @@ def needed(out: str | Path) -> dict[str, list[str]]:
         except (OSError, ValueError, KeyError, TypeError):
             keys = None
         try:
-            keys = [step["key"] for step in plan(recipe.read(file), out=out)] if keys is None else keys
+            keys = [step["key"] for step in plan(reading.read(file), out=out)] if keys is None else keys
         except SpungeError as error:
             raise ArtifactError(
                 f"{directory}: this run has not ended, and what it needs cannot be told ({error}); "

@@ -11,7 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from spunge.recipe import offline
-from spunge.recipe.experiment import Experiment
+from spunge.recipe.schema import Experiment
 from spunge.rows.sources import Source, locate
 from spunge.weights.language_model import LanguageModel
 
@@ -42,7 +42,7 @@ def of(experiment: Experiment) -> Requirements:
     known = _known()
     rows: dict[tuple[str, str], tuple[str, str, str, str, str]] = {}
     fetched, missing = 0.0, 0
-    for each in offline.taken(experiment):
+    for each in offline.hub_references(experiment):
         kind, name = ("data", each.path) if isinstance(each, Source) else ("model", each.id)
         size = _size(known, kind, name)
         gated = known["data" if kind == "data" else "models"].get(name, {}).get("gated", False)

@@ -20,7 +20,7 @@ from torch import nn
 
 from spunge.errors import DataError
 from spunge.interfaces import Evaluator, Generation
-from spunge.recipe.experiment import overridden
+from spunge.recipe.schema import overridden
 from spunge.rows.items import load_items
 from spunge.rows.sources import Corpus
 from spunge.run.executors import Task

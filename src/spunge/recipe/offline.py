@@ -30,7 +30,7 @@ def from_folder(settings: S, root: Path) -> S:
     return _rewritten(settings, root)
 
 
-def taken(value: Any) -> Iterator[Any]:
+def hub_references(value: Any) -> Iterator[Any]:
     """Yields every source and model of the hub that settings name, in order, as often as they do."""
     if isinstance(value, Source):
         if is_hub_id(value.path):
@@ -44,7 +44,7 @@ def taken(value: Any) -> Iterator[Any]:
         value = list(value.values())
     if isinstance(value, list | tuple):
         for part in value:
-            yield from taken(part)
+            yield from hub_references(part)
 
 
 def is_model(value: Any) -> bool:
@@ -52,7 +52,7 @@ def is_model(value: Any) -> bool:
     return isinstance(value, Settings) and {"id", "revision"} <= type(value).model_fields.keys()
 
 
-def place(source: Source) -> str:
+def stem(source: Source) -> str:
     """Returns where a split of a data set lies below the folder, without its suffix."""
     return "/".join(filter(None, (source.path, source.name, source.split)))
 
@@ -66,8 +66,8 @@ def _rewritten(value: Any, root: Path) -> Any:
             changed |= _model(changed["id"], root)
         if "offline_root" in changed:
             changed["offline_root"] = str(root)
-        known = {name: part for name, part in changed.items() if part is not getattr(value, name)}
-        return value.model_copy(update=known)
+        update = {name: part for name, part in changed.items() if part is not getattr(value, name)}
+        return value.model_copy(update=update)
     if isinstance(value, Mapping):
         return {name: _rewritten(part, root) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -86,9 +86,9 @@ def _model(name: str, root: Path) -> dict[str, Any]:
 def _source(source: Source, root: Path) -> Source:
     if locate(source.path).exists():
         return source
-    stem = place(source) if is_hub_id(source.path) else source.path
+    name = stem(source) if is_hub_id(source.path) else source.path
     for suffix in SUFFIXES if is_hub_id(source.path) else ("",):
-        if (file := root / f"{stem}{suffix}").is_file():
+        if (file := root / f"{name}{suffix}").is_file():
             return source.model_copy(update={"path": str(file), "name": None, "split": "train", "revision": None})
-    wanted = f"{stem}.jsonl" if is_hub_id(source.path) else stem
+    wanted = f"{name}.jsonl" if is_hub_id(source.path) else name
     raise DataError(f"{root / wanted}: no such file; put the split {source.split!r} of {source.path} there")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from spunge.recipe.experiment import Experiment
+from spunge.recipe.schema import Experiment
 from spunge.run import steps
 from spunge.run.executors import Executor
 from spunge.run.journal import Outcome

@@ -13,7 +13,7 @@ from typing import Any
 
 from spunge.errors import redacted
 from spunge.files import replace_text
-from spunge.recipe.experiment import Experiment
+from spunge.recipe.schema import Experiment
 from spunge.report.artifacts import FORMAT
 from spunge.report.results import RIVALS
 from spunge.run import sweep

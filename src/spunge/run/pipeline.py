@@ -13,8 +13,8 @@ from spunge import report
 from spunge.errors import ArtifactError, RecipeError, first_line, redacted
 from spunge.files import locked, replace_text, replaced
 from spunge.interfaces import Progress, silent
-from spunge.recipe import experiment as recipe
-from spunge.recipe.experiment import Experiment
+from spunge.recipe import reading
+from spunge.recipe.schema import Experiment
 from spunge.run.executors.cluster import Cluster
 from spunge.run.executors.local import Local
 from spunge.run.executors.planned import Planned
@@ -67,7 +67,7 @@ def run(
     flow(experiment, rows, planned)  # what is wrong is found before anything is written
     directory = Path(out) / experiment.name
     with locked(directory, "another run is at work there; wait for it, or give another --out"), store.held():
-        replace_text(directory / "recipe.yaml", redacted(recipe.dump(experiment)))
+        replace_text(directory / "recipe.yaml", redacted(reading.dump(experiment)))
         journal = Journal(directory, experiment, device, command, listener)
         if executor == "local":
             where = Local(store, slots(device, jobs), progress, journal.note)

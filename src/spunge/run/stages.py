@@ -25,7 +25,7 @@ from spunge.interfaces import (
     Work,
     scale_of,
 )
-from spunge.recipe.experiment import overridden
+from spunge.recipe.schema import overridden
 from spunge.rows.items import ItemTable, mean_values
 from spunge.rows.sources import Corpus
 from spunge.run.identity import digest, identity

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from spunge.interfaces import RETAIN, Merger, scale_of
-from spunge.recipe.experiment import Experiment
+from spunge.recipe.schema import Experiment
 from spunge.rows.sources import SUBSET, Corpus
 from spunge.run import sweep
 from spunge.run.executors import Executor

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from spunge.errors import DataError, RecipeError
 from spunge.interfaces import RETAIN, Splitter
-from spunge.recipe.experiment import Experiment, ForgetSet
+from spunge.recipe.schema import Experiment, ForgetSet
 from spunge.rows.sources import Corpus, concatenate, load_corpus
 from spunge.run import sweep
 from spunge.run.store import Artifact, derived_seed

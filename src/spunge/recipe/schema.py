@@ -1,0 +1,245 @@
+"""The recipe: one experiment as settings, what its parts are and which of them fit together; torch-free."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, WrapValidator, field_validator, model_validator
+
+from spunge.evaluators import AnyEvaluator
+from spunge.interfaces import Evaluator, Merger, Splitter, Unlearner
+from spunge.mergers import AnyMerger
+from spunge.recipe.mistakes import in_settings, models, tag
+from spunge.recipe.paths import dotted
+from spunge.rows.sources import Source
+from spunge.settings import Settings
+from spunge.splitters import AnySplitter
+from spunge.unlearners import AnyUnlearner
+from spunge.weights.language_model import LanguageModel
+
+M = TypeVar("M", bound=Settings)
+
+
+class _FromOutside:
+    """Lets a recipe name a class out of tree: `method: package.module:Class`. Its code runs, as any import does."""
+
+    def __init__(self, kind: type[Settings], discriminator: str) -> None:
+        self.kind = kind
+        self.discriminator = discriminator
+
+    def __call__(self, value: Any, validate_shipped: Any) -> Any:
+        if isinstance(value, self.kind):
+            return value
+        target = value.get(self.discriminator) if isinstance(value, Mapping) else None
+        if not (isinstance(target, str) and ":" in target):
+            return validate_shipped(value)
+        module, _, name = target.partition(":")
+        try:
+            method = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"{target!r} cannot be imported: {error}") from error
+        if not (isinstance(method, type) and issubclass(method, self.kind)):
+            raise ValueError(f"{target!r} is not a class derived from {self.kind.__name__}")
+        return method.model_validate({key: part for key, part in value.items() if key != self.discriminator})
+
+
+AnySplit = Annotated[SerializeAsAny[AnySplitter], WrapValidator(_FromOutside(Splitter, "by"))]
+AnyUnlearn = Annotated[SerializeAsAny[AnyUnlearner], WrapValidator(_FromOutside(Unlearner, "method"))]
+AnyMerge = Annotated[SerializeAsAny[AnyMerger], WrapValidator(_FromOutside(Merger, "method"))]
+AnyEvaluate = Annotated[SerializeAsAny[AnyEvaluator], WrapValidator(_FromOutside(Evaluator, "method"))]
+
+
+class ForgetSet(Settings):
+    """What must go, and the processing that each subset goes through after the split (P in the paper's Algorithm 1)."""
+
+    sources: list[Source] = Field(min_length=1)
+    """Where the rows come from."""
+    where: str | None = None
+    """Keep only rows for which this polars SQL expression is true, such as `toxicity_human >= 3`."""
+    sample: int | None = Field(default=None, ge=1)
+    """Draw so many rows of each subset at random, by the seed."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Keep at most the first so many rows of each subset."""
+
+
+class RetainSet(Settings):
+    """What must stay."""
+
+    sources: list[Source] = Field(min_length=1)
+    """Where the rows come from."""
+    match: Literal["subset"] | None = None
+    """`subset`: each subset retains only the retain rows that the same split puts into it; null: all of them."""
+
+
+class Joint(Settings):
+    """The joint baseline: the same method on the whole forget set."""
+
+    data: Literal["union", "all"] = "union"
+    """`union`: the subsets' rows after processing; `all`: the whole forget set after processing."""
+    overrides: dict[str, Any] = {}
+    """Fields of `unlearn` with other values for this baseline; null resets one to its default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "overrides" in value:
+            return value
+        return {
+            "data": value.get("data", "union"),
+            "overrides": {name: part for name, part in value.items() if name != "data"},
+        }
+
+
+class Experiment(Settings):
+    """One experiment: what to forget, how to split it, how to unlearn, merge and evaluate."""
+
+    name: str
+    """The name of its directory under the runs root."""
+    description: str | None = None
+    """What the experiment asks, in a sentence."""
+    model: LanguageModel
+    """The base model."""
+    forget: ForgetSet
+    """What must go."""
+    retain: RetainSet | None = None
+    """What must stay, for the methods that hold on to it while they unlearn."""
+    split: AnySplit
+    """How the forget set is split into subsets."""
+    unlearn: AnyUnlearn
+    """The method that unlearns each subset."""
+    joint: Joint = Joint()
+    """The joint baseline's own data and settings."""
+    subsets: dict[str, dict[str, Any]] = {}
+    """Subset name → fields of `unlearn` with other values for it; null resets one to its default."""
+    merge: AnyMerge
+    """How the unlearned models become one."""
+    sweep: dict[str, list[Any]] = {}
+    """`merge.density: [0.1, 0.2]` and so on: every combination is merged and evaluated on the validation part of the
+    items, and the best goes into the tables, which are of the other items; λ is also tried on the joint baselines."""
+    evaluate: list[AnyEvaluate] = Field(min_length=1)
+    """What every variant is asked."""
+    controls: list[Literal["joint", "joint_equal_steps", "sequential", "random_split"]] = [
+        "joint",
+        "joint_equal_steps",
+        "random_split",
+    ]
+    """The baselines that decide whether splitting helped: see docs/architecture.md."""
+    seeds: list[int] = Field(default=[0], min_length=1)
+    """Everything is run once for each seed."""
+
+    @field_validator("name")
+    @classmethod
+    def _safe_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise ValueError("must be letters, digits, '.', '_' and '-' (at most 100): it names a directory")
+        if name == "store":
+            raise ValueError("is the store's own directory: choose another")
+        return name
+
+    @field_validator("evaluate")
+    @classmethod
+    def _distinct_suites(cls, evaluators: list[Evaluator]) -> list[Evaluator]:
+        name, count = Counter(evaluator.suite for evaluator in evaluators).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"suite {name!r} is named twice: give each its own name")
+        return evaluators
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct_seeds(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is named twice")
+        return seeds
+
+    @model_validator(mode="after")
+    def _subsets_can_be_matched(self) -> Experiment:
+        if self.retain is not None and self.retain.match and not self.split.comparable:
+            raise ValueError(f"retain.match: {type(self.split).__name__}'s subsets are of the forget set alone")
+        return self
+
+    @model_validator(mode="after")
+    def _overrides_hold(self) -> Experiment:
+        _overridden(self.unlearn, self.joint.overrides, "joint")
+        for subset, fields in self.subsets.items():
+            _overridden(self.unlearn, fields, dotted(["subsets", subset]))
+        if self.merge.needs().grams and self.retain is None:
+            raise ValueError(f"merge: {type(self.merge).__name__} fits the retain set as well: say where `retain` is")
+        return self
+
+    @model_validator(mode="after")
+    def _sweep_holds(self) -> Experiment:
+        if not self.sweep:
+            return self
+        for name, values in self.sweep.items():
+            if not name.startswith("merge.") or not values:
+                raise ValueError(f"sweep.{name}: write merge.<setting>: [value, …]; nothing else is swept in one run")
+            if len({json.dumps(value, sort_keys=True) for value in values}) < len(values):
+                raise ValueError(f"sweep.{name}: a value is named twice")
+        _ = self.grid  # every combination must be a merger
+        parted = [evaluator for evaluator in self.evaluate if "part" in type(evaluator).model_fields]
+        if {evaluator.goal for evaluator in parted} != {"forget", "retain"}:
+            raise ValueError(
+                "sweep: picks between forgetting and retaining, so it needs a suite of each goal whose items have parts"
+            )
+        if any(getattr(evaluator, "part") == "validation" for evaluator in parted):  # noqa: B009
+            raise ValueError("sweep: the validation part is what it picks on: leave `part` of the suites alone")
+        return self
+
+    @property
+    def grid(self) -> list[tuple[dict[str, Any], Merger]]:
+        """Every combination of the sweep's values, with its merger; without a sweep the recipe's own merger alone."""
+        points = [dict(zip(self.sweep, values, strict=True)) for values in itertools.product(*self.sweep.values())]
+        return [
+            (point, _overridden(self.merge, {k.removeprefix("merge."): v for k, v in point.items()}, "merge"))
+            for point in points
+        ]
+
+    @property
+    def joint_unlearner(self) -> Unlearner:
+        """The joint baseline's method."""
+        return _overridden(self.unlearn, self.joint.overrides, "joint")
+
+    def subset_unlearner(self, subset: str) -> Unlearner:
+        """Returns the method for one subset."""
+        return _overridden(self.unlearn, self.subsets.get(subset, {}), dotted(["subsets", subset]))
+
+
+class Suite(Settings):
+    """What `spunge evaluate` asks."""
+
+    evaluate: list[AnyEvaluate] = Field(min_length=1)
+    """What the model is asked."""
+
+
+def overridden(method: Settings, fields: Mapping[str, Any]) -> Any:
+    """Returns a method with some fields replaced, validated as a whole; null resets a field to its default."""
+    before = method.model_dump(by_alias=True, exclude_unset=True)  # a null of its own (`lora: null`) stays
+    reset = {name for name, value in fields.items() if value is None}
+    after = {**before, **fields}
+    return type(method).model_validate({name: value for name, value in after.items() if name not in reset})
+
+
+def _overridden(method: M, fields: Mapping[str, Any], section: str) -> M:
+    if "method" in fields:
+        raise ValueError(f"{section}.method: an override cannot change the method")
+    try:
+        return overridden(method, fields)
+    except ValidationError as error:
+        raise ValueError(in_settings(error, fields, section, type(method))) from error
+
+
+def json_schema() -> dict[str, Any]:
+    """Returns the JSON Schema of a recipe, with the documentation of every setting."""
+    return Experiment.model_json_schema()
+
+
+def methods() -> dict[str, dict[str, type[BaseModel]]]:
+    """Returns every method that ships with Spunge: kind → name → settings class."""
+    unions = {"split": AnySplitter, "unlearn": AnyUnlearner, "merge": AnyMerger, "evaluate": AnyEvaluator}
+    return {title: {str(tag(kind)): kind for kind in models(union)} for title, union in unions.items()}
