@@ -1,0 +1,108 @@
+"""The λ at which a variant has done a stated damage, so that variants are compared at the same.
+
+At a λ of its own choice each variant trades what must go against what must stay somewhere else, and "kept less" may
+only mean that it chose a larger λ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isinf, isnan, sqrt
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Match:
+    """Where on a line of λ a budget of damage is spent."""
+
+    budget: float
+    scale: float
+    """The λ; where the budget was not matched, of the last point below it."""
+    damage: float
+    """What was measured there."""
+    status: Literal["matched", "stepped", "unreached"]
+    """`matched`: within the tolerance below the budget. `stepped`: the damage jumps over it. `unreached`: no λ that was
+    tried does so much."""
+
+
+def match(
+    damage_at: Callable[[float], float],
+    budgets: Sequence[float],
+    *,
+    longest: float = 8.0,
+    tolerance: float = 0.05,
+    finest: float = 1e-3,
+) -> tuple[list[Match], dict[float, float]]:
+    """Finds for each budget the λ whose damage lies within the tolerance below it.
+
+    Every λ is asked once and serves all budgets. The damage is taken to be 0 at λ = 0, and over budget for good once it
+    is: of several crossings the lowest that was met counts, which is the safe one.
+
+    Args:
+        damage_at: The damage of a λ; infinite where nothing is left, never nan.
+        budgets: All above 0.
+        longest: The largest λ to try.
+        tolerance: 0.05 takes damages of 0.95 to 1 times the budget.
+        finest: λ nearer together than this share are one step.
+
+    Returns:
+        The matches, in the order of the budgets; every λ that was asked with its damage, for the curve.
+
+    Raises:
+        ValueError: A budget is not above 0, or a damage is nan.
+    """
+    if not all(budget > 0 for budget in budgets):
+        raise ValueError(f"budgets above 0 are needed, not {list(budgets)}")
+    line = {0.0: 0.0}
+
+    def ask(scale: float) -> float:
+        if scale not in line:
+            line[scale] = damage_at(scale)
+            if isnan(line[scale]):
+                raise ValueError(f"the damage at λ = {scale:g} is not a number")
+        return line[scale]
+
+    by_budget = {budget: _match(ask, line, budget, longest, tolerance, finest) for budget in sorted(budgets)}
+    return [by_budget[budget] for budget in budgets], dict(sorted(line.items()))
+
+
+def _match(
+    ask: Callable[[float], float],
+    line: dict[float, float],
+    budget: float,
+    longest: float,
+    tolerance: float,
+    finest: float,
+) -> Match:
+    """Widens until the budget is passed, then narrows until it is met."""
+    scale = min(1.0, longest)
+    while ask(scale) <= budget and scale < longest:
+        scale = min(2 * scale, longest)
+    middle = (1 - tolerance / 2) * budget
+    halve = False
+    while True:
+        low, high = _bracket(line, budget)
+        if line[low] >= (1 - tolerance) * budget:
+            return Match(budget, low, line[low], "matched")
+        if high is None:
+            return Match(budget, low, line[low], "unreached")
+        if high - low <= finest * high:
+            return Match(budget, low, line[low], "stepped")
+        # A divergence grows as λ², so its root is nearly a line; every other step halves, lest one end never moves.
+        below, above = sqrt(line[low]), sqrt(line[high])
+        share = 0.5 if halve or isinf(above) else (sqrt(middle) - below) / (above - below)
+        # Never nearer to an end than a tenth of the finest step, or a jump would be asked for ever.
+        share = min(max(share, 0.1 * finest), 1 - 0.1 * finest)
+        halve = not halve
+        ask(low + share * (high - low))
+
+
+def _bracket(line: dict[float, float], budget: float) -> tuple[float, float | None]:
+    """Returns the neighbours between which the budget is passed first; no upper one where it is not."""
+    low = 0.0
+    for scale in sorted(line):
+        if line[scale] > budget:
+            return low, scale
+        low = scale
+    return low, None
