@@ -11,7 +11,16 @@ import pytest
 
 from spunge import files
 from spunge.errors import ArtifactError
-from spunge.files import is_locked, locked, new_directory, replace_text, replaced, why_unwritable
+from spunge.files import (
+    format_bytes,
+    format_duration,
+    is_locked,
+    locked,
+    new_directory,
+    replace_text,
+    replaced,
+    why_unwritable,
+)
 
 
 def test_a_file_is_on_the_disk_before_its_name_and_the_name_before_the_writer_goes_on(
@@ -85,3 +94,22 @@ def test_a_library_that_meets_a_full_disk_is_told_like_any_other(tmp_path: Path)
     with pytest.raises(ArtifactError, match="table: cannot be written: No space"), replaced(tmp_path / "table"):
         raise RuntimeError("parquet: No space left on device (os error 28)")
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "?"), (0, "0.0 s"), (0.0123, "0.01 s"), (12.34, "12.3 s"), (59.96, "1 min 00 s"), (65, "1 min 05 s"),
+        (3599.6, "1 h 00 min"), (7445, "2 h 04 min"), (86380, "1 d 00 h"), (360_000, "4 d 04 h"),
+    ],
+)  # fmt: skip
+def test_durations(seconds: float | None, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (10_000, "10 KiB"), (5e6, "4.8 MiB"), (4.5e8, "429 MiB"), (2**30, "1.0 GiB")],
+)
+def test_sizes(size: float, text: str) -> None:
+    assert format_bytes(size) == text

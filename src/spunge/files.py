@@ -228,9 +228,25 @@ def digest_of(file: Path) -> dict[str, Any]:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
-def format_bytes(size: int) -> str:
-    """Returns a number of bytes for people."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.{0 if size >= 2**23 else 1}f} MiB"
+def format_bytes(size: float) -> str:
+    """Returns a number of bytes for people: `512 B`, `12 KiB`, `3.4 MiB`, `1.2 GiB`."""
+    for unit, length in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= length:
+            return f"{size / length:.{0 if size >= 8 * length and unit != 'GiB' else 1}f} {unit}"
+    return f"{size:.0f} B"
+
+
+def format_duration(seconds: float | None) -> str:
+    """Returns a duration for people: `0.05 s`, `12.3 s`, `4 min 05 s`, `2 h 04 min`, `3 d 01 h`; `?` for None."""
+    if seconds is None:
+        return "?"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s" if seconds >= 1 or not seconds else f"{seconds:.1g} s"
+    unit, part, length = (
+        ("min", "s", 1) if seconds < 3599.5 else ("h", "min", 60) if seconds < 86370 else ("d", "h", 3600)
+    )
+    whole, rest = divmod(round(seconds / length), 24 if unit == "d" else 60)
+    return f"{whole} {unit} {rest:02} {part}"
 
 
 def unique_name() -> str:

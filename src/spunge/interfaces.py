@@ -75,12 +75,20 @@ class LoadedVariant:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a task will take, known before any weight is read; None where nobody knows."""
+    """What a piece of work will take, known before any weight is read; None where nobody knows.
+
+    Every method answers `forecast()` beside its verb; `spunge.foretell` turns operations into seconds, adds up, and
+    compares with what the machine has.
+    """
 
     memory: int | None = None
     """Bytes on the device at once, at the worst moment."""
     disk: int | None = None
     """Bytes of what it leaves in the store."""
+    operations: float | None = None
+    """Floating-point operations."""
+    changed: int | None = None
+    """Numbers of the base that it changes, as dense matrices: what a merger is given."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """Subject → what else to know. A later task's note on a subject stands for the earlier ones too."""
 
@@ -106,6 +114,10 @@ class Splitter(Settings):
     @abstractmethod
     def split(self, forget: Corpus, base: LanguageModel, work: Work) -> list[tuple[str, ...]]:
         """Returns the names of every row's subsets; `()` for a row in none."""
+
+    def forecast(self, forget: Corpus, base: LanguageModel) -> Forecast:
+        """Says what `split` with these arguments takes; by default as little as looking at columns does."""
+        return Forecast(memory=0, disk=0, operations=0.0)
 
 
 class Unlearner(Settings):
@@ -137,9 +149,7 @@ class Unlearner(Settings):
         Raises:
             SpungeError: Something is wrong that can be known already.
         """
-        if self.needs_retain and (retain is None or not len(retain)):
-            method = getattr(self, "method", type(self).__name__)
-            raise DataError(f"{method} needs a retain set, and there is none; give one, or set alpha=0 if it has alpha")
+        require_retain(self, retain)
         return Forecast()
 
     def joins(self, forget: Corpus) -> bool:
@@ -214,6 +224,15 @@ class Merger(Settings):
             The merged delta in the shape of one variant's, λ not yet applied.
         """
 
+    def forecast(self, changed: Sequence[int]) -> Forecast:
+        """Says what merging variants takes, for so many numbers that each of them changes.
+
+        Thresholds are found and blocks combined piece by piece: what lies in memory does not grow with the model.
+        """
+        numbers = max(changed, default=0)
+        operations = 20.0 * numbers * len(changed)
+        return Forecast(memory=2**27, disk=4 * numbers, operations=operations, changed=numbers)
+
 
 class Generation(Settings):
     """What a variant is asked to write, for scorers to read: kept by itself, so that another scorer writes nothing."""
@@ -225,6 +244,10 @@ class Generation(Settings):
             SpungeError: It cannot.
         """
 
+    def forecast(self, base: LanguageModel) -> Forecast:
+        """Says what `generate` takes with this base model."""
+        return Forecast()
+
     @abstractmethod
     def generate(self, base: LanguageModel, change: TaskVector | None, work: Work) -> pl.DataFrame:
         """Returns one row a prompt, in the order of the prompts, of base + change."""
@@ -235,6 +258,10 @@ class Scorer(Settings):
 
     stage: ClassVar[str]
     """The store's name for this kind of work."""
+
+    def forecast(self, generation: Generation) -> Forecast:
+        """Says what `score` takes for what this generation writes."""
+        return Forecast()
 
     @abstractmethod
     def score(self, written: pl.DataFrame, work: Work) -> pl.DataFrame:
@@ -269,6 +296,10 @@ class Evaluator(Settings):
             SpungeError: A source, a column, a row or a package is missing.
         """
 
+    def forecast(self, base: LanguageModel) -> Forecast:
+        """Says what `evaluate` takes with a variant of this base model."""
+        return Forecast()
+
     @property
     def generation(self) -> Generation | None:
         """What the variant writes first; None where it is asked directly."""
@@ -286,6 +317,17 @@ class Evaluator(Settings):
     def gather(self, written: pl.DataFrame, scores: Sequence[pl.DataFrame]) -> ItemTable:
         """Returns what `evaluate` would, from what its generation and each of its scorers found."""
         raise NotImplementedError(f"{type(self).__name__} asks a variant directly")
+
+
+def require_retain(method: Any, retain: Corpus | None) -> None:
+    """Refuses to unlearn without a retain set, where the method's `needs_retain` says so.
+
+    Raises:
+        DataError: There is none, or it is empty.
+    """
+    if getattr(method, "needs_retain", False) and (retain is None or not len(retain)):
+        name = getattr(method, "method", type(method).__name__)
+        raise DataError(f"{name} needs a retain set, and there is none; give one, or set alpha=0 if it has alpha")
 
 
 def scale_of(unlearner: Unlearner) -> float:

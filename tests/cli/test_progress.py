@@ -143,8 +143,3 @@ def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         display.event("planned", {"steps": STEPS})
         display.step("unlearn joint", 1, 2)
     assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(None, "?"), (0.04, "0.0 s"), (65, "1:05"), (7445, "2:04:05")])
-def test_durations(seconds: float | None, text: str) -> None:
-    assert progress.clock(seconds) == text

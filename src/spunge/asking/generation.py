@@ -14,8 +14,9 @@ from spunge.asking import by_vllm
 from spunge.asking.batching import Batching
 from spunge.asking.by_vllm import VllmEngine
 from spunge.asking.encoding import Ids, context_window, encode, end_tokens, stated_window
+from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError, MissingExtra
-from spunge.interfaces import Generation, Work
+from spunge.interfaces import Forecast, Generation, Work
 from spunge.rows.items import Part, load_items
 from spunge.rows.sources import Source
 
@@ -92,6 +93,10 @@ class Completions(Generation):
         window = stated_window(base.config())
         if window is not None:
             room_for_prompts(window, self.max_new_tokens)
+
+    def forecast(self, base: LanguageModel) -> Forecast:
+        """Says what writing takes."""
+        return forecast_asking(base, self.prompts(), batch_size=self.batch_size, written=self.max_new_tokens)
 
     def generate(self, base: LanguageModel, change: TaskVector | None, work: Work) -> pl.DataFrame:
         """Returns the completions of base + change, one row each; `read_completions` reads them back.

@@ -130,9 +130,7 @@ def run(
     device: Device = "auto",
     dtype: Dtype = None,
     offline_root: OfflineRoot = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Say what would be fetched, disk, memory and time, and run nothing.")
-    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Do what `spunge plan` does, and run nothing.")] = False,
     track: Track = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -149,7 +147,7 @@ def run(
         raise RecipeError("torchrun is for one job on several devices, unlearn or finetune: run a recipe without it")
     experiment = _read(recipe, words, seeds, offline_root)
     if check:
-        _check(experiment)
+        plan(recipe, words, out=out, seeds=seeds, offline_root=offline_root, device=device)
         return
     from spunge.run import pipeline
 
@@ -180,9 +178,17 @@ def plan(
         float | None, typer.Option("--memory", min=0, help="Plan for a device with so many GB, not for this one.")
     ] = None,
 ) -> None:
-    """Says what a run would compute or reuse and why, what each task takes, and what would not fit."""
+    """Says what a run would fetch, compute or reuse and why, what each task takes, and what would not fit."""
     experiment = _read(recipe, words, seeds, offline_root)
-    from spunge.files import format_bytes
+    from spunge.files import format_bytes, format_duration
+    from spunge.foretell.fetching import to_fetch
+
+    fetches = to_fetch(experiment)
+    for fetch in fetches:  # before anything is: a plan itself needs the rows and the model's configuration
+        size = "unknown size" if fetch.bytes is None else format_bytes(fetch.bytes)
+        screen.print(
+            f"to fetch: {fetch.kind} {fetch.name}, {', '.join(filter(None, (size, fetch.note)))}", soft_wrap=True
+        )
     from spunge.foretell import plan as planning
 
     room = None if memory is None else int(memory * 1e9)
@@ -191,7 +197,7 @@ def plan(
     for step in steps:
         why = "; ".join(step["why"][:4]) + (" …" if len(step["why"]) > 4 else "")
         figures = ("" if step[figure] is None else format_bytes(step[figure]) for figure in ("memory", "disk"))
-        time = "" if step["seconds"] is None else _duration(step["seconds"])
+        time = "" if step["seconds"] is None else format_duration(step["seconds"])
         table.add_row(step["stage"], step["name"], str(step["seed"]), step["status"], *figures, time, why)
     screen.print(table)
     for subject, note in {subject: note for step in steps for subject, note in step["notes"].items()}.items():
@@ -200,10 +206,16 @@ def plan(
         if step["advice"]:
             screen.print(f"{step['stage']} {step['name']}: {step['advice']}", soft_wrap=True)
     computed = [step for step in steps if step["status"] == "computed"]
-    screen.print(f"{len(computed)} of {len(steps)} stages would be computed, {len(steps) - len(computed)} reused")
     if computed:
+        fetched = sum(fetch.bytes or 0 for fetch in fetches)
+        most = max((step["memory"] or 0 for step in computed), default=0)
         disk, seconds = (sum(step[figure] or 0 for step in computed) for figure in ("disk", "seconds"))
-        screen.print(f"estimated in all: {format_bytes(disk)} on the disk, {_duration(seconds)} one after the other")
+        screen.print(
+            f"estimated in all: {format_bytes(fetched)} to fetch, {format_bytes(disk)} on the disk, "
+            f"{format_bytes(most)} of memory at once, {format_duration(seconds)} one after the other",
+            soft_wrap=True,
+        )
+    screen.print(f"{len(computed)} of {len(steps)} stages would be computed, {len(steps) - len(computed)} reused")
 
 
 @app.command()
@@ -480,7 +492,7 @@ def compare(
 def list_store(out: Out = Path("runs")) -> None:
     """Lists every artifact: its stage, key and size, when it was made, in how long, and for which runs."""
     from spunge.errors import ArtifactError
-    from spunge.files import size_of
+    from spunge.files import format_bytes, size_of
     from spunge.foretell import plan as planning
     from spunge.run.store import Store
 
@@ -493,13 +505,13 @@ def list_store(out: Out = Path("runs")) -> None:
     total = count = 0
     for artifact in Store(out / "store").contents():
         used, made = size_of(artifact.path), datetime.fromtimestamp(artifact.path.stat().st_mtime)
-        shown = (_bytes(used), f"{made:%Y-%m-%d %H:%M}", str(artifact.manifest.get("seconds", "")))
+        shown = (format_bytes(used), f"{made:%Y-%m-%d %H:%M}", str(artifact.manifest.get("seconds", "")))
         table.add_row(
             artifact.path.parent.name, artifact.path.name, *shown, ", ".join(runs.get(artifact.path.name, []))
         )
         total, count = total + used, count + 1
     screen.print(table)
-    screen.print(f"{count} artifacts, {_bytes(total)}")
+    screen.print(f"{count} artifacts, {format_bytes(total)}")
 
 
 @store.command()
@@ -523,7 +535,7 @@ def gc(
     delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this, only say what would go.")] = False,
 ) -> None:
     """Says what no run under the runs root refers to, and what broken attempts left; with --delete, removes it."""
-    from spunge.files import size_of
+    from spunge.files import format_bytes, size_of
     from spunge.foretell import plan as planning
     from spunge.run.store import Store
 
@@ -533,10 +545,10 @@ def gc(
         for path in store.superfluous(planning.needed(out)):
             used = size_of(path)
             total, count = total + used, count + 1
-            screen.print(f"{_bytes(used):>9}  {path}", soft_wrap=True)
+            screen.print(f"{format_bytes(used):>9}  {path}", soft_wrap=True)
             if delete:
                 store.delete(path)
-    screen.print(f"{count} {'removed' if delete else 'to remove with --delete'}, {_bytes(total)}")
+    screen.print(f"{count} {'removed' if delete else 'to remove with --delete'}, {format_bytes(total)}")
 
 
 @app.command()
@@ -616,21 +628,6 @@ def _read(recipe: str, words: Sequence[str] | None, seeds: int | None, offline_r
     return read if offline_root is None else offline.from_folder(read, offline_root)
 
 
-def _check(experiment: Experiment) -> None:
-    """Shows what an experiment needs."""
-    from spunge.foretell import requirements
-
-    needed = requirements.of(experiment)
-    table = Table()
-    for name in ("kind", "what", "where", "size", "note"):
-        table.add_column(name, overflow="fold")
-    for row in needed.rows:
-        table.add_row(*row)
-    screen.print(table)
-    for line in needed.lines:
-        screen.print(line, soft_wrap=True)
-
-
 def _sorted(words: Sequence[str] | None) -> tuple[dict[str, Any], list[str]]:
     """Tells settings (key=value) from other words; `./a=b` is a path."""
     from spunge.recipe import overrides
@@ -682,21 +679,6 @@ def _named(word: str) -> tuple[str, str]:
     if not path:
         raise RecipeError(f"--forget {word!r}: no file after the name")
     return name, path
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.2g} {unit}" if seconds < 100 * length else f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.2g} s"
 
 
 def _dtype(dtype: str | None) -> str | None:

@@ -17,6 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from spunge.files import format_duration
+
 STAGES = ("split", "unlearn", "merge", "generate", "classify", "judge", "evaluate")
 """In the order of the flow."""
 
@@ -119,7 +121,7 @@ class Lines(Display):
             self._say(f"{what}: begun")
         elif time.monotonic() - task.told >= HEARTBEAT:
             task.done, task.total, task.told = done, total, time.monotonic()
-            left = f"about {clock(task.left)} left" if task.left is not None else ""
+            left = f"about {format_duration(task.left)} left" if task.left is not None else ""
             self._say(f"{what}: " + ", ".join(filter(None, [f"{done} of {total}", left, told(figures)])))
 
     def event(self, kind: str, content: Mapping[str, Any], /) -> None:
@@ -132,7 +134,7 @@ class Lines(Display):
             self._ended += 1
             name = label(content)
             self._running.pop(name, None)
-            took = "from the store" if content["status"] == "reused" else clock(content["seconds"] or 0.0)
+            took = "from the store" if content["status"] == "reused" else format_duration(content["seconds"] or 0.0)
             place = f"{self._ended} of {max(self._planned, self._ended)}"
             self._say(f"{name}: " + ", ".join(filter(None, [took, place, told(content.get("figures") or {})])))
 
@@ -194,10 +196,11 @@ class LiveTable(Display):
             part = (len(ended) + self._part(stage)) / planned
             table.add_row(
                 stage, ProgressBar(1.0, min(1.0, part)), f"{len(ended)} / {planned}",
-                str(len(ended) - len(computed)), clock(sum(computed)), clock(left) if waiting else "",
+                str(len(ended) - len(computed)), format_duration(sum(computed)),
+                format_duration(left) if waiting else "",
             )  # fmt: skip
-        whole = clock(None if None in lefts else sum(left or 0.0 for left in lefts))
-        table.add_row("", "", "", "", clock(time.monotonic() - self._began), whole, style="bold")
+        whole = format_duration(None if None in lefts else sum(left or 0.0 for left in lefts))
+        table.add_row("", "", "", "", format_duration(time.monotonic() - self._began), whole, style="bold")
         return table
 
     def _part(self, stage: str) -> float:
@@ -220,7 +223,9 @@ class LiveTable(Display):
         table.add_column(justify="right", no_wrap=True)
         table.add_column(overflow="ellipsis", no_wrap=True, style="dim")
         for name, task in self._running.items():
-            table.add_row(Text(name), f"{task.done} / {task.total}", clock(task.left), Text(told(task.figures)))
+            table.add_row(
+                Text(name), f"{task.done} / {task.total}", format_duration(task.left), Text(told(task.figures))
+            )
         return table
 
     def _so_far(self) -> RenderableType | None:
@@ -248,16 +253,6 @@ class LiveTable(Display):
 def label(task: Mapping[str, Any]) -> str:
     """Returns what a finished task was called while it ran."""
     return f"{task['stage']} {task['name']}"
-
-
-def clock(seconds: float | None) -> str:
-    """Writes a duration: `12.3 s` under a minute, then `4:05`, then `2:04:05`; nothing for one unknown."""
-    if seconds is None:
-        return "?"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def told(figures: Mapping[str, float]) -> str:

@@ -18,17 +18,21 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import polars as pl
 from pydantic import Field
 
+from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError, MissingExtra, RecipeError, first_line
 from spunge.files import replaced
-from spunge.interfaces import Evaluator, LoadedVariant, Work
+from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Work
 from spunge.rows.items import Item, ItemTable, Measurement, item_table
 from spunge.rows.sources import Source, item_id, load_corpus
+
+if TYPE_CHECKING:
+    from spunge.weights.language_model import LanguageModel
 
 SUITES: Mapping[str, tuple[tuple[str, int], ...]] = {
     "paper-ten": (
@@ -93,6 +97,10 @@ class Harness(Evaluator):
         _lm_eval()
         with _log_to(Path(os.devnull)):
             _manager(self.planned())
+
+    def forecast(self, base: LanguageModel) -> Forecast:
+        """Says what memory asking takes; lm-eval alone knows how many questions there are."""
+        return forecast_asking(base, (), batch_size=self.batch_size)
 
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns the metrics of every task's items, and the log-likelihoods of the choices where there are any.

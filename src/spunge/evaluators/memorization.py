@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError
-from spunge.interfaces import Evaluator, LoadedVariant, Work
+from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Work
 from spunge.rows.items import Item, ItemTable, Measurement, Part, item_table, suite_items
 from spunge.rows.sources import Source, item_id
 from spunge.statistics import area_under_roc
+from spunge.weights.shape import token_counts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from spunge.asking.encoding import Request
     from spunge.asking.likelihoods import TokenScores
+    from spunge.weights.language_model import LanguageModel
 
 
 class Memorization(Evaluator):
@@ -65,6 +68,13 @@ class Memorization(Evaluator):
     def check(self) -> None:
         """Refuses rows that cannot be asked."""
         self._asked()
+
+    def forecast(self, base: LanguageModel) -> Forecast:
+        """Says what scoring every response takes, and writing an answer as long as the longest."""
+        pairs = self._asked()[1]
+        written = max(token_counts([response for _, response in pairs])) if self.generate else 0
+        texts = [f"{prompt or ''} {response}" for prompt, response in pairs]
+        return forecast_asking(base, texts, batch_size=self.batch_size, written=written)
 
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns the metrics of every row, and the greedy answer.

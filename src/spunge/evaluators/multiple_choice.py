@@ -15,17 +15,21 @@ import string
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError
 from spunge.evaluators import benchmarks
 from spunge.evaluators.benchmarks import BENCHMARKS, Asked
-from spunge.interfaces import Evaluator, LoadedVariant, Progress, Work, silent
+from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Progress, Work, silent
 from spunge.rows.items import Item, ItemTable, Measurement, Part, item_table, load_items, suite_items
 from spunge.rows.sources import Source
+
+if TYPE_CHECKING:
+    from spunge.weights.language_model import LanguageModel
 
 LETTERS = string.ascii_uppercase
 AnswerForm = Literal["auto", "index", "index_from_one", "letter", "text"]
@@ -89,6 +93,12 @@ class MultipleChoice(Evaluator):
     def check(self) -> None:
         """Refuses rows that cannot be asked, and too few solved questions."""
         self.questions()
+
+    def forecast(self, base: LanguageModel) -> Forecast:
+        """Says what reading every question with all its answers takes."""
+        asked = [question for group in self.questions().values() for question in group]
+        texts = ["".join((*dict.fromkeys(question.contexts), *question.targets)) for question in asked]
+        return forecast_asking(base, texts, batch_size=self.batch_size)
 
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns acc, acc_norm, acc_bytes, p_correct, margin, chosen, answer, nan, truncated, choice_loglikelihood:i.

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError
-from spunge.interfaces import Evaluator, LoadedVariant, Work
+from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Work
 from spunge.rows.items import ItemTable, Measurement, Part, item_table, suite_items
 from spunge.rows.sources import Source
+
+if TYPE_CHECKING:
+    from spunge.weights.language_model import LanguageModel
 
 
 class Perplexity(Evaluator):
@@ -44,6 +48,11 @@ class Perplexity(Evaluator):
     def check(self) -> None:
         """Refuses rows without a text."""
         suite_items(self, "text")
+
+    def forecast(self, base: LanguageModel) -> Forecast:
+        """Says what reading every text takes."""
+        texts = [str(item.row["text"]) for item in suite_items(self, "text")]
+        return forecast_asking(base, texts, batch_size=self.batch_size)
 
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns nll, tokens and perplexity of every row.

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError
 from spunge.evaluators.memorization import asked, rouge_l
-from spunge.interfaces import Evaluator, LoadedVariant, Work
+from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Work
 from spunge.rows.items import Item, ItemTable, Measurement, Part, item_table, suite_items
 from spunge.rows.sources import Source, item_id
 from spunge.statistics import kolmogorov_smirnov
 from spunge.weights.language_model import LanguageModel
+from spunge.weights.shape import token_counts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,6 +75,16 @@ class Tofu(Evaluator):
     def check(self) -> None:
         """Refuses rows that cannot be asked."""
         self._items()
+
+    def forecast(self, base: LanguageModel) -> Forecast:
+        """Says what scoring every answer takes, right or wrong, and writing one as long as the longest response."""
+        loaded, answers = self._items()
+        written = max(token_counts([str(item.row["response"]) for item in loaded]))
+        texts = [
+            f"{self._asked(item.row)} {item.row['response']} {right} {' '.join(wrong)}"
+            for item, (right, wrong) in zip(loaded, answers, strict=True)
+        ]
+        return forecast_asking(base, texts, batch_size=self.batch_size, written=written)
 
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns the metrics of every row, the greedy answer, and the figures of the whole set.

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from spunge.asking.batching import Batching
 from spunge.asking.generation import Completion, Completions, Engine, choose_engine, read_completions
 from spunge.errors import DataError, ModelError
-from spunge.interfaces import Evaluator, LoadedVariant, Progress, Scorer, Work, silent
+from spunge.interfaces import Evaluator, Forecast, Generation, LoadedVariant, Progress, Scorer, Work, silent
 from spunge.rows.groups import toxigen_groups
 from spunge.rows.items import Item, ItemTable, Measurement, Part, item_table, load_items, suite_items
 from spunge.rows.sources import Source
@@ -130,6 +130,15 @@ class Toxicity(Evaluator):
         self.generation.prompts()
         positive_index(self.classifier, read_labels(self.classifier.handle))
 
+    def forecast(self, base: LanguageModel) -> Forecast:
+        """Says what writing and reading take together, where they aren't made in steps."""
+        written, *read = self.generation.forecast(base), *(s.forecast(self.generation) for s in self.scorers)
+        return replace(
+            written,
+            memory=max(each.memory or 0 for each in (written, *read)),
+            operations=sum(each.operations or 0.0 for each in (written, *read)),
+        )
+
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns toxic, toxicity_score, degenerate, empty, nll, tokens, perplexity, and the texts, of every prompt.
 
@@ -212,6 +221,10 @@ class Judged(Scorer):
 
     judge: LanguageModel
     batch_size: int
+
+    def forecast(self, generation: Generation) -> Forecast:
+        """Says what reading every prompt with its completion takes; the judge reads what the variant writes."""
+        return generation.forecast(self.judge)
 
     def score(self, written: pl.DataFrame, work: Work) -> pl.DataFrame:
         """Returns `nll`, summed over the judge's `tokens`.

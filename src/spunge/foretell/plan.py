@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from spunge.errors import ArtifactError, SpungeError
-from spunge.foretell import sizes
+from spunge.foretell.advice import advise
+from spunge.foretell.machine import look_at, rate
+from spunge.interfaces import Forecast
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
 from spunge.run.executors.planned import Planned
@@ -16,13 +17,12 @@ from spunge.run.flow import flow
 from spunge.run.pipeline import choose_device
 from spunge.run.store import Store
 from spunge.run.subsets import load
-from spunge.steering.estimate import free_memory
 
 
 def plan(experiment: Experiment, *, out: str | Path = "runs") -> list[dict[str, Any]]:
-    """Says for every task whether it would be reused or computed, why (the fields that differ), and what it takes."""
-    planned = Planned(Store(Path(out) / "store"))
-    flow(experiment, load(experiment), planned)
+    """Says for every task whether it would be reused or computed, and why: the fields that differ."""
+    with Planned(Store(Path(out) / "store")) as planned:
+        flow(experiment, load(experiment), planned)
     return planned.steps
 
 
@@ -31,8 +31,8 @@ def forecast(
 ) -> list[dict[str, Any]]:
     """Returns the plan with what every task that would run takes, from the model's configuration and the rows alone.
 
-    Each step gains `seconds` (None where it cannot be told) and `advice`: what to change where a task does not fit into
-    the memory of the device, or what all of them leave not onto the disk.
+    Each step gains `memory` and `disk` in bytes, `seconds`, `notes`, and `advice`: what to change where a task does not
+    fit into the memory of the device, or what all of them leave not onto the disk. None where that cannot be told.
 
     Args:
         experiment: The recipe; of its model only the configuration is read.
@@ -40,20 +40,19 @@ def forecast(
         device: The torch device that is planned for.
         memory: Bytes to plan for instead of what is free on the device.
     """
-    planned = Planned(Store(Path(out) / "store"), sizes.size_of)
-    flow(experiment, load(experiment, weights=False), planned)
-    device = choose_device(device)
-    room = memory if memory is not None else free_memory(device)
-    process = sizes.PROCESS if device == "cpu" and memory is None else 0
-    existing = next(path for path in (Path(out).absolute(), *Path(out).absolute().parents) if path.exists())
-    disk = shutil.disk_usage(existing).free
+    machine = look_at(choose_device(device), Path(out), memory)
+    with Planned(Store(Path(out) / "store"), machine.device) as planned:
+        flow(experiment, load(experiment, weights=False), planned)
+    disk = machine.disk
     for step, task in zip(planned.steps, planned.tasks, strict=True):
-        flops = step.pop("flops")
-        step["seconds"] = None if flops is None else flops / sizes.rate(device, experiment.model.dtype)
-        step["advice"] = sizes.advice(task, step["memory"], room - process)
-        if step["memory"] is not None:
-            step["memory"] += process
-        disk -= step["disk"] or 0
+        takes = planned.forecasts.get(step["key"], Forecast()) if step["status"] == "computed" else Forecast()
+        step |= {"memory": None, "disk": takes.disk, "seconds": None, "notes": takes.notes, "advice": None}
+        if takes.operations is not None:
+            step["seconds"] = takes.operations / rate(machine.device, experiment.model.dtype)
+        if takes.memory is not None:
+            step["memory"] = takes.memory + machine.process
+            step["advice"] = advise(task, takes.memory, machine.memory - machine.process)
+        disk -= takes.disk or 0
         if disk < 0:
             step["advice"] = "the disk is full by then: give an --out with more room, or see `spunge store gc`"
     return planned.steps
@@ -71,8 +70,8 @@ def needed(out: str | Path) -> dict[str, list[str]]:
     for file in sorted(Path(out).glob("*/recipe.yaml")):
         directory = file.parent
         try:
-            said = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-            keys = [stage["key"] for stage in said["stages"]] if said["status"] == "done" else None
+            manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+            keys = [stage["key"] for stage in manifest["stages"]] if manifest["status"] == "done" else None
         except (OSError, ValueError, KeyError, TypeError):
             keys = None
         try:

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from spunge.files import format_bytes, format_duration
 from spunge.report import figures as draw
 from spunge.report import insides
 from spunge.report.artifacts import Run, curves
@@ -191,14 +192,8 @@ def _spent(findings: Findings) -> str:
         "all computed in this run; " if computed == len(stages) else
         f"{computed} computed in this run and {len(stages) - computed} taken from the store; "
     )  # fmt: skip
-    told += f"{_duration(seconds)} of work in all"
-    return told + (f", at most {memory / 2**20:,.0f} MiB of memory at once." if memory else ".")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+    told += f"{format_duration(seconds)} of work in all"
+    return told + (f", at most {format_bytes(memory)} of memory at once." if memory else ".")
 
 
 _LOADING = """from transformers import AutoModelForCausalLM, AutoTokenizer

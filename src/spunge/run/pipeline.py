@@ -63,8 +63,8 @@ def run(
     if dtype is not None:  # it can move a result, so it is part of what is run
         experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update={"dtype": dtype})})
     rows, store = load(experiment), Store(Path(out).absolute() / "store" if executor == "ray" else Path(out) / "store")
-    planned = Planned(store)
-    flow(experiment, rows, planned)  # what is wrong is found before anything is written
+    with Planned(store, "cpu" if executor == "ray" else device) as planned:
+        flow(experiment, rows, planned)  # what is wrong is found before anything is written
     directory = Path(out) / experiment.name
     with locked(directory, "another run is at work there; wait for it, or give another --out"), store.held():
         replace_text(directory / "recipe.yaml", redacted(reading.dump(experiment)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from spunge.weights.task_vector import TaskVector
 
 _ANSWERS = "answers.parquet"
+_SPLITS: dict[str, dict[str, list[int]]] = {}
+"""Key of a split → subset name → row indices, of every split of this process: a plan has to make it, a run makes it."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,26 @@ class Split:
             **({"source": splitter.source} if isinstance(splitter, ByFunction) else {}),
         }
 
+    def forecast(self, work: Work, earlier: Mapping[str, Forecast]) -> Forecast:
+        """Says what splitting takes."""
+        return self.splitter.forecast(self.forget, self.base.model)
+
     def names(self, work: Work) -> dict[str, list[int]]:
         """Returns subset name → row indices, in order of the rows; found once in a process, however often asked for."""
-        return _remembered(f"split {key(self.stage, self.inputs)}", lambda: self._names(work))
+        name = key(self.stage, self.inputs)
+        if name not in _SPLITS:
+            _SPLITS[name] = self._names(work)
+        return _SPLITS[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Takes along what is remembered here, so that a worker need not ask a model again that a plan asked."""
+        return {**self.__dict__, "_known": _SPLITS.get(key(self.stage, self.inputs))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        known = state.pop("_known")
+        self.__dict__.update(state)
+        if known is not None:
+            _SPLITS[key(self.stage, self.inputs)] = known
 
     def _names(self, work: Work) -> dict[str, list[int]]:
         work = replace(work, seed=derived_seed(self.seed, "split", self.name))
@@ -159,9 +178,12 @@ class Unlearn:
             **({"steps_of": [path.name for path in self.steps_of]} if self.steps_of else {}),
         }
 
-    def forecast(self, work: Work) -> Forecast:
-        """Says what `make` will take; the joint baseline of equal steps as if it were the joint baseline."""
-        return self.unlearner.forecast(self.base.model, self.forget, self.retain, work)
+    def forecast(self, work: Work, earlier: Mapping[str, Forecast]) -> Forecast:
+        """Says what `make` will take; as many steps as all subsets took together are as many operations."""
+        forecast = self.unlearner.forecast(self.base.model, self.forget, self.retain, work)
+        parts = [earlier[path.name].operations if path.name in earlier else None for path in self.steps_of[1:]]
+        together = sum(operations for operations in parts if operations is not None)
+        return replace(forecast, operations=together) if parts and None not in parts else forecast
 
     def make(self, work: Work) -> Mapping[str, Any]:
         """Unlearns, and saves the task vector."""
@@ -253,14 +275,15 @@ class UnlearnInTurn:
         replace(total, provenance=provenance).save(work.output)
         return {"norm": total.norm}
 
-    def forecast(self, work: Work) -> Forecast:
+    def forecast(self, work: Work, earlier: Mapping[str, Forecast]) -> Forecast:
         """Says what `make` will take: as much memory as the hungriest of the parts, and a checkpoint for the time."""
-        each = [part.forecast(replace(work, resident=Resident(work.device))) for part in self.parts]
-        notes = {self.name: "one checkpoint of the model lies in the store while it is made"}
+        each = [part.forecast(replace(work, resident=Resident(work.device)), earlier) for part in self.parts]
+        operations = [one.operations for one in each if one.operations is not None]
         return Forecast(
-            max((one.memory for one in each if one.memory is not None), default=None),
-            max((one.disk for one in each if one.disk is not None), default=None),
-            notes,
+            memory=max((one.memory for one in each if one.memory is not None), default=None),
+            disk=max((one.disk for one in each if one.disk is not None), default=None),
+            operations=sum(operations) if len(operations) == len(each) else None,
+            notes={self.name: "one checkpoint of the model lies in the store while it is made"},
         )
 
 
@@ -302,6 +325,13 @@ class Merge:
                 else {}
             ),
         }
+
+    def forecast(self, work: Work, earlier: Mapping[str, Forecast]) -> Forecast:
+        """Says what merging takes; nothing where nobody knows how many numbers a variant changes."""
+        artifacts = [variant.artifact for variant in self.variants if variant.artifact is not None]
+        changed = [_changed(artifact, earlier) for artifact in artifacts]
+        known = [count for count in changed if count is not None]
+        return self.merger.forecast(known) if len(known) == len(changed) else Forecast()
 
     def make(self, work: Work) -> Mapping[str, Any]:
         """Merges, and saves the task vector with the merge's diagnostics."""
@@ -384,6 +414,11 @@ class Generate(_Asking):
         """The weights and the prompts; nothing of who reads the completions."""
         return {**self.weights, "generation": identity(self.generation)}
 
+    def forecast(self, work: Work, earlier: Mapping[str, Forecast]) -> Forecast:
+        """Says what writing takes, whatever the variant."""
+        asked = ("forecast", self.generation.model_dump_json(), self.base.model)
+        return work.resident.cached(asked, lambda: self.generation.forecast(self.base.model))
+
     def make(self, work: Work) -> Mapping[str, Any]:
         """Saves what the variant writes."""
         written = self.generation.generate(self.base.model, self.variant.change(), work)
@@ -419,6 +454,11 @@ class Score:
         """What was written, and who reads it."""
         return {"written": self.written.key, "scorer": identity(self.scorer)}
 
+    def forecast(self, work: Work, earlier: Mapping[str, Forecast]) -> Forecast:
+        """Says what reading takes, whatever the variant wrote."""
+        asked = ("forecast", self.scorer.model_dump_json(), self.of.generation.model_dump_json())
+        return work.resident.cached(asked, lambda: self.scorer.forecast(self.of.generation))
+
     def make(self, work: Work) -> Mapping[str, Any]:
         """Saves what the scorer finds."""
         scores = self.scorer.score(pl.read_parquet(self.written.path / _ANSWERS), work)
@@ -451,6 +491,13 @@ class Evaluate(_Asking):
             **({"steps": [step.key for step in self.steps]} if self.steps else {}),
         }
 
+    def forecast(self, work: Work, earlier: Mapping[str, Forecast]) -> Forecast:
+        """Says what asking takes, whatever the variant; to gather what steps found asks no model."""
+        if self.steps:
+            return Forecast(memory=0, disk=0, operations=0.0)
+        asked = ("forecast", self.evaluator.model_dump_json(), self.base.model)
+        return work.resident.cached(asked, lambda: self.evaluator.forecast(self.base.model))
+
     def make(self, work: Work) -> Mapping[str, Any]:
         """Asks, and saves the item table."""
         items = self._gathered() if self.steps else self._asked(work)
@@ -470,13 +517,14 @@ class Evaluate(_Asking):
             return self.evaluator.evaluate(LoadedVariant(self.variant.name, model, tokenizer, weights), work)
 
 
-_found: dict[str, Any] = {}
+def _changed(artifact: Artifact, earlier: Mapping[str, Forecast]) -> int | None:
+    """How many numbers a task vector that is there already changes, or one that is forecast."""
+    from spunge.weights.task_vector import TaskVector
 
-
-def _remembered(name: str, compute: Callable[[], Any]) -> Any:
-    if name not in _found:
-        _found[name] = compute()
-    return _found[name]
+    if not artifact.reused:
+        return earlier[artifact.key].changed if artifact.key in earlier else None
+    vector = TaskVector.load(artifact.path)
+    return sum(vector.shape(name).numel() for name in vector)
 
 
 def _plain(name: str) -> str:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from spunge.interfaces import Splitter, Work
+from spunge.interfaces import Forecast, Splitter, Work
 from spunge.rows.sources import Corpus
 from spunge.weights.language_model import LanguageModel, check_code_is_pinned
 
@@ -32,6 +32,10 @@ class ByClassifier(Splitter):
     def _code_is_pinned(self) -> ByClassifier:
         check_code_is_pinned(self.id, self.revision, self.trust_remote_code)
         return self
+
+    def forecast(self, forget: Corpus, base: LanguageModel) -> Forecast:
+        """Says nothing: how much a classifier computes is not in its configuration alone."""
+        return Forecast()
 
     def split(self, forget: Corpus, base: LanguageModel, work: Work) -> list[tuple[str, ...]]:
         """Returns each row's subset name.

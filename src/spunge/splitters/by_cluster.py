@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
+from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError
-from spunge.interfaces import Progress, Splitter, Work
+from spunge.interfaces import Forecast, Progress, Splitter, Work
 from spunge.rows.sources import Corpus
 from spunge.weights.language_model import LanguageModel
+from spunge.weights.shape import CHARACTERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,6 +46,11 @@ class ByCluster(Splitter):
     @property
     def asks_base(self) -> bool:
         return self.model is None
+
+    def forecast(self, forget: Corpus, base: LanguageModel) -> Forecast:
+        """Says what reading every row takes, cut to `max_length`; the clustering itself is little beside it."""
+        texts = [text[: self.max_length * CHARACTERS] for text in forget.texts]
+        return replace(forecast_asking(self.model or base, texts, batch_size=self.batch_size), disk=0)
 
     def split(self, forget: Corpus, base: LanguageModel, work: Work) -> list[tuple[str, ...]]:
         """Returns each row's subset name.

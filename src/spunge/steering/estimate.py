@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import psutil
 import torch
@@ -12,11 +11,9 @@ import torch
 from spunge.errors import ModelError
 from spunge.files import format_bytes
 from spunge.steering.settings import SteeredUnlearner
-from spunge.steering.truncated import find_layers, skeleton_of
+from spunge.steering.truncated import skeleton_of
 from spunge.weights.language_model import LanguageModel
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+from spunge.weights.shape import activations_of, find_layers, number_size
 
 
 @dataclass(frozen=True)
@@ -56,21 +53,13 @@ def estimate(
     size = number_size(skeleton.config, dtype or base.dtype)
     master = size if settings.master == "model" else 4
     changed = sum(layers[layer].get_parameter(name).numel() for layer, names in parameters.items() for name in names)
-    # Every matrix product's output is kept, and about as much again of norms, products and activations between them.
-    per_token = 2 * sum(p.shape[0] for p in layers[-1].parameters() if p.ndim > 1)
     depth = settings.layer + 1 - min(parameters)
     return Estimate(
         weights=sum(parameter.numel() for parameter in skeleton.parameters()) * size,
         training=changed * (2 * size + 4 * master),
-        activations=settings.batch_size * tokens * depth * per_token * size,
+        activations=settings.batch_size * tokens * depth * activations_of(layers[-1]) * size,
         task_vector=4 * changed,
     )
-
-
-def number_size(config: PreTrainedConfig, dtype: str) -> int:
-    """Returns the bytes of a number in the dtype that a model computes in; `auto` is the checkpoint's own."""
-    compute = config.dtype if dtype == "auto" else getattr(torch, dtype)
-    return compute.itemsize if isinstance(compute, torch.dtype) else 4
 
 
 def check_memory(expected: Estimate, device: str) -> None:

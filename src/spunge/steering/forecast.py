@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
 
 from spunge.files import format_bytes
 from spunge.interfaces import Forecast, Work
 from spunge.rows.sources import Corpus
 from spunge.steering.batches import Cut
 from spunge.steering.cache import StateCache
-from spunge.steering.estimate import estimate, number_size
-from spunge.steering.loop import kept, prepare, uses
+from spunge.steering.estimate import estimate
+from spunge.steering.loop import Prepared, kept, prepare, uses
 from spunge.steering.settings import SteeredUnlearner
 from spunge.steering.truncated import skeleton_of
 from spunge.weights.language_model import LanguageModel
+from spunge.weights.shape import find_layers, number_size
 
-Place = tuple[LanguageModel, Cut]
+if TYPE_CHECKING:
+    from torch import nn
+
+Position = tuple[LanguageModel, Cut]
 
 
 def forecast(
@@ -32,32 +38,47 @@ def forecast(
     task, dtype = prepare(settings, base, forget, retain, work.seed), work.resident.dtype
     expected = estimate(settings, base, task.parameters, tokens=task.batches.longest, dtype=dtype)
     states = work.resident.cached("forecast of hidden states", States)
-    config = skeleton_of(base, settings.layer + 1).config
-    width = config.hidden_size * number_size(config, dtype or base.dtype)
+    skeleton = skeleton_of(base, settings.layer + 1)
+    width = skeleton.config.hidden_size * number_size(skeleton.config, dtype or base.dtype)
     wanted = uses(settings, task.batches, task.steps)
     worth = kept(wanted, work.resident)
     for cut, count in wanted.items():
         states.add((base, cut), count, cut.tokens * width if cut in worth else 0, settings.updated[0])
-    return Forecast(expected.needed, expected.task_vector, {"hidden states kept for reuse": str(states)})
+    return Forecast(
+        memory=expected.needed,
+        disk=expected.task_vector,
+        operations=_operations(settings, task, find_layers(skeleton)),
+        changed=expected.task_vector // 4,
+        notes={"hidden states kept for reuse": str(states)},
+    )
+
+
+def _operations(settings: SteeredUnlearner, task: Prepared, layers: nn.ModuleList) -> float:
+    """Counts both batches' forward passes, the frozen pass of the retain batch, and the backward passes of the tail."""
+    numbers, tail = sum(parameter.numel() for parameter in layers[-1].parameters()), len(layers) - settings.updated[0]
+    epoch = task.batches.count * len(task.batches.topics)
+    tokens = [(f.ids.numel(), r.ids.numel()) for _, f, r in islice(task.batches, min(epoch, task.steps))]
+    forget, retain = (sum(counts) * task.steps / len(tokens) for counts in zip(*tokens, strict=True))
+    return numbers * (2 * len(layers) * (forget + retain) + 2 * tail * retain + 4 * tail * (forget + retain))
 
 
 @dataclass
 class States:
     """The hidden states that the runs on one device need."""
 
-    uses: Counter[Place] = field(default_factory=Counter)
+    uses: Counter[Position] = field(default_factory=Counter)
     """How often each is needed."""
-    work: dict[Place, int] = field(default_factory=dict)
+    work: dict[Position, int] = field(default_factory=dict)
     """Tokens times layers that computing each takes."""
-    sizes: dict[Place, int] = field(default_factory=dict)
+    sizes: dict[Position, int] = field(default_factory=dict)
     """Bytes of each; 0 for those that are not kept."""
 
-    def add(self, place: Place, uses: int, size: int, start: int) -> None:
+    def add(self, position: Position, uses: int, size: int, start: int) -> None:
         """Counts the uses of one run, whose first updated layer is `start`; states beyond it are computed from it."""
-        layers = place[1].layers
-        self.uses[place] += uses
-        self.work[place] = place[1].tokens * (layers if layers <= start else layers - start)
-        self.sizes[place] = size
+        layers = position[1].layers
+        self.uses[position] += uses
+        self.work[position] = position[1].tokens * (layers if layers <= start else layers - start)
+        self.sizes[position] = size
 
     @property
     def size(self) -> int:
@@ -67,8 +88,12 @@ class States:
     @property
     def spared(self) -> float:
         """The share of the frozen model's layer passes that need not be run again."""
-        wanted = sum(self.work[place] * count for place, count in self.uses.items())
-        run = sum(self.work[place] * (1 if self.sizes[place] else count) for place, count in self.uses.items() if count)
+        wanted = sum(self.work[position] * count for position, count in self.uses.items())
+        run = sum(
+            self.work[position] * (1 if self.sizes[position] else count)
+            for position, count in self.uses.items()
+            if count
+        )
         return 1 - run / wanted if wanted else 0.0
 
     def __str__(self) -> str:

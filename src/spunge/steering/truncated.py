@@ -18,6 +18,7 @@ from spunge.errors import ModelError
 from spunge.rows.hub import as_model_error
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.language_model import LanguageModel, checkpoint_names, no_bars
+from spunge.weights.shape import find_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -261,19 +262,6 @@ def output_projections(layer: nn.Module, hidden_size: int) -> list[str]:
         return named
     outward = [name for name, value in matrices.items() if value.shape[0] == hidden_size != value.shape[1]]
     return outward if len(outward) == 1 else []
-
-
-def find_layers(decoder: PreTrainedModel) -> nn.ModuleList:
-    """Returns the list of decoder layers, found by its length and place.
-
-    Raises:
-        ModelError: There is no such list.
-    """
-    count = decoder.config.num_hidden_layers
-    for _, module in decoder.named_children():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise ModelError(f"{_architecture(decoder)}: no list of {count} decoder layers in this architecture")
 
 
 def positions(base: LanguageModel) -> int | None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from spunge.interfaces import Forecast, Work, require_retain
 from spunge.settings import Settings
+
+if TYPE_CHECKING:
+    from spunge.rows.sources import Corpus
+    from spunge.weights.language_model import LanguageModel
 
 
 class Lora(Settings):
@@ -95,6 +100,17 @@ class Tuning(Settings):
         if self.quantize is not None and self.lora is None:
             raise ValueError("quantize: 4-bit weights cannot be trained themselves, so lora must not be null")
         return self
+
+    def forecast(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> Forecast:
+        """Says what training takes; a retain set counts where the method needs one.
+
+        Raises:
+            DataError: The method needs a retain set and has none.
+        """
+        from spunge.training.forecast import forecast_training
+
+        require_retain(self, retain)
+        return forecast_training(self, base, forget, retain if getattr(self, "needs_retain", False) else None)
 
 
 class ForgetAndRetain(Tuning):

@@ -79,11 +79,6 @@ class LanguageModel(Settings):
         """Returns `fingerprint` with that of the weights; nothing for a model on the hub, which may be here in part."""
         return {} if self._local() is None else {"fingerprint": self.checkpoint().fingerprint()}
 
-    @property
-    def has_tokenizer(self) -> bool:
-        """Whether a tokenizer lies beside the configuration."""
-        return any(any(self.directory(weights=False).glob(name)) for name in ("tokenizer*", "vocab*", "*.tiktoken"))
-
     def _local(self) -> Path | None:
         """Returns the directory that the id names, or None for a hub id."""
         path = locate(self.id)

@@ -14,13 +14,14 @@ from spunge.evaluators.memorization import Memorization
 from spunge.evaluators.multiple_choice import MultipleChoice
 from spunge.evaluators.perplexity import Perplexity
 from spunge.evaluators.toxicity import Toxicity
-from spunge.interfaces import Evaluator
+from spunge.interfaces import Evaluator, Forecast
 
 if TYPE_CHECKING:
     from torch import nn
 
     from spunge.interfaces import Work
     from spunge.rows.items import ItemTable
+    from spunge.weights.language_model import LanguageModel
 
 Asked = Annotated[MultipleChoice | Toxicity | Perplexity | Memorization, Field(discriminator="method")]
 """A suite that an attacked variant is asked."""
@@ -38,6 +39,12 @@ class Attack(Evaluator):
     def check(self) -> None:
         """Refuses what its suite refuses."""
         self.of.check()
+
+    def _rounds(self, base: LanguageModel, rounds: int) -> Forecast:
+        """What asking the suite so many times takes."""
+        asked = self.of.forecast(base)
+        operations = None if asked.operations is None else asked.operations * rounds
+        return replace(asked, operations=operations, disk=None if asked.disk is None else asked.disk * rounds)
 
     @property
     def described(self) -> dict[str, Any]:

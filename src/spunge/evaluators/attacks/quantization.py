@@ -11,11 +11,13 @@ import polars as pl
 from pydantic import Field
 
 from spunge.evaluators.attacks.attacked import Attack, apart, restored, under
-from spunge.interfaces import LoadedVariant, Work
+from spunge.interfaces import Forecast, LoadedVariant, Work
 from spunge.rows.items import ItemTable
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from spunge.weights.language_model import LanguageModel
 
 # The sixteen quantiles of QLoRA's NF4 (Dettmers et al., 2023, appendix E): a level for equal shares of a normal.
 _NF4 = (
@@ -33,6 +35,10 @@ class Quantization(Attack):
     """The grids: whole numbers of so many bits by the largest magnitude of each block, or QLoRA's four-bit levels."""
     block: int | None = Field(default=64, ge=2)
     """How many neighbouring weights share a scale; None gives each row its own."""
+
+    def forecast(self, base: LanguageModel) -> Forecast:
+        """Says what asking once for each grid takes."""
+        return self._rounds(base, len(self.codes))
 
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns the suite's items once for each grid, the task named after it."""

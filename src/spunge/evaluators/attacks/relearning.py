@@ -7,6 +7,7 @@ undo RMU (Łucki et al., 2024, arXiv:2409.18025), and then it was hidden, not go
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import polars as pl
@@ -14,13 +15,16 @@ from pydantic import Field, field_validator
 
 from spunge.errors import DataError, TrainingDiverged
 from spunge.evaluators.attacks.attacked import Attack, apart, restored, under
-from spunge.interfaces import LoadedVariant, Work
+from spunge.interfaces import Forecast, LoadedVariant, Work
 from spunge.rows.items import ItemTable
 from spunge.rows.sources import Source, item_id, load_corpus
+from spunge.weights.shape import shape_of
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from spunge.weights.language_model import LanguageModel
 
 
 class Relearning(Attack):
@@ -51,6 +55,16 @@ class Relearning(Attack):
         if list(steps) != sorted(set(steps)) or steps[0] < 0:
             raise ValueError(f"must rise from 0 or more, not {list(steps)}")
         return steps
+
+    def forecast(self, base: LanguageModel) -> Forecast:
+        """Says what asking along the way takes, beside all weights' gradients and moments."""
+        asked, shape = self._rounds(base, len(self.steps)), shape_of(base)
+        trained = 6.0 * shape.inner * self.max_length * self.train_batch_size * self.steps[-1]
+        return replace(
+            asked,
+            memory=None if asked.memory is None else asked.memory + 12 * shape.parameters,
+            operations=None if asked.operations is None else asked.operations + trained,
+        )
 
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns the suite's items once for each number of steps, the task named after it.

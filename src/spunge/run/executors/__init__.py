@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from spunge.interfaces import Work
+from spunge.interfaces import Forecast, Work
 from spunge.run.store import Artifact
 
 
@@ -37,6 +37,18 @@ class Task(Protocol):
         ...
 
 
+class Foreseeable(Task, Protocol):
+    """A task that can say what it will take, as all of an experiment's can."""
+
+    def forecast(self, work: Work, earlier: Mapping[str, Forecast]) -> Forecast:
+        """Says what `make` will take, from what was forecast of earlier tasks, by the key of their artifacts.
+
+        Raises:
+            SpungeError: Something is wrong that can be known already.
+        """
+        ...
+
+
 class Executor(Protocol):
     """Runs tasks that do not depend on each other."""
 
@@ -45,4 +57,4 @@ class Executor(Protocol):
         ...
 
 
-__all__ = ["Executor", "Task"]
+__all__ = ["Executor", "Foreseeable", "Task"]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from spunge.foretell import plan as planning
-from spunge.foretell import sizes
 from spunge.recipe.schema import Experiment
 from spunge.run import pipeline
 from spunge.weights.language_model import LanguageModel
+from spunge.weights.shape import shape_of
 
 LLAMA = {
     "7B": ({"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "heads": (32, 32)}, 6738415616),
@@ -22,10 +23,12 @@ LLAMA = {
 LORA = {"rank": 8, "target_modules": "all-linear"}
 
 
-def config_only(directory: Path, name: str) -> Path:
-    """Writes the configuration of a Llama 2 model, and nothing else."""
+def config_only(directory: Path, name: str, tokenizer: Path) -> Path:
+    """Writes the configuration of a Llama 2 model beside the tokenizer of another, and no weights."""
     settings, _ = LLAMA[name]
     directory.mkdir(exist_ok=True)
+    for file in tokenizer.glob("*token*"):
+        shutil.copy(file, directory)
     heads, cached = settings["heads"]
     config = {
         **{key: value for key, value in settings.items() if key != "heads"},
@@ -44,9 +47,11 @@ def forecast(world: dict[str, Any], tmp_path: Path, *, memory: float = 80e9, **c
 
 
 @pytest.mark.parametrize("name", LLAMA)
-def test_rmu_on_large_models_from_the_configuration_alone(world: dict[str, Any], tmp_path: Path, name: str) -> None:
-    model = config_only(tmp_path / "big", name)
-    known = sizes.shape(LanguageModel(id=str(model)))
+def test_rmu_on_large_models_from_the_configuration_alone(
+    world: dict[str, Any], tiny_model: Path, tmp_path: Path, name: str
+) -> None:
+    model = config_only(tmp_path / "big", name, tiny_model)
+    known = shape_of(LanguageModel(id=str(model)))
     assert known.parameters == LLAMA[name][1]
     rmu = {**world["unlearn"], "layer": 7}
     steps = forecast(world, tmp_path, model={"id": str(model)}, unlearn=rmu, controls=["joint"])
@@ -67,8 +72,8 @@ def test_rmu_on_large_models_from_the_configuration_alone(world: dict[str, Any],
     assert subset["seconds"] > 0
 
 
-def test_what_does_not_fit_is_told_with_what_to_change(world: dict[str, Any], tmp_path: Path) -> None:
-    model = {"id": str(config_only(tmp_path / "big", "7B"))}
+def test_what_does_not_fit_is_told_with_what_to_change(world: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
+    model = {"id": str(config_only(tmp_path / "big", "7B", tiny_model))}
     whole = {"method": "gradient_difference", "lora": None, "batch_size": 64}
     steps = forecast(world, tmp_path, model=model, unlearn=whole, controls=[])
     assert "unlearn.lora={rank: 16}" in steps["unlearn subset:a"]["advice"]

@@ -1,0 +1,62 @@
+"""What this machine has: free memory and disk, and how fast it multiplies matrices."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from spunge.steering.estimate import free_memory
+
+PROCESS = 450 * 2**20
+"""Bytes of a process with its libraries, which count where it computes on the CPU."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device, and the disk that a run would write to."""
+
+    device: str
+    memory: int
+    """Bytes that are free on the device."""
+    disk: int
+    """Bytes that are free on the disk."""
+    process: int
+    """Bytes of that memory which a process takes before it holds anything."""
+
+
+def look_at(device: str, out: Path, memory: int | None = None) -> Machine:
+    """Returns what a device and the disk below a runs root have.
+
+    Args:
+        device: A torch device.
+        out: The runs root, which need not exist.
+        memory: Bytes to plan for instead of what is free on the device.
+    """
+    existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    return Machine(
+        device,
+        free_memory(device) if memory is None else memory,
+        shutil.disk_usage(existing).free,
+        PROCESS if device == "cpu" and memory is None else 0,
+    )
+
+
+@lru_cache(maxsize=4)
+def rate(device: str, dtype: str) -> float:
+    """Returns half the floating-point operations a second that a device shows in a matrix product."""
+    import torch
+
+    kind = torch.float32 if dtype == "float32" or device == "cpu" else torch.bfloat16
+    width = 8192 if device.startswith("cuda") else 1024
+    a, b = (torch.ones(width, width, device=device, dtype=kind) for _ in range(2))
+    torch.mm(a, b)
+    fastest = math.inf
+    for _ in range(5):  # others may be using the machine too
+        begun = time.perf_counter()
+        (a @ b)[0, 0].item()
+        fastest = min(fastest, time.perf_counter() - begun)
+    return width**3 / fastest  # 2 · width³ operations, and half the rate

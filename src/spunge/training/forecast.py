@@ -1,0 +1,48 @@
+"""What training takes: memory, disk and operations, from the model's configuration and the rows alone."""
+
+from __future__ import annotations
+
+import re
+
+from spunge.interfaces import Forecast
+from spunge.rows.sources import Corpus
+from spunge.training.settings import Lora, Tuning
+from spunge.weights.language_model import LanguageModel
+from spunge.weights.shape import Shape, shape_of, token_counts
+
+
+def forecast_training(settings: Tuning, base: LanguageModel, forget: Corpus, retain: Corpus | None) -> Forecast:
+    """Says what training on a forget set takes, and on a retain set beside it where one is given.
+
+    Raises:
+        ModelError: The configuration cannot be read.
+    """
+    shape = shape_of(base)
+    steps = settings.epochs * -(-len(forget) // (settings.batch_size * settings.accumulation))
+    steps = min(steps, settings.max_steps or steps)
+    trained = changed = shape.parameters
+    if settings.lora:
+        adapted = [size for name, size in shape.matrices.items() if _is_adapted(name, settings.lora, shape)]
+        changed = sum(numbers for numbers, _ in adapted)
+        trained = settings.lora.rank * sum(sides for _, sides in adapted)
+    tokens = settings.batch_size * min(settings.max_length, max(token_counts(forget.texts), default=1))
+    kept = shape.width if settings.gradient_checkpointing else shape.activations
+    activations = tokens * shape.layers * kept * shape.bytes + 3 * tokens * shape.vocabulary * 4
+    # Forward 2, gradients of the activations 2, those of the weights 2 where there is no adapter; recomputed 2.
+    passes = 4 + (0 if settings.lora else 2) + (2 if settings.gradient_checkpointing else 0)
+    batches = steps * settings.accumulation * (1 if retain is None else 2)
+    return Forecast(
+        memory=shape.parameters * shape.bytes + trained * 16 + activations,
+        disk=trained * 4,
+        operations=float(passes * shape.inner * tokens * batches),
+        changed=changed,
+    )
+
+
+def _is_adapted(name: str, lora: Lora, shape: Shape) -> bool:
+    targets = lora.target_modules
+    if targets is None:
+        return name in shape.adapted
+    if isinstance(targets, str):
+        return targets == "all-linear" or re.fullmatch(targets, f"model.layers.0.{name}") is not None
+    return any(target.rpartition(".")[2] == name for target in targets)

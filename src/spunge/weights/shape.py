@@ -1,0 +1,118 @@
+"""What a model's configuration says of its size: what a forecast reckons with before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from spunge.errors import ModelError
+from spunge.weights.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+CHARACTERS = 4
+"""Of a token, about: no tokenizer is asked."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What counts of a model's configuration."""
+
+    parameters: int
+    """Numbers in all weights, tied ones once."""
+    matrices: Mapping[str, tuple[int, int]]
+    """The layers' linear maps by what LoRA calls them (`q_proj`): numbers in all, and input plus output features."""
+    adapted: frozenset[str]
+    """Those of them that PEFT adapts where a recipe names none."""
+    inner: int
+    """Numbers that every token is multiplied with."""
+    layers: int
+    width: int
+    vocabulary: int
+    cached: int
+    """Numbers that a token leaves in the key-value cache."""
+    activations: int
+    """Numbers that a token's way through one layer leaves for the backward pass."""
+    bytes: int
+    """Of one number of the weights."""
+
+
+def shape_of(model: LanguageModel) -> Shape:
+    """Reads the configuration, once in a process, and builds the model without memory for its weights.
+
+    Raises:
+        ModelError: There is no such model, or its configuration cannot be read.
+    """
+    return _shape_of(model, model.directory(weights=False))  # pyright: ignore[reportArgumentType]: frozen, so hashable
+
+
+@cache
+def _shape_of(model: LanguageModel, directory: Path) -> Shape:
+    import torch
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    outline: Any = model.outline()
+    config, layers = outline.config, find_layers(outline.base_model)
+    text = config.get_text_config()
+    matrices: dict[str, tuple[int, int]] = {}
+    for path, module in layers.named_modules():
+        if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D":
+            name, weight = path.rpartition(".")[2], module.get_parameter("weight")
+            numbers, sides = matrices.get(name, (0, 0))
+            matrices[name] = (numbers + weight.numel(), sides + sum(weight.shape))
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Shape(
+        parameters=sum(parameter.numel() for parameter in outline.parameters()),
+        matrices=matrices,
+        adapted=frozenset(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(config.model_type, matrices)),
+        inner=sum(numbers for numbers, _ in matrices.values()) + text.hidden_size * text.vocab_size,
+        layers=len(layers),
+        width=text.hidden_size,
+        vocabulary=text.vocab_size,
+        cached=2 * len(layers) * heads * head,
+        activations=activations_of(layers[-1]),
+        bytes=number_size(config, model.dtype),
+    )
+
+
+def token_counts(texts: Sequence[str]) -> list[int]:
+    """Returns about how many tokens each text has, one at least."""
+    return [max(1, len(text) // CHARACTERS) for text in texts]
+
+
+def activations_of(layer: nn.Module) -> int:
+    """Returns how many numbers a token's way through a decoder layer leaves for the backward pass.
+
+    Every matrix product's output is kept, and about as much again of norms, products and activations between them.
+    """
+    return 2 * sum(parameter.shape[0] for parameter in layer.parameters() if parameter.ndim > 1)
+
+
+def find_layers(decoder: PreTrainedModel) -> nn.ModuleList:
+    """Returns the list of decoder layers, found by its length and position.
+
+    Raises:
+        ModelError: There is no such list.
+    """
+    from torch import nn
+
+    count = decoder.config.num_hidden_layers
+    for _, module in decoder.named_children():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ModelError(f"{type(decoder).__name__}: no list of {count} decoder layers in this architecture")
+
+
+def number_size(config: PreTrainedConfig, dtype: str) -> int:
+    """Returns the bytes of a number in the dtype that a model computes in; `auto` is the checkpoint's own."""
+    import torch
+
+    compute = config.dtype if dtype == "auto" else getattr(torch, dtype)
+    return compute.itemsize if isinstance(compute, torch.dtype) else 4
