@@ -30,7 +30,7 @@ def to_fetch(experiment: Experiment) -> list[Fetch]:
     file = resources.files("spunge.recipe") / "shipped" / "hub.yaml"
     shipped = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
     fetches: dict[tuple[str, str], Fetch] = {}
-    for part in offline.taken(experiment):
+    for part in offline.hub_references(experiment):
         if isinstance(part, Source):
             facts = shipped["data"].get(part.path, {})
             fetches["data", part.path] = Fetch("data", part.path, _bytes(facts), _terms(facts, f"datasets/{part.path}"))
