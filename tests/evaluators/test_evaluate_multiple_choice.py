@@ -156,8 +156,35 @@ def test_limit_and_part_choose_by_hash_whatever_the_order(tmp_path):
 
 def test_a_question_longer_than_the_model_is_cut_and_says_so(tmp_path):
     long = {**ROWS[0], "question": "long " * 200}
-    table = ask(tmp_path, [long, ROWS[1]])
+    with pytest.warns(UserWarning, match=r"1 of 2 questions are longer than the 512 tokens that the model reads"):
+        table = ask(tmp_path, [long, ROWS[1]])
     assert sorted(table.filter(pl.col("metric") == "truncated")["value"]) == [0.0, 1.0]
+
+
+def test_an_empty_option_is_refused_and_never_wins(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{**ROWS[0], "choices": ["a moth", " ", "ice", "Tor"]}])
+    with pytest.raises(DataError, match=r"rows.jsonl: option 2 of 'What brews venom\?' is empty: fill it in"):
+        evaluator(path, style="continuation").check()
+    evaluator(path).check()  # its letter is asked for
+
+
+def test_options_that_a_tokenizer_does_not_tell_apart_are_said(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"question": "q", "choices": ["red", "blue"], "answer": 1}])
+    tokenizer = word_tokenizer(["q"])
+    with pytest.warns(UserWarning, match="1 of 1 questions have options that are the same tokens to this model"):
+        evaluator(path, style="continuation").evaluate(variant(MODEL, tokenizer), work(tmp_path))
+
+
+def test_the_answer_that_is_out_of_range_is_named_and_no_innocent_one():
+    choices = ("red", "green", "blue")
+    with pytest.raises(DataError, match=r"x: row 3: answer 7 is no index of its 3 choices, as 3 other answers are"):
+        detect_form([(answer, choices) for answer in (0, 1, 7, 2)], "x")
+
+
+def test_only_options_that_may_merge_with_their_context_get_another_key(tmp_path):
+    path = write(tmp_path / "rows.jsonl", ROWS)
+    assert not evaluator(path).depends_on
+    assert evaluator(path, delimiter="").depends_on
 
 
 def test_single_words_and_letters_are_one_token_each_and_share_one_pass(tmp_path):

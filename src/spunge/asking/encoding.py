@@ -49,7 +49,9 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, 
     """Tokenises contexts and their continuations, each pair as one text that is cut where the context ends.
 
     Blanks at the end of a context belong to the continuation, as words carry their blank before them. An empty
-    context becomes the token that begins a text.
+    context becomes the token that begins a text. So far as lm-eval does; but where the two merge (the pair's tokens do
+    not begin with the context's, as with no delimiter, in Chinese or in code), the cut would leave part of the
+    continuation or nothing of it to score, and nothing is certain. There the two are tokenised apart.
     """
     moved = []
     for context, continuation in pairs:
@@ -59,11 +61,11 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, 
     ids = dict(zip(texts, encode(tokenizer, texts), strict=True)) if texts else {}
     requests = []
     for head, tail in moved:
-        if head:
-            requests.append(Request(ids[head], ids[head + tail][len(ids[head]) :]))
+        context = ids[head] if head else (beginning_token(tokenizer),)
+        if head and len(whole := ids[head + tail]) > len(context) and whole[: len(context)] == context:
+            requests.append(Request(context, whole[len(context) :]))
         else:
-            alone = tokenizer.encode(tail, add_special_tokens=False, verbose=False)
-            requests.append(Request((beginning_token(tokenizer),), tuple(alone)))
+            requests.append(Request(context, tuple(tokenizer.encode(tail, add_special_tokens=False, verbose=False))))
     return requests
 
 

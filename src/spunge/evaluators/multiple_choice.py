@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import random
 import string
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from spunge.rows.sources import Source
 
 if TYPE_CHECKING:
     from spunge.weights.language_model import LanguageModel
+    from spunge.asking.encoding import Request
 
 LETTERS = string.ascii_uppercase
 AnswerForm = Literal["auto", "index", "index_from_one", "letter", "text"]
@@ -90,6 +92,14 @@ class MultipleChoice(Evaluator):
             )
         return self
 
+    @property
+    def depends_on(self) -> dict[str, str]:
+        """How a context and an option that merge into one token are parted, where no blank keeps them from it.
+
+        Part of the key only there: with a blank between them results never depended on it.
+        """
+        return {} if self.delimiter[:1].isspace() else {"context and option": "apart where they merge"}
+
     def check(self) -> None:
         """Refuses rows that cannot be asked, and too few solved questions."""
         self.questions()
@@ -127,6 +137,12 @@ class MultipleChoice(Evaluator):
         tasks: dict[str, list[Question]] = defaultdict(list)
         for item, asked in zip(loaded, self._ask(loaded, path), strict=True):
             task = self._task(item.row)
+            if empty := next((number for number, text in enumerate(asked.answers, 1) if not text.strip()), None):
+                # Nothing to score has a likelihood of 1, and would win.
+                question = asked.contexts[empty - 1].strip()[-60:]
+                raise DataError(
+                    f"{path}: option {empty} of {question!r} is empty: fill it in, remove the row, or set `where`"
+                )
             known = solved.get(task, _Solved(self.shots))
             if len(known.pool) < known.needed:
                 count = len(known.pool)
@@ -251,8 +267,16 @@ def detect_form(answers: Sequence[tuple[Any, Sequence[str]]], path: str) -> str:
     if "index" in fitting and "index_from_one" in fitting:
         del fitting["index_from_one"]
     if not fitting:
-        answer = next((a for a, c in answers if all(read(a, c) is None for read in _READINGS.values())), answers[0][0])
-        raise DataError(f"{path}: answer {answer!r} is neither an index, a letter, nor the text of one of its choices")
+        unread = {
+            form: [n for n, (a, c) in enumerate(answers) if read(a, c) is None] for form, read in _READINGS.items()
+        }
+        form = min(unread, key=lambda form: len(unread[form]))  # what most rows hold, so that no innocent one is named
+        number = unread[form][0]
+        answer, choices = answers[number]
+        meaning = f"no {form} of its {len(choices)} choices, as {len(answers) - len(unread[form])} other answers are"
+        if len(unread[form]) == len(answers):
+            meaning = "neither an index, a letter, nor the text of one of its choices"
+        raise DataError(f"{path}: row {number + 1}: answer {answer!r} is {meaning}")
     if any(indices != next(iter(fitting.values())) for indices in fitting.values()):
         raise DataError(f"{path}: the column 'answer' can be read as {' or as '.join(fitting)}; set `answers`")
     return next(iter(fitting))
@@ -315,6 +339,7 @@ def _score(
     pairs = [pair for question in questions for pair in question.pairs]
     fitted = [fit_to_window(request, longest) for request in encode_pairs(variant.tokenizer, pairs)]
     requests, cut = [request for request, _ in fitted], iter([was_cut for _, was_cut in fitted])
+    _warn_of_what_cannot_be_compared(what, questions, requests, [was_cut for _, was_cut in fitted], longest)
     batching = Batching(batch_size, work.progress, work.scratch)
     scores = iter(loglikelihoods(variant.model, requests, batching, what=what))
     measured = []
@@ -324,6 +349,30 @@ def _score(
         truncated = [next(cut) for _ in question.targets]
         measured.append({**values, "truncated": float(any(truncated))})
     return measured
+
+
+def _warn_of_what_cannot_be_compared(
+    what: str, questions: Sequence[Question], requests: Sequence[Request], cut: Sequence[bool], window: int
+) -> None:
+    """Says which questions do not fit the model's window, and which options its tokenizer does not tell apart."""
+    start, long, same = 0, 0, 0
+    for question in questions:
+        part = slice(start, start + len(question.targets))
+        long += any(cut[part])
+        same += len(set(requests[part])) < len(set(zip(question.contexts, question.targets, strict=True)))
+        start = part.stop
+    if long:
+        warnings.warn(
+            f"{what}: {long} of {len(questions)} questions are longer than the {window} tokens that the model reads, and "
+            "are cut from the left (metric `truncated`): ask with fewer shots",
+            stacklevel=2,
+        )
+    if same:
+        warnings.warn(
+            f"{what}: {same} of {len(questions)} questions have options that are the same tokens to this model, which "
+            "cannot choose between them: the first counts as chosen",
+            stacklevel=2,
+        )
 
 
 def _choices(row: Mapping[str, Any], path: str) -> tuple[str, ...]:
