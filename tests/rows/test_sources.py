@@ -75,10 +75,14 @@ def test_topics_come_back_in_order() -> None:
         ("a.jsonl", '{"text": "x"}\n{"text": " "}\n', "row 2 has an empty 'text'"),
         ("a.jsonl", '{"text": 3}\n', "holds Int64, not text"),
         ("a.jsonl", "", "no rows"),
-        ("a.json", '{"text": "x"}', "must be a JSON array"),
+        ("a.json", '{"rows": [{"text": "x"}]}', "must be a JSON array of objects, or one object a line"),
         ("a.json", "[" * 10_000, "nested too deeply|cannot be read"),
         ("a.parquet", "no parquet", "cannot be read as parquet"),
-        ("a.jsonl", b"\xff\xfe", "cannot be read as jsonl"),
+        (
+            "a.jsonl",
+            b"\xff\xfe",
+            "cannot be read as jsonl: it is UTF-16: convert it",
+        ),
         ("a.jsonl", '{"text": "\\ud800"}\n', "cannot be read|not JSON"),
         ("a.jsonl", '{"text": "x", "spunge:subset": 1}\n', "has a column 'spunge:subset' already"),
         ("a.xlsx", "", "unknown kind of file"),
@@ -149,6 +153,11 @@ def test_mistakes_in_a_sources_expressions_are_named(tmp_path: Path, settings: d
     file.write_text(json.dumps({"prompt": {"text": "t"}, "level": 1, "levels": [1, 2]}) + "\n")
     with pytest.raises(DataError, match=message):
         load_corpus([Source(path=str(file), **settings)])
+
+
+def test_text_in_double_quotes_is_hinted_at() -> None:
+    with pytest.raises(DataError, match=r"where: cannot evaluate .*; text stands in single quotes: 'chess'"):
+        Corpus(pl.DataFrame(ROWS)).where('text == "chess"')
 
 
 def test_texts_and_questions_go_together(tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ from spunge.rows.items import Item, ItemTable, Measurement, Part, item_table, lo
 from spunge.rows.sources import Source
 
 if TYPE_CHECKING:
-    from spunge.weights.language_model import LanguageModel
     from spunge.asking.encoding import Request
+    from spunge.weights.language_model import LanguageModel
 
 LETTERS = string.ascii_uppercase
 AnswerForm = Literal["auto", "index", "index_from_one", "letter", "text"]
@@ -363,8 +363,8 @@ def _warn_of_what_cannot_be_compared(
         start = part.stop
     if long:
         warnings.warn(
-            f"{what}: {long} of {len(questions)} questions are longer than the {window} tokens that the model reads, and "
-            "are cut from the left (metric `truncated`): ask with fewer shots",
+            f"{what}: {long} of {len(questions)} questions are longer than the {window} tokens that the model reads, "
+            "and are cut from the left (metric `truncated`): ask with fewer shots",
             stacklevel=2,
         )
     if same:

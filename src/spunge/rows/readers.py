@@ -1,38 +1,59 @@
-"""Files of rows as frames: one reader a kind of file, chosen by the name's ending."""
+"""Files of rows as frames: one reader a kind of file, chosen by the name's ending, compressed or not."""
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import json
+import lzma
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import polars as pl
 
 from spunge.errors import DataError, first_line
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".txt", ".text")
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are to be read, where their names do not say."""
+
+    split: str = "train"
+    """The split of a directory that holds several."""
+    lines: bool = False
+    """Whether a text file holds one text a line, rather than one between blank lines."""
 
 
-def read_local(path: Path) -> pl.DataFrame:
-    """Reads a file, or all data files of a directory one after the other.
+def read_local(path: Path, reading: Reading | None = None) -> pl.DataFrame:
+    """Reads a file, all data files of a directory one after the other, or what `save_to_disk` of datasets wrote.
 
     Raises:
         DataError: It is of an unknown kind, or is not what its name says.
     """
+    reading = reading or Reading()
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+        if all((path / name).exists() for name in _SAVED) or (path / _SAVED_SPLITS).exists():
+            return _read_saved(path, reading.split)
+        files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
         if not files:
-            raise DataError(f"{path}: no data files in this directory (looked for {', '.join(SUFFIXES)})")
-        return stack([read_local(file) for file in files])
-    reader = _READERS.get(path.suffix.lower())
+            raise DataError(f"{path}: no data files in this directory (looked for {', '.join(_KINDS)})")
+        return stack([read_local(file, reading) for file in files])
+    kind = _kind(path)
+    reader = _READERS.get(kind)
     if reader is None:
-        raise DataError(f"{path}: unknown kind of file {path.suffix!r}; use one of {', '.join(SUFFIXES)}")
+        raise DataError(f"{path}: unknown kind of file {kind!r}; use one of {', '.join(_KINDS)}")
+    if reading.lines and reader is not _read_text:
+        raise DataError(f"{path}: `lines` is for text files (.txt), whose texts are else parted by blank lines")
     try:
-        return reader(path)
-    except (pl.exceptions.PolarsError, UnicodeError, json.JSONDecodeError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {first_line(error)}") from error
+        return reader(path, reading)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: cannot be read as {kind[1:]}: {_encoding(path)}") from error
+    except (pl.exceptions.PolarsError, UnicodeError, json.JSONDecodeError, OSError, EOFError, lzma.LZMAError) as error:
+        raise DataError(f"{path}: cannot be read as {kind[1:]}: {first_line(error)}") from error
 
 
 def stack(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
@@ -49,9 +70,48 @@ def stack(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
         ) from error
 
 
-def _read_jsonl(path: Path) -> pl.DataFrame:
+def paragraphs(text: str) -> list[str]:
+    """Returns the texts between blank lines, as the retain sets of RMU come."""
+    return [block.strip() for block in re.split(r"\n\s*\n", text) if block.strip()]
+
+
+def read_text(path: Path) -> str:
+    """Returns a text file's contents, decompressed, without a byte-order mark, its lines ended by line feeds."""
+    with io.TextIOWrapper(_open(path), encoding="utf-8-sig") as stream:
+        return stream.read()
+
+
+def _kind(path: Path) -> str:
+    """Returns the ending that says what is in a file, that of a compression apart."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in _COMPRESSIONS else path.suffix.lower()
+
+
+def _open(path: Path) -> BinaryIO:
+    opener = _COMPRESSIONS.get(path.suffix.lower())
+    return path.open("rb") if opener is None else opener(path)
+
+
+def _open_zstd(path: Path) -> BinaryIO:
+    import pyarrow  # Python has zstd from 3.14 on
+
+    stream = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
+    return cast("BinaryIO", io.BytesIO(stream.read()))
+
+
+def _encoding(path: Path) -> str:
+    """Says what encoding a file that is not UTF-8 seems to be in, and how to mend it."""
+    with _open(path) as stream:
+        content = stream.read(1 << 16)
+    seems, name = "it is not UTF-8, perhaps Latin-1 or Windows-1252", "LATIN1"  # all bytes are valid there: a guess
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:1000]:
+        seems, name = "it is UTF-16", "UTF-16"
+    return f"{seems}: convert it, as with `iconv -f {name} -t UTF-8 {path.name} > utf8-{path.name}`"
+
+
+def _read_jsonl(path: Path, reading: Reading) -> pl.DataFrame:
     rows = []
-    with path.open(encoding="utf-8-sig") as lines:
+    with io.TextIOWrapper(_open(path), encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -62,41 +122,123 @@ def _read_jsonl(path: Path) -> pl.DataFrame:
             if not isinstance(row, dict):
                 raise DataError(f"{path}:{number}: a line must be a JSON object, this is a {type(row).__name__}")
             rows.append(row)
-    return _frame(rows)
+    return _frame(rows, path)
 
 
-def _read_json(path: Path) -> pl.DataFrame:
+def _read_json(path: Path, reading: Reading) -> pl.DataFrame:
+    text = read_text(path)
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        rows = json.loads(text)
+    except json.JSONDecodeError:
+        # Many public files are JSON Lines by another name; where the first line is whole, so are they meant.
+        if _is_object(text.lstrip().partition("\n")[0]):
+            return _read_jsonl(path, reading)
+        raise
     except RecursionError as error:
         raise DataError(f"{path}: nested too deeply") from error
+    if isinstance(rows, dict) and "\n" not in text.strip() and not any(isinstance(v, list) for v in rows.values()):
+        return _frame([rows], path)  # JSON Lines of one row
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path}: must be a JSON array of objects (one object a line is JSONL: name it .jsonl)")
-    return _frame(rows)
+        raise DataError(f"{path}: must be a JSON array of objects, or one object a line")
+    return _frame(rows, path)
 
 
-def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
-    # The whole column is looked at, as a key may come in the last row only.
-    return pl.DataFrame(rows, infer_schema_length=None, strict=False) if rows else pl.DataFrame()
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (json.JSONDecodeError, RecursionError):
+        return False
 
 
-def _read_text(path: Path) -> pl.DataFrame:
-    """Paragraphs between blank lines, as the retain sets of RMU come."""
-    paragraphs = (block.strip() for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8")))
-    return pl.DataFrame({"text": [block for block in paragraphs if block]}, schema={"text": pl.String})
+def _frame(rows: list[dict[str, Any]], path: Path) -> pl.DataFrame:
+    """Returns JSON rows as a frame; numbers become text in a column that holds text too, wherever that begins."""
+    if not rows:
+        return pl.DataFrame()
+    try:
+        # The whole column is looked at, as a key may come, or change its type, in the last row only.
+        return pl.DataFrame(rows, infer_schema_length=None, strict=False)
+    except pl.exceptions.PolarsError as error:
+        for name in dict.fromkeys(name for row in rows for name in row):
+            kinds: dict[str, int] = {}
+            for number, row in enumerate(rows, 1):
+                if (cell := row.get(name)) is not None:
+                    kinds.setdefault(_JSON_KINDS.get(type(cell), "text or a number"), number)
+            if len(kinds) > 1:
+                (first, one), (second, other), *_ = kinds.items()
+                raise DataError(
+                    f"{path}: column {name!r} holds {first} in row {one} and {second} in row {other}: write all alike"
+                ) from error
+        raise
 
 
-def _read_csv(path: Path) -> pl.DataFrame:
+def _read_text(path: Path, reading: Reading) -> pl.DataFrame:
+    text = read_text(path)
+    texts = [line.strip() for line in text.split("\n") if line.strip()] if reading.lines else paragraphs(text)
+    return pl.DataFrame({"text": texts}, schema={"text": pl.String})
+
+
+def _read_csv(path: Path, reading: Reading) -> pl.DataFrame:
+    with _open(path) as stream:
+        content = stream.read()
+    content.decode("utf-8-sig")  # polars would only say that it is invalid
+    header = content.split(b"\n", 1)[0]
+    # Where decimals have a comma, spreadsheets part cells by semicolons.
+    separator = next((mark for mark in (",", ";", "\t") if mark.encode() in header), ",")
     # Every column stays text: inference would turn the label 007 into 7 and NA into null.
-    return pl.read_csv(path, infer_schema=False)
+    return pl.read_csv(content, infer_schema=False, separator=separator)
 
 
-_READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
+def _read_parquet(path: Path, reading: Reading) -> pl.DataFrame:
+    if path.suffix.lower() not in _COMPRESSIONS:
+        return pl.read_parquet(path)
+    with _open(path) as stream:
+        return pl.read_parquet(stream.read())
+
+
+def _read_arrow(path: Path, reading: Reading) -> pl.DataFrame:
+    """Arrow comes as a file with an index, or as the stream that datasets writes."""
+    with _open(path) as stream:
+        content = stream.read()
+    return pl.read_ipc(content) if content.startswith(b"ARROW1") else pl.read_ipc_stream(content)
+
+
+def _read_saved(path: Path, split: str) -> pl.DataFrame:
+    """Reads what `save_to_disk` of datasets wrote, one data set or a split of several."""
+    import datasets  # four seconds to import
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # datasets raises many kinds, none of which a user can tell apart
+        raise DataError(f"{path}: cannot be read as a saved data set: {first_line(error)}") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            raise DataError(f"{path}: no split {split!r}; it has {', '.join(map(str, loaded))}: set `split`")
+        loaded = loaded[split]
+    table = cast("datasets.Dataset", loaded).with_format("arrow")[:]  # rows that were selected or sorted, as they are
+    return cast("pl.DataFrame", pl.from_arrow(table))
+
+
+_SAVED = ("dataset_info.json", "state.json")
+_SAVED_SPLITS = "dataset_dict.json"
+_JSON_KINDS = {list: "a list", dict: "an object"}
+_COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstd,
+}
+_READERS: dict[str, Callable[[Path, Reading], pl.DataFrame]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,
-    ".parquet": pl.read_parquet,
+    ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
+    ".feather": _read_arrow,
     ".csv": _read_csv,
+    ".tsv": _read_csv,
     ".txt": _read_text,
     ".text": _read_text,
 }
+_KINDS = tuple(_READERS)
+SUFFIXES = (*_KINDS, *(kind + compression for kind in _KINDS for compression in _COMPRESSIONS))
+"""The endings of data files, compressed ones too."""

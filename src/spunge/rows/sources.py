@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import polars as pl
 from pydantic import Field
 
 from spunge.errors import DataError, first_line
 from spunge.rows.hub import read_hub
-from spunge.rows.readers import SUFFIXES, read_local, stack
+from spunge.rows.readers import SUFFIXES, Reading, read_local, stack
 from spunge.settings import Settings
 
 RESERVED = "spunge:"
@@ -42,13 +43,16 @@ class Source(Settings):
     """One place that rows come from: a local file, a directory of files, or a data set on the hub."""
 
     path: str
-    """A file (JSONL, JSON array, Parquet, CSV, text), a directory of such files, a hub id, or `lab:…`."""
+    """A file (JSON Lines, JSON array, Parquet, Arrow, CSV, text; perhaps .gz, .bz2, .xz or .zst), a directory of such
+    files or of `save_to_disk` of datasets, a hub id, or `lab:…`."""
     name: str | None = None
     """The configuration of a hub data set."""
     split: str = "train"
-    """The split of a hub data set."""
+    """The split of a hub data set, or of one that `save_to_disk` wrote."""
     revision: str | None = None
     """The revision of a hub data set."""
+    lines: bool = False
+    """A text file holds one text a line; else its texts are parted by blank lines."""
     columns: dict[str, str] = {}
     """Spunge's column name → the source's own, such as `{prompt: question, response: answer}`; a dot leads into a
     column that holds fields, such as `{prompt: prompt.text}`."""
@@ -149,6 +153,9 @@ class Corpus:
             values = self.rows.select(pl.sql_expr(expression).alias("_"))["_"]
         except pl.exceptions.PolarsError as error:
             reason = f"{first_line(error)}; {_columns_in_words(self.rows)}"
+            names = [name for name in re.findall(r'"([^"]*)"', expression) if name not in self.rows.columns]
+            if names:  # SQL's double quotes are for the names of columns
+                reason += f"; text stands in single quotes: '{names[0]}'"
             raise DataError(f"{label}: cannot evaluate {expression!r}: {reason}") from error
         if len(values) not in (1, len(self)):
             raise DataError(f"{label}: {expression!r} gives {len(values)} values for {len(self)} rows")
@@ -184,7 +191,20 @@ def load_corpus(sources: Sequence[Source], *, require: str = "text") -> Corpus:
 
 
 def _digest(rows: pl.DataFrame) -> str:
+    # Polars panics where bytes are to become JSON: cells that hold some (images, hashes) are hashed one by one.
+    for name, dtype in rows.schema.items():
+        if _holds_bytes(dtype):
+            digests = [None if cell is None else item_id(cell) for cell in rows[name].to_list()]
+            rows = rows.with_columns(pl.Series(name, digests, dtype=pl.String))
     return hashlib.sha256(rows.write_ndjson().encode()).hexdigest()
+
+
+def _holds_bytes(dtype: pl.DataType) -> bool:
+    if isinstance(dtype, pl.Struct):
+        return any(_holds_bytes(cast("pl.DataType", field.dtype)) for field in dtype.fields)
+    if isinstance(dtype, pl.List | pl.Array):
+        return _holds_bytes(cast("pl.DataType", dtype.inner))
+    return dtype in (pl.Binary, pl.Object)
 
 
 def column_names(path: str) -> list[str]:
@@ -194,7 +214,12 @@ def column_names(path: str) -> list[str]:
 
 def item_id(*parts: Any) -> str:
     """Returns the stable name of an evaluation item: a hash of its content, never of its position."""
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=_as_json)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _as_json(cell: Any) -> str:
+    return cell.hex() if isinstance(cell, bytes) else str(cell)
 
 
 def _read(source: Source, require: str) -> pl.DataFrame:
@@ -239,7 +264,7 @@ def _unnested(source: Source, rows: pl.DataFrame) -> pl.DataFrame:
 def _raw(source: Source) -> pl.DataFrame:
     path = locate(source.path)
     if path.exists():
-        return read_local(path)
+        return read_local(path, Reading(source.split, source.lines))
     if not is_hub_id(source.path):
         raise DataError(f"{source.path}: no such file or directory")
     return read_hub(source.path, source.name, source.split, source.revision)
