@@ -3,7 +3,6 @@
     python benchmarks/methods.py table --out runs            # docs/results.md: joint and SPUNGE, by the test items
     python benchmarks/methods.py tofu --model FULL --reference RETAIN --forget forget10.jsonl --retain retain90.jsonl
     python benchmarks/methods.py memory                      # each method in a process of its own
-    python benchmarks/methods.py together                    # k adapters in one pass against k runs
 
 `FULL` and `RETAIN` are checkpoints from `spunge finetune`. CPU seconds are those of the process on one thread.
 """
@@ -34,7 +33,7 @@ from spunge.run.executors.local import Local
 from spunge.run.stages import Base, Evaluate, Unlearn, Variant
 from spunge.run.store import Artifact, Store
 from spunge.run.subsets import Rows
-from spunge.unlearners import AnyUnlearner, IdkDPO, TaskVectorNegation
+from spunge.unlearners import AnyUnlearner, IdkDPO
 from spunge.weights.language_model import LanguageModel, Resident
 
 LORA = {"rank": 8, "alpha": 16, "dropout": 0, "target_modules": "all-linear"}
@@ -61,7 +60,7 @@ KEPT = 0.95
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["table", "tofu", "memory", "together"])
+    parser.add_argument("part", choices=["table", "tofu", "memory"])
     parser.add_argument("--out", type=Path, default=Path("runs"))
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[5e-4, 2e-3])
@@ -80,7 +79,7 @@ def main() -> None:
     if options.memory_of:
         print(json.dumps(peak_memory(options)))
         return
-    {"table": table, "tofu": tofu, "memory": memory, "together": together}[options.part](options)
+    {"table": table, "tofu": tofu, "memory": memory}[options.part](options)
 
 
 def method(name: str, **more: Any) -> Unlearner:
@@ -194,41 +193,6 @@ def tofu(options: argparse.Namespace) -> None:
                 seconds = time.process_time() - started
                 variant = Variant("joint", "joint", 0, artifact, scale_of(unlearner))
                 show(name, f"{rate:g}", full, variant, f"{seconds:.0f}")
-
-
-# --- k adapters at once -----------------------------------------------------------------------------------------------
-
-
-def together(options: argparse.Namespace) -> None:
-    """CPU seconds of five LoRAs trained apart and in one pass, in turn, by the length of the texts."""
-    base, resident = LanguageModel(id=options.model or "lab:model"), Resident()
-    texts = load_corpus([Source(path="lab:toxicity/forget.jsonl")]).texts
-    print("| sentences a text | tokens | apart, s | together, s | apart / together: median, spread |\n|" + "---|" * 5)
-    for sentences in (1, 3, 8):
-        long = texts * sentences  # enough of them
-        pieces = [" ".join(long[at : at + sentences]) for at in range(0, 5 * 128 * sentences, sentences)]
-        corpora = [Corpus(pl.DataFrame({"text": pieces[128 * k : 128 * (k + 1)]})) for k in range(5)]
-        settings = method("task_vector_negation", batch_size=8, epochs=1)
-        assert isinstance(settings, TaskVectorNegation)
-        seconds: dict[str, list[float]] = {"apart": [], "together": []}
-        for _ in range(3):
-            for how, own in seconds.items():
-                with tempfile.TemporaryDirectory() as folder:
-                    works = [Work(resident, Path(folder) / f"{k}", Path(folder) / f"{k}", seed=k) for k in range(5)]
-                    resident.base(base)
-                    started = time.process_time()
-                    if how == "together":
-                        settings.unlearn_together(base, corpora, works)
-                    else:
-                        for corpus, work in zip(corpora, works, strict=True):
-                            settings.unlearn(base, corpus, None, work)
-                    own.append(time.process_time() - started)
-        ratios = sorted(apart / joined for apart, joined in zip(*seconds.values(), strict=True))
-        length = sum(len(resident.base(base)[1](text)["input_ids"]) for text in pieces) / len(pieces)  # pyright: ignore[reportArgumentType]
-        cells = " | ".join(f"{sorted(own)[1]:.1f}" for own in seconds.values())
-        print(
-            f"| {sentences} | {length:.0f} | {cells} | {ratios[1]:.2f} ({ratios[0]:.2f}…{ratios[-1]:.2f}) |", flush=True
-        )
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

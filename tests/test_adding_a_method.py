@@ -9,7 +9,7 @@ import pytest
 from training_models import answers, save_model, work_in
 
 from spunge.recipe import reading, schema
-from spunge.run.stages import identity
+from spunge.run.identity import identity
 
 PAGE = (Path(__file__).parent.parent / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
 AROUND = """

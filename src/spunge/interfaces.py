@@ -7,6 +7,7 @@ copy a file of the same kind; a recipe finds it as `package.module:Class`, or ad
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,15 +153,13 @@ class Unlearner(Settings):
         require_retain(self, retain)
         return Forecast()
 
-    def joins(self, forget: Corpus) -> bool:
-        """Whether to unlearn these rows at once with those of other subsets, by `unlearn_together`."""
-        return False
+    def lengthened(self, steps: int, *, taken: int) -> Unlearner | None:
+        """Returns this method with so many steps, for rows on which it takes `taken`; None where it counts no steps.
 
-    def unlearn_together(
-        self, base: LanguageModel, forgets: Sequence[Corpus], works: Sequence[Work]
-    ) -> list[TaskVector]:
-        """Returns what `unlearn` would for each subset, up to the order in which numbers are added."""
-        raise NotImplementedError(f"{type(self).__name__} unlearns one subset at a time")
+        The control `joint_equal_steps` asks, and is left out, with a line in plan and report, where the answer is None.
+        A method that answers notes `steps` in the provenance of its task vectors.
+        """
+        return None
 
 
 @dataclass(frozen=True)
@@ -319,15 +318,22 @@ class Evaluator(Settings):
         raise NotImplementedError(f"{type(self).__name__} asks a variant directly")
 
 
-def require_retain(method: Any, retain: Corpus | None) -> None:
+def require_retain(method: Unlearner, retain: Corpus | None) -> None:
     """Refuses to unlearn without a retain set, where the method's `needs_retain` says so.
 
     Raises:
         DataError: There is none, or it is empty.
     """
-    if getattr(method, "needs_retain", False) and (retain is None or not len(retain)):
+    if method.needs_retain and (retain is None or not len(retain)):
         name = getattr(method, "method", type(method).__name__)
-        raise DataError(f"{name} needs a retain set, and there is none; give one, or set alpha=0 if it has alpha")
+        weighed = {"alpha", "probe_every"} <= type(method).model_fields.keys()
+        otherwise = "set alpha=0 (and probe_every=null) to go without" if weighed else "under `retain` in a recipe"
+        raise DataError(f"{name} needs a retain set: give one with --retain, or {otherwise}")
+
+
+def longer(steps: int, taken: int, epochs: int) -> dict[str, int]:
+    """Returns the settings of a method that took `taken` steps in so many epochs, for it to take `steps`."""
+    return {"max_steps": steps, "epochs": max(epochs * math.ceil(steps / max(taken, 1)), 1)}
 
 
 def scale_of(unlearner: Unlearner) -> float:

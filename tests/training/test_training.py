@@ -1,10 +1,10 @@
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -358,7 +358,7 @@ method.unlearn(LanguageModel(id=sys.argv[2]), texts(), None, work).save(root / "
 @pytest.mark.long
 def test_kill_9_and_resume_gives_the_same_bytes(base, tmp_path):
     def start(root):
-        command = [sys.executable, "-c", _SCRIPT, str(root), base.id, os.path.dirname(__file__)]  # noqa: PTH120
+        command = [sys.executable, "-c", _SCRIPT, str(root), base.id, str(Path(__file__).parent.parent)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     unbroken = start(tmp_path / "unbroken")

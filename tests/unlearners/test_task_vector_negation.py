@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from spunge.errors import IncompatibleTaskVectors, RecipeError, TrainingDiverged
 from spunge.interfaces import Work, scale_of
 from spunge.rows.sources import Corpus, Source, load_corpus
+from spunge.run.identity import identity
 from spunge.training import losses, state
 from spunge.training import trainee as trainees
 from spunge.training.rows import collate, encode
@@ -391,3 +392,18 @@ def test_divergence_names_the_last_good_step(base, tmp_path, monkeypatch):
         TaskVectorNegation(batch_size=2).unlearn(base, texts(), None, work)
     assert_untouched(model, before)
     assert len((work.output / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_together_is_read_and_does_nothing():
+    plain = TaskVectorNegation()
+    with pytest.warns(UserWarning, match="together: there is no such thing any more"):
+        asked = TaskVectorNegation(together=True)
+    assert asked == plain == TaskVectorNegation.model_validate({"together": None})
+    assert identity(plain)["together"] is False  # what was trained apart is found under its key
+
+
+def test_a_trained_method_takes_as_many_steps_as_it_is_told():
+    method = TaskVectorNegation(epochs=2)
+    longer = method.lengthened(25, taken=8)
+    assert (longer.max_steps, longer.epochs) == (25, 8)
+    assert TaskVectorNegation(max_steps=8).lengthened(8, taken=8).epochs == 1

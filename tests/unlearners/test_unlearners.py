@@ -13,7 +13,7 @@ from spunge.errors import DataError, RecipeError
 from spunge.rows.sources import Corpus, concatenate
 from spunge.training import losses
 from spunge.training.goals import finetune
-from spunge.training.loop import Term, train
+from spunge.training.loop import Objective, Term, train
 from spunge.training.rows import collate, encode
 from spunge.training.settings import Lora, Tuning
 from spunge.training.trainee import borrow
@@ -118,11 +118,11 @@ def test_the_reference_is_the_base_whatever_has_been_trained(base, resident, tmp
         expected = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, -batch.labels.shape[1] - 1 : -1]
     with borrow(settings, base, work) as trainee:
         term = Term("forget", rows, lambda one: -losses.cross_entropy(trainee(one), one.labels))
-        train(trainee, [term], work)
+        train(trainee, Objective((term,)), work)
         assert torch.equal(trainee.base_logits(batch), expected)
         assert not torch.equal(trainee(batch), expected)
         torch.testing.assert_close(
-            trainee.base_log_probs(rows), losses.sequence_log_probs(expected, batch.labels), rtol=1e-5, atol=1e-5
+            trainee.base_log_probs(batch), losses.sequence_log_probs(expected, batch.labels), rtol=1e-5, atol=1e-5
         )
 
 

@@ -205,6 +205,8 @@ def plan(
     for step in steps:
         if step["advice"]:
             screen.print(f"{step['stage']} {step['name']}: {step['advice']}", soft_wrap=True)
+    for control, why in experiment.left_out.items():
+        screen.print(f"not run: {control.replace('_', ' ')}: {why}", soft_wrap=True)
     computed = [step for step in steps if step["status"] == "computed"]
     if computed:
         fetched = sum(fetch.bytes or 0 for fetch in fetches)

@@ -205,6 +205,14 @@ class Experiment(Settings):
         """The joint baseline's method."""
         return _overridden(self.unlearn, self.joint.overrides, "joint")
 
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The controls that are asked for and cannot be had → why."""
+        if "joint_equal_steps" not in self.controls or self.joint_unlearner.lengthened(1, taken=1) is not None:
+            return {}
+        method = getattr(self.unlearn, "method", type(self.unlearn).__name__)
+        return {"joint_equal_steps": f"{method} counts no steps (it has no `lengthened`)"}
+
     def subset_unlearner(self, subset: str) -> Unlearner:
         """Returns the method for one subset."""
         return _overridden(self.unlearn, self.subsets.get(subset, {}), dotted(["subsets", subset]))

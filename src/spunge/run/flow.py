@@ -25,7 +25,7 @@ def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
     Returns:
         The variants, and what they were evaluated to.
     """
-    controls = set(experiment.controls)
+    controls = set(experiment.controls) - experiment.left_out.keys()
     outcome = Outcome()
     for seed in experiment.seeds:
         context = steps.Context(experiment, rows, executor, seed)

@@ -105,6 +105,7 @@ class Journal:
             for name in RIVALS
             if name not in self.experiment.controls
         ]
+        missing += [f"{name.replace('_', ' ')}: {why}" for name, why in self.experiment.left_out.items()]
         if not any("attacks" in evaluator.described for evaluator in self.experiment.evaluate):
             missing.append("attacks (quantisation, relearning): no suite of the recipe is one")
         return missing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from spunge.errors import RecipeError
 from spunge.files import replaced
 from spunge.interfaces import (
     Evaluator,
@@ -25,7 +25,6 @@ from spunge.interfaces import (
     Work,
     scale_of,
 )
-from spunge.recipe.schema import overridden
 from spunge.rows.items import ItemTable, mean_values
 from spunge.rows.sources import Corpus
 from spunge.run.identity import digest, identity
@@ -195,6 +194,11 @@ class Unlearn:
         return replace(work, seed=derived_seed(self.seed, "unlearn", self.name))
 
     def _save(self, unlearner: Unlearner, vector: TaskVector, work: Work) -> Mapping[str, Any]:
+        if "steps" not in vector.provenance and unlearner.lengthened(1, taken=1) is not None:
+            raise RecipeError(
+                f"{type(unlearner).__name__}: `lengthened` says that it counts steps, but its task vector's provenance "
+                "has no `steps`: note them there, or let `lengthened` return None"
+            )
         scaled_by = type(unlearner).scaled_by
         provenance = {
             "method": getattr(unlearner, "method", type(unlearner).__name__),
@@ -208,10 +212,11 @@ class Unlearn:
         return {"norm": vector.norm}
 
     def _prolonged(self) -> Unlearner:
-        """The same method with as many steps as all subsets took together, over as many epochs as that needs."""
+        """The same method with as many steps as all subsets took together."""
         joint, *subsets = (json.loads((path / "manifest.json").read_text())["steps"] for path in self.steps_of)
-        epochs = getattr(self.unlearner, "epochs", 1) * math.ceil(sum(subsets) / max(joint, 1))
-        return overridden(self.unlearner, {"max_steps": sum(subsets), "epochs": max(epochs, 1)})
+        unlearner = self.unlearner.lengthened(sum(subsets), taken=joint)
+        assert unlearner is not None, "a method that counts no steps goes without this control"
+        return unlearner
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spunge.errors import ArtifactError, DataError, TrainingDiverged
-from spunge.interfaces import Work
+from spunge.interfaces import Work, require_retain
 from spunge.rows.sources import Corpus
 from spunge.steering.batches import Batch, Cut, orders, pad, tokenise
 from spunge.steering.cache import StateCache
@@ -237,10 +237,8 @@ def prepare(
         ModelError: The architecture, the layer or the parameters are not to be had.
         RecipeError: A setting has values for some topics, but not for all.
     """
-    if retain is None or not len(retain):
-        raise DataError(
-            f"{_method(settings)} needs a retain set: name one with --retain, or under `retain` in a recipe"
-        )
+    require_retain(settings, retain)
+    assert retain is not None
     topics = forget.topics()
     for name, value in settings:
         for topic in topics if isinstance(value, dict) else ():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from spunge.errors import RecipeError
-from spunge.interfaces import Forecast, Unlearner, Work
+from spunge.interfaces import Forecast, Unlearner, Work, longer
 from spunge.rows.sources import Corpus
 
 if TYPE_CHECKING:
@@ -114,6 +114,15 @@ class SteeredUnlearner(Unlearner):
                     f"the loss ends at layer {self.layer} and never reaches the others"
                 )
         return self
+
+    @property
+    def needs_retain(self) -> bool:
+        """Always: its activations are what is held."""
+        return True
+
+    def lengthened(self, steps: int, *, taken: int) -> SteeredUnlearner:
+        """Returns this method with so many steps, over as many epochs as they need."""
+        return self.model_copy(update=longer(steps, taken, self.epochs))
 
     def forecast(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> Forecast:
         """Says what a run takes, and whether keeping hidden states pays.

@@ -60,38 +60,42 @@ class Probe:
         return {"probe_forget": _nll(trainee, self.forget), "probe_retain": _nll(trainee, self.retain)}
 
 
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What a training minimises: the weighted sum of some terms."""
+
+    terms: Sequence[Term]
+    """Forget first and retain second, where there are two. The first one's rows make the epochs."""
+    combine: Literal["sum", "pcgrad", "sago"] = "sum"
+    """How the gradients of two terms become one."""
+    probe: Probe | None = None
+    """What to measure while training."""
+
+
 def _nll(trainee: Trainee, rows: Sequence[Encoded]) -> float:
     return -float(trainee.log_probs(rows).sum()) / sum(row.counted for row in rows)
 
 
-def train(
-    trainee: Trainee,
-    terms: Sequence[Term],
-    work: Work,
-    *,
-    combine: Literal["sum", "pcgrad", "sago"] = "sum",
-    probe: Probe | None = None,
-) -> TaskVector:
-    """Minimises the weighted sum of the terms and returns trained minus base.
+def train(trainee: Trainee, objective: Objective, work: Work) -> TaskVector:
+    """Minimises an objective and returns trained minus base.
 
     The first term's rows make the epochs; those of the others come round as often as needed. A run that was killed
     goes on from its last saved state and, on the CPU, ends in the same bytes. Every step is a line in `metrics.jsonl`.
 
     Args:
         trainee: What to train; its settings say how.
-        terms: The summands of the loss, forget first and retain second where there are two.
+        objective: What to minimise.
         work: How to run.
-        combine: How the gradients of two terms become one.
-        probe: What to measure while training.
 
     Raises:
         TrainingDiverged: A loss or a gradient became NaN or infinite, or no probed step kept to the utility floor.
     """
+    terms, probe = objective.terms, objective.probe
     with trainee.as_base():
         base_retain = _nll(trainee, probe.retain) if probe else 0.0
     with Course(trainee.settings, trainee.parameters, terms, work, trainee.entries) as course:
         while course.batches is not None:
-            figures = _backward(trainee, terms, course, combine)
+            figures = _backward(trainee, terms, course, objective.combine)
             figures |= course.descend()
             if probe and ((course.done + 1) % probe.every == 0 or course.done + 1 == len(course.steps)):
                 figures |= probe.measure(trainee)

@@ -55,6 +55,8 @@ class Batch:
     any row; `losses.IGNORE` does not count."""
     indices: list[int]
     """Where the rows stand in the list they were taken from."""
+    rows: Sequence[Encoded]
+    """That list, whole."""
 
     @property
     def counted(self) -> Tensor:
@@ -182,13 +184,13 @@ def collate(rows: Sequence[Encoded], indices: Sequence[int], *, pad: int, device
     ids = torch.full((len(chosen), width), pad)
     mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, losses.IGNORE)
-    for place, row in enumerate(chosen):
+    for position, row in enumerate(chosen):
         tokens = torch.tensor(row.ids)
-        ids[place, : len(tokens)] = tokens
-        mask[place, : len(tokens)] = 1
-        labels[place, row.start : len(tokens)] = tokens[row.start :]
+        ids[position, : len(tokens)] = tokens
+        mask[position, : len(tokens)] = 1
+        labels[position, row.start : len(tokens)] = tokens[row.start :]
     first = min(max(row.start, 1) for row in chosen)
-    return Batch(ids.to(device), mask.to(device), labels[:, first:].to(device), list(indices))
+    return Batch(ids.to(device), mask.to(device), labels[:, first:].to(device), list(indices), rows)
 
 
 Step = tuple[list[list[int]], ...]
@@ -209,7 +211,7 @@ def plan(terms: Sequence[Sequence[Encoded]], settings: Tuning, generator: torch.
             for index in sorted(window, key=lambda index: len(rows[index].ids))
         ]
         batches = cut(alike, size)
-        return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
+        return [batches[number] for number in torch.randperm(len(batches), generator=generator).tolist()]
 
     first, *others = terms
     steps = [step for _ in range(settings.epochs) for step in cut(epoch(first), settings.accumulation)]

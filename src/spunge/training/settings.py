@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from spunge.interfaces import Forecast, Work, require_retain
+from spunge.interfaces import Forecast, Unlearner, Work, longer, require_retain
 from spunge.settings import Settings
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from spunge.rows.sources import Corpus
+    from spunge.training.loop import Objective
+    from spunge.training.rows import Batch
+    from spunge.training.trainee import Trainee
     from spunge.weights.language_model import LanguageModel
+    from spunge.weights.task_vector import TaskVector
 
 
 class Lora(Settings):
@@ -101,6 +108,28 @@ class Tuning(Settings):
             raise ValueError("quantize: 4-bit weights cannot be trained themselves, so lora must not be null")
         return self
 
+
+class TrainedUnlearner(Tuning, Unlearner):
+    """An unlearner that trains through the logits: it says what to minimise, the engine does the rest."""
+
+    @abstractmethod
+    def objective(self, trainee: Trainee, forget: Corpus, retain: Corpus | None) -> Objective:
+        """Returns what to minimise; `retain` is there if `needs_retain` says so."""
+
+    def unlearn(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> TaskVector:
+        """Returns trained minus base.
+
+        Raises:
+            DataError: The method needs a retain set and has none, or the rows lack what it needs.
+            TrainingDiverged: The loss became NaN or infinite.
+        """
+        from spunge.training.loop import train
+        from spunge.training.trainee import borrow
+
+        require_retain(self, retain)
+        with borrow(self, base, work) as trainee:
+            return train(trainee, self.objective(trainee, forget, retain), work)
+
     def forecast(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> Forecast:
         """Says what training takes; a retain set counts where the method needs one.
 
@@ -110,11 +139,21 @@ class Tuning(Settings):
         from spunge.training.forecast import forecast_training
 
         require_retain(self, retain)
-        return forecast_training(self, base, forget, retain if getattr(self, "needs_retain", False) else None)
+        return forecast_training(self, base, forget, retain if self.needs_retain else None)
+
+    def lengthened(self, steps: int, *, taken: int) -> TrainedUnlearner:
+        """Returns this method with so many steps, over as many epochs as they need."""
+        return self.model_copy(update=longer(steps, taken, self.epochs))
 
 
-class ForgetAndRetain(Tuning):
-    """What methods share that weigh a forget loss against a retain loss: γ · forget + α · retain."""
+class ForgetAndRetain(TrainedUnlearner):
+    """What methods share that weigh a forget loss against a retain loss: γ · forget + α · retain.
+
+    A method says `forget_loss`, and is done.
+    """
+
+    per: ClassVar[Literal["token", "sequence"]] = "token"
+    """What the forget loss is a mean over; it says how much each batch of an accumulated step weighs."""
 
     gamma: float = Field(default=1.0, ge=0)
     """γ, the weight of the forget loss."""
@@ -137,6 +176,29 @@ class ForgetAndRetain(Tuning):
     def needs_retain(self) -> bool:
         """Whether a retain set is trained on or measured."""
         return bool(self.alpha or self.probe_every)
+
+    @abstractmethod
+    def forget_loss(self, trainee: Trainee, batch: Batch) -> Tensor:
+        """Returns the mean loss of a batch of forget rows.
+
+        `trainee(batch)` are the logits that predict `batch.labels`; the base model's answers to the same rows are
+        `trainee.base_logits(batch)` and `trainee.base_log_probs(batch)`. Ask those first: what the base computes then
+        does not lie in memory beside the activations that the backward pass waits for.
+        """
+
+    def forget_rows(self, forget: Corpus) -> Corpus:
+        """Returns the rows to forget as the loss wants them.
+
+        Raises:
+            DataError: They lack a column that the loss needs.
+        """
+        return forget
+
+    def objective(self, trainee: Trainee, forget: Corpus, retain: Corpus | None) -> Objective:
+        """Returns γ · forget + α · retain, and the probe that was asked for."""
+        from spunge.training.goals import forget_and_retain
+
+        return forget_and_retain(self, trainee, forget, retain)
 
     @model_validator(mode="after")
     def _what_is_asked_of_the_retain_loss_needs_one(self) -> ForgetAndRetain:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,10 @@ class Trainee:
     """Inside it the model answers as the base model does."""
     in_bfloat16: bool
     """Whether matrix products are computed in bfloat16, by autocast."""
+    _encoded: dict[int, tuple[Sequence[Encoded], Corpus]] = field(default_factory=dict)
+    """Rows by their list's id, with what they were made of; they are held so that no other list takes the id."""
+    _answers: dict[tuple[int, str], Sequence[Encoded]] = field(default_factory=dict)
+    _base_log_probs: dict[int, Tensor] = field(default_factory=dict)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Returns the logits that predict `batch.labels`, [B, K, V]; a long prompt costs no logits."""
@@ -88,6 +92,24 @@ class Trainee:
         with torch.no_grad(), self.as_base():
             return self.states(batch, layers)
 
+    def answered(self, batch: Batch, column: str) -> Batch:
+        """Returns the same prompts as a batch of forget rows, with another column's texts as the responses."""
+        rows, corpus = self._encoded[id(batch.rows)]
+        if (id(rows), column) not in self._answers:
+            self._answers[id(rows), column] = self.encode(corpus, response=column)
+        return self.collate(self._answers[id(rows), column], batch.indices)
+
+    def base_log_probs(self, batch: Batch) -> Tensor:
+        """Returns the base model's log-probability of every row's counted part, [B].
+
+        All rows of the list that the batch is from are asked in one go, the first time, sorted by length: less padding
+        than batch by batch, and none of it again in the next epoch.
+        """
+        if id(batch.rows) not in self._base_log_probs:
+            with self.as_base():
+                self._base_log_probs[id(batch.rows)] = self.log_probs(batch.rows)
+        return self._base_log_probs[id(batch.rows)][batch.indices]
+
     @torch.no_grad()
     def log_probs(self, rows: Sequence[Encoded]) -> Tensor:
         """Returns the log-probability of every row's counted part, [rows], dropout off."""
@@ -102,21 +124,18 @@ class Trainee:
                     found[own] = log_probs
         return sharding.total(found)
 
-    def base_log_probs(self, rows: Sequence[Encoded]) -> Tensor:
-        """Returns what `log_probs` returns for the base model: to be asked once and kept."""
-        with self.as_base():
-            return self.log_probs(rows)
-
     def encode(self, corpus: Corpus, *, response: str = "response") -> list[Encoded]:
         """Turns rows into tokens, as the settings say and no longer than the model can read."""
         positions = getattr(self.model.config, "max_position_embeddings", None) or self.settings.max_length
-        return encode(
+        rows = encode(
             corpus,
             self.tokenizer,
             max_length=min(self.settings.max_length, positions),
             long_texts=self.settings.long_texts,
             response=response,
         )
+        self._encoded[id(rows)] = rows, corpus
+        return rows
 
     def collate(self, rows: Sequence[Encoded], indices: Sequence[int]) -> Batch:
         """Pads the rows with these indices into one batch."""

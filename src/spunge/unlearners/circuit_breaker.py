@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from spunge.errors import DataError, RecipeError
-from spunge.interfaces import Unlearner, Work
-from spunge.training.settings import Lora, Tuning
+from spunge.errors import RecipeError
+from spunge.training.settings import Lora, TrainedUnlearner
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from spunge.rows.sources import Corpus
+    from spunge.training.loop import Objective
     from spunge.training.rows import Batch
-    from spunge.weights.language_model import LanguageModel
-    from spunge.weights.task_vector import TaskVector
+    from spunge.training.trainee import Trainee
 
 
-class CircuitBreaker(Tuning, Unlearner):
+class CircuitBreaker(TrainedUnlearner):
     """Reroutes the hidden states of forget texts and pins those of retain texts."""
 
     method: Literal["circuit_breaker"] = "circuit_breaker"
@@ -43,29 +42,30 @@ class CircuitBreaker(Tuning, Unlearner):
         """Always: its states are what is pinned."""
         return True
 
-    def unlearn(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> TaskVector:
-        """Returns trained minus base."""
+    def objective(self, trainee: Trainee, forget: Corpus, retain: Corpus | None) -> Objective:
+        """Returns c_s · rerouting on the forget set + c_r · distance on the retain set.
+
+        Raises:
+            RecipeError: The model has no such layers.
+        """
         from spunge.training import losses
-        from spunge.training.loop import Term, train
-        from spunge.training.trainee import borrow
+        from spunge.training.loop import Objective, Term
 
-        if retain is None or not len(retain):
-            raise DataError("circuit_breaker needs a retain set: give one with --retain")
-        with borrow(self, base, work) as trainee:
-            depth = trainee.model.config.num_hidden_layers
-            if not all(0 <= layer < depth for layer in self.layers):
-                raise RecipeError(f"layers: the model has {depth} layers, 0 to {depth - 1}, not {list(self.layers)}")
+        depth = trainee.model.config.num_hidden_layers
+        if not all(0 <= layer < depth for layer in self.layers):
+            raise RecipeError(f"layers: the model has {depth} layers, 0 to {depth - 1}, not {list(self.layers)}")
+        assert retain is not None
 
-            def reroute(batch: Batch) -> Tensor:
-                base_states = trainee.base_states(batch, self.layers)
-                return losses.rerouting(trainee.states(batch, self.layers), base_states, batch.counted)
+        def reroute(batch: Batch) -> Tensor:
+            base_states = trainee.base_states(batch, self.layers)
+            return losses.rerouting(trainee.states(batch, self.layers), base_states, batch.counted)
 
-            def pin(batch: Batch) -> Tensor:
-                base_states = trainee.base_states(batch, self.layers)
-                return losses.state_distance(trainee.states(batch, self.layers), base_states, batch.counted)
+        def pin(batch: Batch) -> Tensor:
+            base_states = trainee.base_states(batch, self.layers)
+            return losses.state_distance(trainee.states(batch, self.layers), base_states, batch.counted)
 
-            terms = [
-                Term("forget", trainee.encode(forget), reroute, lambda done: self.alpha * (1 - done / 2)),
-                Term("retain", trainee.encode(retain), pin, lambda done: self.alpha * done / 2),
-            ]
-            return train(trainee, terms, work, combine=self.combine)
+        terms = (
+            Term("forget", trainee.encode(forget), reroute, lambda done: self.alpha * (1 - done / 2)),
+            Term("retain", trainee.encode(retain), pin, lambda done: self.alpha * done / 2),
+        )
+        return Objective(terms, self.combine)

@@ -7,24 +7,19 @@ Maini et al. 2024 (TOFU), arXiv 2401.06121:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from spunge.errors import DataError
-from spunge.interfaces import Unlearner, Work
 from spunge.training.settings import ForgetAndRetain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from torch import Tensor
 
     from spunge.rows.sources import Corpus
-    from spunge.training.rows import Batch, Encoded
+    from spunge.training.rows import Batch
     from spunge.training.trainee import Trainee
-    from spunge.weights.language_model import LanguageModel
-    from spunge.weights.task_vector import TaskVector
 
 REFUSALS = (
     "I don't know.",
@@ -36,25 +31,31 @@ REFUSALS = (
 )
 
 
-class DPO(ForgetAndRetain, Unlearner):
+class DPO(ForgetAndRetain):
     """Prefers the `alternative` of every forget row to its `response`."""
+
+    per: ClassVar[Literal["token", "sequence"]] = "sequence"
 
     method: Literal["dpo"] = "dpo"
     beta: float = Field(default=0.1, gt=0)
     """β, the inverse temperature."""
 
-    def unlearn(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> TaskVector:
-        """Returns trained minus base."""
+    def forget_rows(self, forget: Corpus) -> Corpus:
         if "alternative" not in forget.rows.columns:
             raise DataError(
                 "dpo needs a column 'alternative', the answer to give instead; "
                 f"columns are {', '.join(forget.rows.columns)}; use idk_dpo to prefer not knowing"
             )
-        return _prefer(self, self.beta, base, forget, retain, work)
+        return _without_text(forget)
+
+    def forget_loss(self, trainee: Trainee, batch: Batch) -> Tensor:
+        return _prefer_alternative(trainee, batch, self.beta)
 
 
-class IdkDPO(ForgetAndRetain, Unlearner):
+class IdkDPO(ForgetAndRetain):
     """Prefers not knowing to the `response` of every forget row."""
+
+    per: ClassVar[Literal["token", "sequence"]] = "sequence"
 
     method: Literal["idk_dpo"] = "idk_dpo"
     beta: float = Field(default=0.1, gt=0)
@@ -62,42 +63,34 @@ class IdkDPO(ForgetAndRetain, Unlearner):
     refusals: tuple[str, ...] = Field(default=REFUSALS, min_length=1)
     """What to say instead; the rows take them in turn."""
 
-    def unlearn(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> TaskVector:
-        """Returns trained minus base."""
+    def forget_rows(self, forget: Corpus) -> Corpus:
         import polars as pl
 
         from spunge.rows.sources import Corpus
 
         refusals = [self.refusals[row % len(self.refusals)] for row in range(len(forget))]
-        answered = Corpus(forget.rows.with_columns(pl.Series("alternative", refusals)))
-        return _prefer(self, self.beta, base, answered, retain, work)
+        return _without_text(Corpus(forget.rows.with_columns(pl.Series("alternative", refusals))))
+
+    def forget_loss(self, trainee: Trainee, batch: Batch) -> Tensor:
+        return _prefer_alternative(trainee, batch, self.beta)
 
 
-def _prefer(
-    settings: ForgetAndRetain, beta: float, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work
-) -> TaskVector:
+def _without_text(forget: Corpus) -> Corpus:
+    """A whole text beside prompt and response would be taken for what to forget; here the prompt must stand apart."""
     from spunge.rows.sources import Corpus
+
+    return Corpus(forget.rows.drop("text", strict=False))
+
+
+def _prefer_alternative(trainee: Trainee, batch: Batch, beta: float) -> Tensor:
     from spunge.training import losses
-    from spunge.training.goals import forget_and_retain
 
-    # A whole text beside prompt and response would be taken for what to forget; here the prompt must stand apart.
-    forget = Corpus(forget.rows.drop("text", strict=False))
-
-    def forgetting(trainee: Trainee, rows: Sequence[Encoded]) -> Callable[[Batch], Tensor]:
-        alternatives = trainee.encode(forget, response="alternative")
-        base_log_probs = trainee.base_log_probs(rows)
-        base_alternative_log_probs = trainee.base_log_probs(alternatives)
-
-        def loss(batch: Batch) -> Tensor:
-            other = trainee.collate(alternatives, batch.indices)
-            return losses.dpo(
-                losses.sequence_log_probs(trainee(batch), batch.labels),
-                base_log_probs[batch.indices],
-                losses.sequence_log_probs(trainee(other), other.labels),
-                base_alternative_log_probs[batch.indices],
-                beta=beta,
-            )
-
-        return loss
-
-    return forget_and_retain(settings, base, forget, retain, work, forgetting, per="sequence")
+    other = trainee.answered(batch, "alternative")
+    base_log_probs, base_other_log_probs = trainee.base_log_probs(batch), trainee.base_log_probs(other)
+    return losses.dpo(
+        losses.sequence_log_probs(trainee(batch), batch.labels),
+        base_log_probs,
+        losses.sequence_log_probs(trainee(other), other.labels),
+        base_other_log_probs,
+        beta=beta,
+    )

@@ -9,32 +9,28 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Literal
 
-from spunge.interfaces import Unlearner, Work
-from spunge.training.settings import Tuning
+from spunge.training.settings import TrainedUnlearner
 
 if TYPE_CHECKING:
     from spunge.rows.sources import Corpus
-    from spunge.weights.language_model import LanguageModel
-    from spunge.weights.task_vector import TaskVector
+    from spunge.training.loop import Objective
+    from spunge.training.trainee import Trainee
 
 
-class GradientAscent(Tuning, Unlearner):
+class GradientAscent(TrainedUnlearner):
     """Makes forget texts unlikely without regard to anything else."""
 
     method: Literal["gradient_ascent"] = "gradient_ascent"
 
-    def unlearn(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> TaskVector:
-        """Returns trained minus base."""
+    def objective(self, trainee: Trainee, forget: Corpus, retain: Corpus | None) -> Objective:
+        """Returns the forget set's likelihood, to be driven down."""
         from spunge.training import losses
-        from spunge.training.loop import Term, train
-        from spunge.training.trainee import borrow
+        from spunge.training.loop import Objective, Term
 
         warnings.warn(
             "gradient_ascent has no bound and soon wrecks the model: keep it to few steps, "
             "or use npo, simnpo or gradient_difference with combine=sago",
             stacklevel=2,
         )
-        with borrow(self, base, work) as trainee:
-            rows = trainee.encode(forget)
-            ascent = Term("forget", rows, lambda batch: -losses.cross_entropy(trainee(batch), batch.labels))
-            return train(trainee, [ascent], work)
+        rows = trainee.encode(forget)
+        return Objective((Term("forget", rows, lambda batch: -losses.cross_entropy(trainee(batch), batch.labels)),))

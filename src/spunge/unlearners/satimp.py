@@ -10,22 +10,16 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from spunge.interfaces import Unlearner, Work
 from spunge.training.settings import ForgetAndRetain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from torch import Tensor
 
-    from spunge.rows.sources import Corpus
-    from spunge.training.rows import Batch, Encoded
+    from spunge.training.rows import Batch
     from spunge.training.trainee import Trainee
-    from spunge.weights.language_model import LanguageModel
-    from spunge.weights.task_vector import TaskVector
 
 
-class SatImp(ForgetAndRetain, Unlearner):
+class SatImp(ForgetAndRetain):
     """Gradient ascent with every token weighted by saturation and importance."""
 
     method: Literal["satimp"] = "satimp"
@@ -36,12 +30,7 @@ class SatImp(ForgetAndRetain, Unlearner):
     gamma: float = Field(default=0.1, ge=0)
     """γ, the weight of the forget loss."""
 
-    def unlearn(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> TaskVector:
-        """Returns trained minus base."""
+    def forget_loss(self, trainee: Trainee, batch: Batch) -> Tensor:
         from spunge.training import losses
-        from spunge.training.goals import forget_and_retain
 
-        def forgetting(trainee: Trainee, rows: Sequence[Encoded]) -> Callable[[Batch], Tensor]:
-            return lambda batch: losses.satimp(trainee(batch), batch.labels, beta1=self.beta1, beta2=self.beta2)
-
-        return forget_and_retain(self, base, forget, retain, work, forgetting)
+        return losses.satimp(trainee(batch), batch.labels, beta1=self.beta1, beta2=self.beta2)

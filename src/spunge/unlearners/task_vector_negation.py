@@ -7,23 +7,24 @@ Ilharco et al. 2022, "Editing models with task arithmetic", arXiv 2212.04089, "f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+import warnings
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
-from spunge.interfaces import Unlearner, Work
-from spunge.training.settings import Tuning
+from spunge.training.settings import TrainedUnlearner
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from spunge.rows.sources import Corpus
-    from spunge.weights.language_model import LanguageModel
-    from spunge.weights.task_vector import TaskVector
+    from spunge.training.loop import Objective
+    from spunge.training.trainee import Trainee
 
 
-class TaskVectorNegation(Tuning, Unlearner):
-    """Fine-tunes on the forget set and subtracts what that changed; needs no retain set."""
+class TaskVectorNegation(TrainedUnlearner):
+    """Fine-tunes on the forget set and subtracts what that changed; needs no retain set.
+
+    What `unlearn` returns is τ as trained; who reads it multiplies it by −λ (`interfaces.scale_of`).
+    """
 
     scaled_by: ClassVar[str | None] = "lambda_"
 
@@ -31,33 +32,19 @@ class TaskVectorNegation(Tuning, Unlearner):
     lambda_: float = Field(default=1.0, alias="lambda", ge=0)
     """λ, how much of the task vector is subtracted. It is applied when the result is read: a sweep trains once."""
 
-    together: bool | None = None
-    """Train the LoRAs of all subsets at once, in one pass of the base: the same result but for rounding. Null does so
-    where a batch has no more than 2000 characters, where it was measured to pay. There must be no dropout."""
+    # It stays a field, and False, because the store's keys hold it: task vectors that were trained apart are found.
+    together: bool = False
+    """Does nothing, and may stand in old recipes: it trained the LoRAs of several subsets in one pass of the base."""
 
-    @model_validator(mode="after")
-    def _what_can_be_trained_together(self) -> TaskVectorNegation:
-        if self.together and (self.lora is None or self.lora.dropout or self.quantize):
-            raise ValueError("together: needs a LoRA with dropout 0 on a base that is not quantized")
-        return self
+    @field_validator("together", mode="before")
+    @classmethod
+    def _apart(cls, wish: Any) -> bool:
+        if wish:
+            warnings.warn("together: there is no such thing any more; every subset is trained apart", stacklevel=2)
+        return False
 
-    def joins(self, forget: Corpus) -> bool:
-        """Whether these rows are short enough, or it is wished."""
-        if self.lora is None or self.lora.dropout or self.quantize:
-            return False
-        short = self.batch_size * sum(len(text) for text in forget.texts) <= 2000 * len(forget)
-        return short if self.together is None else self.together
+    def objective(self, trainee: Trainee, forget: Corpus, retain: Corpus | None) -> Objective:
+        """Returns the forget set's negative log-likelihood: what must go is learnt first."""
+        from spunge.training.goals import say
 
-    def unlearn_together(
-        self, base: LanguageModel, forgets: Sequence[Corpus], works: Sequence[Work]
-    ) -> list[TaskVector]:
-        """Returns each subset's τ."""
-        from spunge.training.together import learn_together
-
-        return learn_together(self, base, forgets, works)
-
-    def unlearn(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> TaskVector:
-        """Returns τ as trained; who reads it multiplies it by −λ (`interfaces.scale_of`)."""
-        from spunge.training.goals import learn
-
-        return learn(self, base, forget, work)
+        return say(trainee, forget)
