@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from spunge.evaluators import Tofu
-from spunge.interfaces import Evaluator, Unlearner, Work, scale_of
+from spunge.interfaces import Evaluator, Unlearner, Work, strength_of
 from spunge.recipe import reading
 from spunge.rows.sources import Corpus, Source, load_corpus
 from spunge.run import steps
@@ -107,7 +107,7 @@ def table(options: argparse.Namespace) -> None:
             task = Unlearn(kind, name, base, unlearner, rows, retain, 0)
             started = time.process_time()
             artifact = executor.run([task])[0]
-            return Variant(name, kind, 0, artifact, scale_of(unlearner)), time.process_time() - started
+            return _variant(name, kind, artifact, unlearner), time.process_time() - started
 
         def asked(variant: Variant, part: str) -> list[float]:
             return [accuracy(executor.run([Evaluate(variant, suite, base)])[0]) for suite in suites[part]]
@@ -135,6 +135,10 @@ def table(options: argparse.Namespace) -> None:
             figures = [*asked(joint, "test"), *asked(merged, "test")]
             cells = [f"{figure:.3f}" for figure in figures] + [f"{seconds:.1f}", f"{sum(s for _, s in parts):.1f}"]
             print(f"| {name} | {rate:g} | {' | '.join(cells)} |", flush=True)
+
+
+def _variant(name: str, kind: str, artifact: Artifact, unlearner: Unlearner) -> Variant:
+    return Variant(name, kind, 0, artifact, strength_of(unlearner), unlearner.scaled_by is not None)
 
 
 def answered(corpus: Corpus) -> Corpus:
@@ -191,7 +195,7 @@ def tofu(options: argparse.Namespace) -> None:
                 started = time.process_time()
                 artifact = executor.run([Unlearn("joint", "joint", full, unlearner, rows, kept, 0)])[0]
                 seconds = time.process_time() - started
-                variant = Variant("joint", "joint", 0, artifact, scale_of(unlearner))
+                variant = _variant("joint", "joint", artifact, unlearner)
                 show(name, f"{rate:g}", full, variant, f"{seconds:.0f}")
 
 

@@ -336,6 +336,11 @@ def longer(steps: int, taken: int, epochs: int) -> dict[str, int]:
     return {"max_steps": steps, "epochs": max(epochs * math.ceil(steps / max(taken, 1)), 1)}
 
 
+def strength_of(unlearner: Unlearner) -> float:
+    """Returns what a stored task vector of this unlearner, which holds its sign, is multiplied by: λ, or 1."""
+    return 1.0 if unlearner.scaled_by is None else float(getattr(unlearner, unlearner.scaled_by))
+
+
 def scale_of(unlearner: Unlearner) -> float:
-    """Returns what a freshly trained task vector of this unlearner is multiplied by when it is read."""
-    return 1.0 if unlearner.scaled_by is None else -float(getattr(unlearner, unlearner.scaled_by))
+    """Returns what `unlearn` returns is multiplied by when it is read: −λ, or 1."""
+    return 1.0 if unlearner.scaled_by is None else -strength_of(unlearner)

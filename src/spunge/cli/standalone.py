@@ -16,7 +16,7 @@ import polars as pl
 from spunge import merging, report
 from spunge.errors import ArtifactError, RecipeError, SpungeError, TrainingDiverged
 from spunge.files import new_directory, refuse_existing
-from spunge.interfaces import Evaluator, Merger, Progress, Unlearner, Work, scale_of, silent
+from spunge.interfaces import Evaluator, Merger, Progress, Unlearner, Work, silent, strength_of
 from spunge.report import artifacts
 from spunge.report.artifacts import FORMAT
 from spunge.rows.sources import Corpus, Source, concatenate, load_corpus
@@ -70,7 +70,7 @@ def unlearn(
         directory, scratch = stack.enter_context(new_directory(out)), stack.enter_context(_scratch(out, asked))
         noted = task.make(Work(Resident(device, shared=False), directory, scratch, seed, progress))
         trained = TaskVector.load(directory)
-        scaled = replace(trained.scaled(scale_of(unlearner)), provenance={**trained.provenance, **noted})
+        scaled = replace(trained.scaled(strength_of(unlearner)), provenance={**trained.provenance, **noted})
         scaled.save(directory)
     return TaskVector.open(out)
 

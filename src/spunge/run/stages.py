@@ -51,6 +51,9 @@ class Variant:
     seed: int
     artifact: Artifact | None = None
     scale: float = 1.0
+    """What its task vector, which holds its own sign, is multiplied by."""
+    negated: bool = False
+    """Whether the method learns what must go: its task vectors are kept with a scale of −1."""
 
     @property
     def subset(self) -> str | None:
@@ -59,8 +62,8 @@ class Variant:
 
     @property
     def identity(self) -> list[Any]:
-        """What its weights depend on, the base apart."""
-        return [] if self.artifact is None else [self.artifact.key, self.scale]
+        """What its weights depend on, the base apart: the scale as it is towards what was learnt."""
+        return [] if self.artifact is None else [self.artifact.key, -self.scale if self.negated else self.scale]
 
     def change(self) -> TaskVector | None:
         """Reads what it adds to the base model; None for the base itself."""
@@ -208,7 +211,9 @@ class Unlearn:
             "data": {"forget": self.forget.fingerprint, "rows": len(self.forget)},
             "seed": work.seed,
         }
-        replace(vector, provenance=provenance).save(work.output)
+        # With its sign, lest who takes it from the store by hand add what must go; λ alone is left to the reader.
+        signed = vector.scaled(-1.0) if scaled_by else vector
+        replace(signed, provenance=provenance).save(work.output)
         return {"norm": vector.norm}
 
     def _prolonged(self) -> Unlearner:

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from spunge.interfaces import RETAIN, Merger, scale_of
+from spunge.interfaces import RETAIN, Merger, strength_of
 from spunge.recipe.schema import Experiment
 from spunge.rows.sources import SUBSET, Corpus
 from spunge.run import sweep
@@ -108,10 +108,12 @@ def joint_task(context: Context, subsets: Subsets) -> Unlearn:
 def unlearn(context: Context, *tasks: Sequence[Unlearn]) -> list[list[Variant]]:
     """Runs lists of tasks, all of them at once as none needs another, and returns the variants of each list."""
     artifacts = iter(context.executor.run([task for some in tasks for task in some]))
-    return [
-        [Variant(task.name, task.kind, task.seed, next(artifacts), scale_of(task.unlearner)) for task in some]
-        for some in tasks
-    ]
+    return [[_variant(task, next(artifacts)) for task in some] for some in tasks]
+
+
+def _variant(task: Unlearn, artifact: Artifact) -> Variant:
+    scale, negated = strength_of(task.unlearner), task.unlearner.scaled_by is not None
+    return Variant(task.name, task.kind, task.seed, artifact, scale=scale, negated=negated)
 
 
 def unlearn_in_turn(context: Context, tasks: Sequence[Unlearn]) -> Variant:

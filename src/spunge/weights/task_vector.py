@@ -172,7 +172,7 @@ class TaskVector:
         """
         directory = Path(directory)
         try:
-            manifest = json.loads((directory / MANIFEST).read_text())
+            manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
             tensors = read_header(directory / FILE)
         except FileNotFoundError as error:
             missing = Path(error.filename or FILE).name
@@ -186,7 +186,7 @@ class TaskVector:
             for name, low in manifest["low_rank"].items():
                 a, b = (tensors.pop(f"{low['module']}.lora_{side}.weight") for side in "AB")
                 entries[name] = LowRank(a.load(), b.load(), float(low["scaling"]), bool(low["transposed"]))
-            scale = float(manifest["scale"])
+            scale = _scale_in(manifest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{directory}: {MANIFEST} does not fit {FILE}: {error}") from error
         if not math.isfinite(scale):
@@ -198,7 +198,9 @@ class TaskVector:
         if not isinstance(made_from, dict) or not isinstance(made_from.get("tensors") or {}, dict):
             raise ArtifactError(f"{directory}: {MANIFEST}: base does not say which tensors it is of")
         entries.update(tensors)
-        provenance = {key: value for key, value in manifest.items() if key not in ("format", "scale", "low_rank")}
+        provenance = {
+            key: value for key, value in manifest.items() if key not in ("format", "scale", "signed", "low_rank")
+        }
         return cls(entries, scale, provenance)
 
     @classmethod
@@ -247,9 +249,20 @@ def check_shape(name: str, base: tuple[int, ...], other: tuple[int, ...], owner:
         raise IncompatibleTaskVectors(f"{name}: the base model's shape is {list(base)}, {owner}'s {list(other)}")
 
 
+def _scale_in(manifest: Mapping[str, Any]) -> float:
+    """The scale to read a task vector with, its sign included.
+
+    Before the sign was part of a manifest, a run kept what task vector negation had learnt with a scale of 1, and the
+    sign elsewhere: read as it stands, such a vector would add what it is meant to remove.
+    """
+    scale = float(manifest["scale"])
+    learnt = manifest.get("method") == "task_vector_negation" and scale == 1.0
+    return -1.0 if learnt and not manifest.get("signed") else scale
+
+
 def write_manifest(
     directory: Path, provenance: Mapping[str, Any], *, scale: float, low_rank: Mapping[str, Any] | None = None
 ) -> None:
     """Writes what makes a directory a task vector; the tensors lie there already."""
-    manifest = {**provenance, "format": FORMAT, "scale": scale, "low_rank": dict(low_rank or {})}
+    manifest = {**provenance, "format": FORMAT, "scale": scale, "signed": True, "low_rank": dict(low_rank or {})}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
