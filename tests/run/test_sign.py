@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from spunge.recipe.schema import Experiment
 
 from spunge import merging
 from spunge.cli import standalone
 from spunge.mergers import TaskArithmetic
+from spunge.recipe.schema import Experiment
 from spunge.run import pipeline
 from spunge.run import store as stores
 from spunge.weights.language_model import LanguageModel
