@@ -15,6 +15,7 @@ import polars as pl
 from pydantic import Field
 
 from spunge.errors import DataError, first_line
+from spunge.rows import expressions
 from spunge.rows.hub import read_hub
 from spunge.rows.readers import SUFFIXES, Reading, read_local, stack
 from spunge.settings import Settings
@@ -149,6 +150,10 @@ class Corpus:
         Raises:
             DataError: The expression cannot be evaluated on these columns.
         """
+        try:
+            expressions.check(expression)
+        except ValueError as error:
+            raise DataError(f"{label}: {error} (in {expression[:200]!r})") from error
         try:
             values = self.rows.select(pl.sql_expr(expression).alias("_"))["_"]
         except pl.exceptions.PolarsError as error:
