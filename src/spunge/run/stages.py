@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from spunge.errors import RecipeError
+from spunge.errors import DataError, RecipeError
 from spunge.files import replaced
 from spunge.interfaces import (
     Evaluator,
@@ -142,10 +142,24 @@ class Split:
     def _names(self, work: Work) -> dict[str, list[int]]:
         work = replace(work, seed=derived_seed(self.seed, "split", self.name))
         subsets: dict[str, list[int]] = {name: [] for name in getattr(self.splitter, "declared", ())}
-        for index, names in enumerate(self.splitter.split(self.forget, self.base.model, work)):
+        rows = self.splitter.split(self.forget, self.base.model, work)
+        self._check(rows)
+        for index, names in enumerate(rows):
             for name in names:
                 subsets.setdefault(name, []).append(index)
         return subsets
+
+    def _check(self, rows: list[tuple[str, ...]]) -> None:
+        """Refuses what a splitter from outside may well return: a string is a sequence of strings too."""
+        what = f"{self.name}: `split` returned"
+        if len(rows) != len(self.forget):
+            raise DataError(
+                f"{what} {len(rows)} rows' subsets for {len(self.forget)} rows: return a tuple of names for every row, "
+                "() for one in no subset"
+            )
+        for number, names in enumerate(rows, 1):
+            if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+                raise DataError(f"{what} {names!r} for row {number}: return a tuple of names, such as ('short',)")
 
     def make(self, work: Work) -> Mapping[str, Any]:
         """Notes the subsets in the manifest."""
