@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
 from spunge.errors import DataError
+from spunge.metrics import Metric
 from spunge.settings import Settings
 
 if TYPE_CHECKING:  # what is only named here need not be imported by a merge, say
@@ -274,8 +275,11 @@ class Evaluator(Settings):
     wrote, and `gather` makes the items of both. `evaluate` then does the same in one go.
     """
 
-    headline: ClassVar[tuple[str, ...]] = ()
-    """The metrics that tables show, the most important first."""
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    """What it measures, the most important first: all that the report knows of it. Other columns of its items are
+    bookkeeping, and only counted."""
+    offensive: ClassVar[bool] = False
+    """Whether its texts may offend, so that the page hides them until asked."""
 
     suite: str
     """The name of this evaluation in tables and in `results.json`."""
@@ -283,10 +287,32 @@ class Evaluator(Settings):
     """Whether this suite asks for what must go (lower is better) or for what must stay."""
 
     @property
+    def measures(self) -> tuple[Metric, ...]:
+        """What this very suite measures, where that depends on its settings; otherwise `metrics`."""
+        return self.metrics
+
+    @property
+    def headline(self) -> Metric:
+        """What the suite is judged by.
+
+        Raises:
+            DataError: The class declares no metric.
+        """
+        shown = next((metric for metric in self.measures if metric.shown), None)
+        if shown is None:
+            raise DataError(f"{self.suite}: {type(self).__name__} declares no metric to show; add one to its `metrics`")
+        return shown
+
+    @property
     def described(self) -> dict[str, Any]:
         """What a report needs to know of this suite, as JSON values."""
-        method = getattr(self, "method", type(self).__name__)
-        return {"suite": self.suite, "method": method, "goal": self.goal, "headline": list(self.headline)}
+        return {
+            "suite": self.suite,
+            "method": getattr(self, "method", type(self).__name__),
+            "goal": self.goal,
+            "offensive": self.offensive,
+            "metrics": [asdict(metric) for metric in self.measures],
+        }
 
     def check(self) -> None:
         """Refuses what can be known to be wrong before any model is asked, let alone unlearned.

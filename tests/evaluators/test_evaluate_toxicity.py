@@ -101,7 +101,6 @@ def test_the_classifier_names_its_positive_label_and_empty_text_is_not_toxic(sco
     loaded = load_classifier(
         Classifier.model_validate({"id": str(scorer), "positive_label": "bad", "guard": guard(tmp_path)}), device="cpu"
     )
-    assert loaded.guard_auc == 1.0
     vile, kind, nothing = classify(loaded, ["Umi are vile", "Umi are kind", " "], batch_size=2)
     assert vile > 0.5 > kind > nothing == 0.0
     by_index = load_classifier(Classifier(id=str(scorer), positive_label=1), device="cpu")

@@ -79,7 +79,7 @@ def test_the_average_of_the_ten_needs_all_ten(tmp_path):
 
 
 def test_every_cell_of_the_papers_tables_is_there():
-    tables = paper.cells()
+    tables = {name: table["rows"] for name, table in paper.published()["tables"].items()}
     assert {name: (len(rows), {len(row) for row in rows.values()}) for name, rows in tables.items()} == {
         **{name: (3, {3}) for name in ("1a", "1b", "1c", "2", "6")},
         **{name: (3, {11}) for name in ("3", "4", "5", "7")},

@@ -18,7 +18,7 @@ from spunge.errors import ArtifactError, RecipeError, SpungeError, TrainingDiver
 from spunge.files import new_directory, refuse_existing
 from spunge.interfaces import Evaluator, Merger, Progress, Unlearner, Work, silent, strength_of
 from spunge.report import artifacts
-from spunge.report.artifacts import FORMAT
+from spunge.rows.items import RUN_FORMAT
 from spunge.rows.sources import Corpus, Source, concatenate, load_corpus
 from spunge.run.journal import environment
 from spunge.run.pipeline import choose_device
@@ -27,6 +27,7 @@ from spunge.run.store import Artifact, key
 from spunge.settings import Settings
 from spunge.steering.settings import SteeredUnlearner
 from spunge.training.settings import Tuning
+from spunge.variants import MERGED
 from spunge.weights.checkpoint import export as write_checkpoint
 from spunge.weights.language_model import LanguageModel, Resident, linear_names
 from spunge.weights.task_vector import TaskVector
@@ -125,7 +126,11 @@ def export_run(*, run: Path, out: Path, seed: int | None) -> Path:
         SpungeError: Something is missing or wrong; `out` does not exist afterwards.
     """
     manifest = artifacts.read(run).manifest
-    merged = {each.seed: each.task_vector for each in manifest.variants if each.name == "spunge" and each.task_vector}
+    merged = {
+        variant.seed: variant.task_vector
+        for variant in manifest.variants
+        if variant.name == MERGED.name and variant.task_vector
+    }
     if not merged:
         raise ArtifactError(f"{run}: the run has no merged model yet (its status is {manifest.status!r})")
     chosen = next(iter(merged)) if seed is None else seed
@@ -189,7 +194,7 @@ def evaluate(
         items = pl.concat(tables).select(pl.lit(name).alias("variant"), pl.lit(0).alias("seed"), pl.all())
         items.write_parquet(directory / "items.parquet")
         manifest = {
-            "format": FORMAT, "experiment": out.name, "status": "done",
+            "format": RUN_FORMAT, "experiment": out.name, "status": "done",
             "model": {"id": model, "revision": None, "digest": base.digest}, "seeds": [0],
             "suites": [evaluator.described for evaluator in evaluators],
             "variants": [{"name": name, "kind": variant.kind, "subset": None, "seed": 0}],

@@ -1,6 +1,6 @@
 """Evaluators: what must go and what must stay, asked of every variant and noted item by item."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
@@ -19,20 +19,12 @@ AnyEvaluator = Annotated[
 ]
 """Every evaluator that a recipe can name by its `method`."""
 
-EVALUATORS: dict[str, type[Evaluator]] = {
-    "multiple_choice": MultipleChoice,
-    "toxicity": Toxicity,
-    "perplexity": Perplexity,
-    "memorization": Memorization,
-    "tofu": Tofu,
-    "harness": Harness,
-    "quantization": Quantization,
-    "relearning": Relearning,
+BY_METHOD: dict[str, type[Evaluator]] = {
+    kind.model_fields["method"].default: kind for kind in get_args(get_args(AnyEvaluator)[0])
 }
-"""The evaluators by the name that recipes use."""
 
 __all__ = [
-    "EVALUATORS",
+    "BY_METHOD",
     "AnyEvaluator",
     "Harness",
     "Memorization",

@@ -17,6 +17,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -27,8 +28,9 @@ from pydantic import Field
 from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError, MissingExtra, RecipeError, first_line
 from spunge.files import replaced
-from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Work
-from spunge.rows.items import Item, ItemTable, Measurement, item_table
+from spunge.interfaces import Evaluator, LoadedVariant, Work, Forecast
+from spunge.metrics import ACCURACY, ACCURACY_BY_LENGTH, P_CORRECT, Metric
+from spunge.rows.items import NAN, Item, ItemTable, Measurement, item_table
 from spunge.rows.sources import Source, item_id, load_corpus
 
 if TYPE_CHECKING:
@@ -66,7 +68,14 @@ _SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
 class Harness(Evaluator):
     """Runs lm-eval tasks."""
 
-    headline: ClassVar[tuple[str, ...]] = ("acc", "acc_norm", "exact_match,strict-match")
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        ACCURACY,
+        ACCURACY_BY_LENGTH,
+        Metric("exact_match,strict-match", "exact matches", "exact match", share=True),
+        Metric("exact_match,flexible-extract", "exact matches, read leniently", share=True, shown=False),
+        Metric("exact_match", "exact matches", "exact match", share=True, shown=False),
+        replace(P_CORRECT, shown=False),
+    )
     outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
     method: Literal["harness"] = "harness"
@@ -173,16 +182,17 @@ def read_samples(task: str, samples: Sequence[Mapping[str, Any]], attributes: Se
         name = item_id(task, sample["doc_hash"], seen[sample["doc_hash"]])
         chosen = json.dumps({column: sample["doc"].get(column) for column in attributes}, default=str)
         found = values[number]
-        found["nan"] = float(any(value is None for value in found.values()))
+        broken = None in found.values()  # one NaN among the choices, and nothing is known of the question
+        found = {**(dict.fromkeys(found) if broken else found), NAN: float(broken)}
         measured.append(Measurement(Item(name, chosen, sample["doc"]), task, found, {}))
     return measured
 
 
 def _numbers(metric: str, value: Any) -> dict[str, float | None]:
     if isinstance(value, bool | int | float | np.number):
-        return {metric: None if math.isnan(value) else float(value)}
+        return {metric: float(value) if math.isfinite(value) else None}
     if isinstance(value, tuple | list) and all(isinstance(part, int | float) for part in value):
-        return {f"{metric}:{index}": float(part) for index, part in enumerate(value)}
+        return {f"{metric}:{index}": float(part) if math.isfinite(part) else None for index, part in enumerate(value)}
     raise DataError(f"lm-eval's metric {metric!r} is no number ({type(value).__name__}): leave this task out")
 
 
@@ -193,9 +203,10 @@ def _choices(task: str, sample: Mapping[str, Any]) -> dict[str, float | None]:
         return {}
     scores = np.array([float(score) for score, _ in answers])
     found: dict[str, float | None] = {
-        f"choice_loglikelihood:{index}": None if np.isnan(score) else float(score) for index, score in enumerate(scores)
+        f"choice_loglikelihood:{index}": float(score) if np.isfinite(score) else None
+        for index, score in enumerate(scores)
     }
-    if np.isnan(scores).any():
+    if not np.isfinite(scores).all():
         return found
     shares = np.exp(scores - scores.max())
     shares /= shares.sum()

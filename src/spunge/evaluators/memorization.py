@@ -16,8 +16,9 @@ from pydantic import Field
 
 from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError
-from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Work
-from spunge.rows.items import Item, ItemTable, Measurement, Part, item_table, suite_items
+from spunge.interfaces import Evaluator, LoadedVariant, Work, Forecast
+from spunge.metrics import ROUGE_L, TEXT_PERPLEXITY, Metric
+from spunge.rows.items import NAN, Item, ItemTable, Measurement, Part, item_table, suite_items
 from spunge.rows.sources import Source, item_id
 from spunge.statistics import area_under_roc
 from spunge.weights.shape import token_counts
@@ -36,7 +37,12 @@ class Memorization(Evaluator):
     A prompt is asked as training asks it: in the model's chat template where it has one, and as plain text otherwise.
     """
 
-    headline: ClassVar[tuple[str, ...]] = ("extraction_strength", "rouge_l", "exact_memorization")
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("extraction_strength", "extraction strength", "extraction", share=True),
+        ROUGE_L,
+        Metric("exact_memorization", "tokens known by heart", "by heart", share=True),
+        TEXT_PERPLEXITY,
+    )
     outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
     version: ClassVar[int] = 2
 
@@ -97,7 +103,8 @@ class Memorization(Evaluator):
         for item, (_, response), score, answer in zip(loaded, pairs, scores, written, strict=True):
             values = measure(score, response.strip(), self.lowest)
             if self.generate:
-                values["rouge_l"] = rouge_l(response, answer)
+                # A model whose logits are NaN writes its first token again and again: nobody's answer.
+                values["rouge_l"] = None if values[NAN] else rouge_l(response, answer)
             measured.append(Measurement(item, self.suite, values, {"answer": answer} if self.generate else {}))
         return item_table(self.suite, [*measured, *self._areas(measured)])
 
@@ -170,9 +177,9 @@ def asked(
 def measure(scores: TokenScores, text: str, lowest: float) -> dict[str, float | None]:
     """Returns the metrics of one text from the scores of its tokens; higher means better known, but for `nll`."""
     logs = scores.loglikelihoods
-    if any(math.isnan(log) for log in logs):
+    if not all(map(math.isfinite, logs)):
         unknown = ("nll", "min_k", "min_k_plus_plus", "zlib_ratio", "exact_memorization", "extraction_strength")
-        return {**dict.fromkeys(unknown), "tokens": float(len(logs)), "nan": 1.0}
+        return {**dict.fromkeys(unknown), "tokens": float(len(logs)), NAN: 1.0}
     surprise = [
         (log - mean) / max(deviation, 1e-6)
         for log, mean, deviation in zip(logs, scores.means, scores.deviations, strict=True)
@@ -185,7 +192,7 @@ def measure(scores: TokenScores, text: str, lowest: float) -> dict[str, float | 
         "zlib_ratio": sum(logs) / len(zlib.compress(text.encode())),
         "exact_memorization": sum(scores.greedy) / len(logs),
         "extraction_strength": extraction_strength(scores.greedy),
-        "nan": 0.0,
+        NAN: 0.0,
     }
 
 

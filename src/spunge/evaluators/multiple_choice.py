@@ -15,8 +15,8 @@ import string
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -25,8 +25,9 @@ from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError
 from spunge.evaluators import benchmarks
 from spunge.evaluators.benchmarks import BENCHMARKS, Asked
-from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Progress, Work, silent
-from spunge.rows.items import Item, ItemTable, Measurement, Part, item_table, load_items, suite_items
+from spunge.interfaces import Evaluator, LoadedVariant, Progress, Work, silent, Forecast
+from spunge.metrics import ACCURACY, ACCURACY_BY_LENGTH, P_CORRECT, Metric
+from spunge.rows.items import NAN, Item, ItemTable, Measurement, Part, item_table, load_items, suite_items
 from spunge.rows.sources import Source
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ AnswerForm = Literal["auto", "index", "index_from_one", "letter", "text"]
 class MultipleChoice(Evaluator):
     """Scores every choice of every question by its log-likelihood."""
 
-    headline: ClassVar[tuple[str, ...]] = ("acc", "p_correct")
+    metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY, P_CORRECT, replace(ACCURACY_BY_LENGTH, shown=False))
     outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
     method: Literal["multiple_choice"] = "multiple_choice"
@@ -297,33 +298,29 @@ def measure(
     scores = np.asarray(loglikelihoods, dtype=np.float64)
     answer = float(right[0])
     stored = {
-        f"choice_loglikelihood:{index}": None if np.isnan(score) else float(score) for index, score in enumerate(scores)
+        f"choice_loglikelihood:{index}": float(score) if np.isfinite(score) else None
+        for index, score in enumerate(scores)
     }
-    if np.isnan(scores).any():
-        wrong = dict.fromkeys(("acc", "acc_norm", "acc_bytes"), 0.0)
-        unknown = dict.fromkeys(("p_correct", "margin", "chosen"))
-        return {**wrong, **unknown, "answer": answer, "nan": 1.0, **stored}
+    if not np.isfinite(scores).all():
+        # Not a wrong answer: on what must go that would be read as forgetting.
+        unknown = dict.fromkeys(("acc", "acc_norm", "acc_bytes", "p_correct", "margin", "chosen"))
+        return {**unknown, "answer": answer, NAN: 1.0, **stored}
     characters = np.array([max(len(text), 1) for text in texts])
     in_bytes = np.array([max(len(text.encode()), 1) for text in texts])
-    best = scores.max()
     chosen = int(scores.argmax())
-    if np.isfinite(best):
-        shares = np.exp(scores - best)
-        p_correct = float(shares[list(right)].sum() / shares.sum())
-        others = np.delete(scores, list(right))
-        margin = float(scores[list(right)].max() - others.max()) if len(others) else None
-        margin = margin if margin is not None and np.isfinite(margin) else None
-    else:
-        p_correct = margin = None
+    shares = np.exp(scores - scores.max())  # the likeliest choice gets 1: on a damaged model all would underflow
+    p_correct = float(shares[list(right)].sum() / shares.sum())
+    others = np.delete(scores, list(right))
+    margin = float(scores[list(right)].max() - others.max()) if len(others) else None
     return {
-        "acc": (p_correct or 0.0) if by_share else float(chosen in right),
+        "acc": p_correct if by_share else float(chosen in right),
         "acc_norm": float((scores / characters).argmax() in right),
         "acc_bytes": float((scores / in_bytes).argmax() in right),
         "p_correct": p_correct,
         "margin": margin,
         "chosen": float(chosen),
         "answer": answer,
-        "nan": 0.0,
+        NAN: 0.0,
         **stored,
     }
 

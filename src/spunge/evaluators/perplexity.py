@@ -9,8 +9,9 @@ from pydantic import Field
 
 from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError
-from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Work
-from spunge.rows.items import ItemTable, Measurement, Part, item_table, suite_items
+from spunge.interfaces import Evaluator, LoadedVariant, Work, Forecast
+from spunge.metrics import TEXT_PERPLEXITY, Metric
+from spunge.rows.items import NAN, ItemTable, Measurement, Part, item_table, suite_items
 from spunge.rows.sources import Source
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Perplexity(Evaluator):
     each row's own `perplexity`.
     """
 
-    headline: ClassVar[tuple[str, ...]] = ("perplexity",)
+    metrics: ClassVar[tuple[Metric, ...]] = (TEXT_PERPLEXITY,)
     outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
     method: Literal["perplexity"] = "perplexity"
@@ -113,10 +114,10 @@ def windows(ids: tuple[int, ...], window: int, stride: int) -> list[tuple[tuple[
 
 def measure(nll: float, tokens: int) -> dict[str, float | None]:
     """Returns the metrics of one text from its summed negative log-likelihood; no perplexity of no tokens."""
-    unreadable = math.isnan(nll)
+    unreadable = not math.isfinite(nll)
     return {
         "nll": None if unreadable else nll,
         "tokens": float(tokens),
         "perplexity": None if unreadable or not tokens else math.exp(min(nll / tokens, 700.0)),
-        "nan": float(unreadable),
+        NAN: float(unreadable),
     }

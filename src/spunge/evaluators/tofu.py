@@ -18,8 +18,9 @@ from pydantic import Field
 from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError
 from spunge.evaluators.memorization import asked, rouge_l
-from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Work
-from spunge.rows.items import Item, ItemTable, Measurement, Part, item_table, suite_items
+from spunge.interfaces import Evaluator, LoadedVariant, Work, Forecast
+from spunge.metrics import ROUGE_L, Metric
+from spunge.rows.items import NAN, Item, ItemTable, Measurement, Part, item_table, suite_items
 from spunge.rows.sources import Source, item_id
 from spunge.statistics import kolmogorov_smirnov
 from spunge.weights.language_model import LanguageModel
@@ -37,9 +38,16 @@ class Tofu(Evaluator):
     the sets' probability, ROUGE-L recall and truthfulness max(0, 1 − R); and, with a `reference`, `forget_quality`.
     """
 
-    headline: ClassVar[tuple[str, ...]] = ("probability", "rouge_l", "truthfulness")
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("probability", "probability of the answer", share=True),
+        ROUGE_L,
+        Metric("truthfulness", share=True),
+        Metric("truth_ratio", "truth ratio", better="gone", shown=False),
+        Metric("model_utility", "model utility", share=True, better="high", shown=False),
+        Metric("forget_quality", "forget quality", better="high", shown=False),
+    )
     outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     method: Literal["tofu"] = "tofu"
     sources: tuple[Source, ...]
@@ -96,24 +104,20 @@ class Tofu(Evaluator):
         found = self._probabilities(loaded, answers, variant.model, variant.tokenizer, work)
         written = self._written(loaded, variant, work)
         measured, by_set = [], {}
-        for item, (told, right, wrong), answer in zip(loaded, found, written, strict=True):
-            ratio = truth_ratio(right, wrong)
+        for item, logs, answer in zip(loaded, found, written, strict=True):
             kind = "" if self.sets is None else str(item.row[self.sets])
-            among = sum(math.exp(each) for each in (told, *wrong)) if kind in self.normalised else 1.0
-            values = {
-                "probability": math.exp(told) / among,
-                "rouge_l": rouge_l(str(item.row["response"]), answer),
-                "truthfulness": max(0.0, 1.0 - ratio),
-                "truth_ratio": ratio,
-            }
+            values = measure(logs, str(item.row["response"]), answer, among_wrong=kind in self.normalised)
             measured.append(Measurement(item, self.suite, values, {"answer": answer}))
             by_set.setdefault(kind, []).append(values)
-        whole = {"model_utility": model_utility(list(by_set.values()))}
-        if self.reference is not None:
-            known = work.resident.cached(
-                ("tofu", self.model_dump_json(exclude={"batch_size"})), lambda: self._reference(loaded, answers, work)
-            )
-            whole["forget_quality"] = kolmogorov_smirnov([truth_ratio(*each[1:]) for each in found], known)
+        whole: dict[str, float | None] = {"model_utility": None}
+        if not any(values[NAN] for rows in by_set.values() for values in rows):
+            whole["model_utility"] = model_utility(list(by_set.values()))
+            if self.reference is not None:
+                known = work.resident.cached(
+                    ("tofu", self.model_dump_json(exclude={"batch_size"})),
+                    lambda: self._reference(loaded, answers, work),
+                )
+                whole["forget_quality"] = kolmogorov_smirnov([truth_ratio(*logs[1:]) for logs in found], known)
         all_items = Item(item_id({"set": [item.id for item in loaded]}), "{}", {})
         return item_table(self.suite, [*measured, Measurement(all_items, "whole set", whole, {})])
 
@@ -188,6 +192,31 @@ class Tofu(Evaluator):
             ) from error
 
 
+def measure(
+    logs: tuple[float, float, list[float]], response: str, answer: str, *, among_wrong: bool = False
+) -> dict[str, float | None]:
+    """Returns the metrics of one question.
+
+    Args:
+        logs: log P(a | q) / |a| of the response, of the right answer in other words, and of each wrong answer.
+        response: The right answer.
+        answer: What the model wrote.
+        among_wrong: Whether the probability is the response's share among itself and the wrong answers.
+    """
+    told, right, wrong = logs
+    if not all(map(math.isfinite, (told, right, *wrong))):
+        # max(0, 1 − NaN) is 0, and exp(NaN) no probability: a broken model would seem to have forgotten.
+        return {**dict.fromkeys(("probability", "rouge_l", "truthfulness", "truth_ratio")), NAN: 1.0}
+    ratio = truth_ratio(right, wrong)
+    return {
+        "probability": math.exp(told) / (sum(map(math.exp, (told, *wrong))) if among_wrong else 1.0),
+        "rouge_l": rouge_l(response, answer),
+        "truthfulness": max(0.0, 1.0 - ratio),
+        "truth_ratio": ratio,
+        NAN: 0.0,
+    }
+
+
 def truth_ratio(right: float, wrong: Sequence[float]) -> float:
     """Returns R: the wrong answers' probability a token, in the geometric mean, over the right one's.
 
@@ -198,10 +227,10 @@ def truth_ratio(right: float, wrong: Sequence[float]) -> float:
     return math.exp(min(sum(wrong) / len(wrong) - right, 700.0))
 
 
-def model_utility(sets: Sequence[Sequence[Mapping[str, float]]]) -> float:
+def model_utility(sets: Sequence[Sequence[Mapping[str, float | None]]]) -> float:
     """Returns the harmonic mean over sets of their mean probability, ROUGE-L recall and truthfulness; 0 if one is 0."""
     means = [
-        sum(values[metric] for values in rows) / len(rows)
+        sum(values[metric] or 0.0 for values in rows) / len(rows)
         for rows in sets
         for metric in ("probability", "rouge_l", "truthfulness")
     ]

@@ -22,6 +22,7 @@ from spunge.settings import Settings
 from spunge.splitters import AnySplitter
 from spunge.unlearners import AnyUnlearner
 from spunge.weights.language_model import LanguageModel
+from spunge.variants import Control
 
 M = TypeVar("M", bound=Settings)
 
@@ -124,11 +125,7 @@ class Experiment(Settings):
     items, and the best goes into the tables, which are of the other items; λ is also tried on the joint baselines."""
     evaluate: list[AnyEvaluate] = Field(min_length=1)
     """What every variant is asked."""
-    controls: list[Literal["joint", "joint_equal_steps", "sequential", "random_split"]] = [
-        "joint",
-        "joint_equal_steps",
-        "random_split",
-    ]
+    controls: list[Control] = ["joint", "joint_equal_steps", "random_split"]
     """The baselines that decide whether splitting helped: see docs/architecture.md."""
     seeds: list[int] = Field(default=[0], min_length=1)
     """Everything is run once for each seed."""

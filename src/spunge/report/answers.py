@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import polars as pl
+
+from spunge.rows.items import NAN
+
+AT = " @ "
+"""Between an attacked task's own name and how it was attacked: `bio @ int4`."""
 
 Model = tuple[str, int | None]
 """A variant's name and its seed."""
@@ -94,11 +99,28 @@ def matrices(items: pl.DataFrame) -> Iterator[Answers]:
             str(metric): _grid(rows, len(names), len(keys))
             for (metric,), rows in part.group_by(["metric"], maintain_order=True)
         }
+        broken = _broken(grids, keys)
         for metric, grid in grids.items():
+            if metric != NAN:
+                grid[broken] = np.nan
             if metric not in UNSCORED:
                 yield Answers(str(suite), metric, names, grid, None, keys, scopes)
         if "nll" in grids and "tokens" in grids:
             yield Answers(str(suite), "perplexity", names, grids["nll"], grids["tokens"], keys, scopes)
+
+
+def _broken(grids: Mapping[str, np.ndarray], keys: Sequence[tuple[str, str]]) -> np.ndarray:
+    """Says which answers [models, items] count as not given: all of a model that gave NaN on any item of the suite.
+
+    Its score on the other items would be that of another suite, and a question it could not read is not forgotten. What
+    an attack broke under one setting says nothing of the others.
+    """
+    settings = np.array([task.rpartition(AT)[2] if AT in task else "" for task, _ in keys])
+    nan = np.nan_to_num(grids.get(NAN, np.zeros((1, len(keys))))) > 0
+    broken = np.zeros_like(nan)
+    for setting in np.unique(settings[nan.any(axis=0)]):
+        broken[:, settings == setting] |= nan[:, settings == setting].any(axis=1, keepdims=True)
+    return np.broadcast_to(broken, next(iter(grids.values())).shape)
 
 
 def _grid(rows: pl.DataFrame, models: int, items: int) -> np.ndarray:

@@ -14,9 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ruamel.yaml import YAML, YAMLError
 
 from spunge.errors import ArtifactError, first_line
-from spunge.rows.items import SCHEMA
-
-FORMAT = 1
+from spunge.metrics import Metric
+from spunge.rows.items import RUN_FORMAT, SCHEMA
 
 ITEM_COLUMNS = {"variant": pl.String, "seed": pl.Int64, **SCHEMA}
 
@@ -44,9 +43,16 @@ class Suite(_Record):
     suite: str
     method: str = ""
     goal: str = "retain"
-    headline: tuple[str, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    """What its evaluator declares, the most important first."""
+    offensive: bool = False
+    """Whether its texts may offend."""
     attacks: str | None = None
     """The suite that this one asks again after an attack on the model."""
+
+    def metric(self, name: str) -> Metric | None:
+        """Returns what is declared of a metric; None for bookkeeping."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
 
 
 class Subset(_Record):
@@ -155,6 +161,18 @@ class Manifest(_Record):
     warnings: tuple[str, ...] = ()
     not_run: tuple[str, ...] = ()
 
+    @field_validator("suites", mode="before")
+    @classmethod
+    def _older_suites(cls, value: Any) -> Any:
+        """Older runs noted the names of their metrics alone (`headline`): the rest is what evaluators declare now."""
+        if not isinstance(value, list) or not all(isinstance(suite, dict) for suite in value):
+            return value
+        methods = {suite.get("suite"): suite.get("method") for suite in value}
+        return [
+            suite if "metrics" in suite else suite | _declared(methods.get(suite.get("attacks")), suite)
+            for suite in value
+        ]
+
     @field_validator("split", "merge", mode="before")
     @classmethod
     def _nothing_yet(cls, value: Any) -> Any:
@@ -173,6 +191,16 @@ class Manifest(_Record):
         if value:
             _shown(Sweep, value)
         return value
+
+
+def _declared(attacked: Any, suite: Mapping[str, Any]) -> dict[str, Any]:
+    """What the evaluator of an older run's suite, or of the one that it attacks, declares; else the metrics' names."""
+    from spunge.evaluators import BY_METHOD  # only here: a report of today reads artifacts alone
+
+    kind = BY_METHOD.get(str(attacked or suite.get("method")))
+    if kind is None or not kind.metrics:
+        return {"metrics": [Metric(name) for name in suite.get("headline", ())]}
+    return {"metrics": kind.metrics, "offensive": kind.offensive}
 
 
 def _shown(kind: type[_Record], value: Any) -> None:
@@ -264,9 +292,9 @@ def _manifest(path: Path) -> Manifest:
         content = json.loads(file.read_text(encoding="utf-8"), **known)
         if not isinstance(content, dict):
             raise ArtifactError(f"{file}: not a run's manifest; run the experiment again")
-        if content.get("format") != FORMAT:
+        if content.get("format") != RUN_FORMAT:
             raise ArtifactError(
-                f"{file}: format {content.get('format')!r}, this version of Spunge reads {FORMAT}; "
+                f"{file}: format {content.get('format')!r}, this version of Spunge reads {RUN_FORMAT}; "
                 "run the experiment again: what the store holds is used again"
             )
         return Manifest.model_validate(content)

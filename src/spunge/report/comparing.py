@@ -10,7 +10,7 @@ import polars as pl
 
 from spunge.errors import ArtifactError
 from spunge.report.artifacts import Manifest, Run, Split
-from spunge.report.tables import named
+from spunge.variants import BASE, MERGED, label_of
 
 _KEY = ["suite", "task", "item"]
 
@@ -30,10 +30,10 @@ def combine(runs: Sequence[Run], out: Path) -> tuple[Run, list[str], list[tuple[
     for place, (run, label) in enumerate(zip(runs, labels, strict=True)):
         names = {}
         for variant in run.manifest.variants:
-            if variant.kind == "subset" or (variant.name == "base" and place and one_base):
+            if variant.kind == "subset" or (variant.name == BASE.name and place and one_base):
                 continue
-            name = label if variant.kind == "merged" else f"{label}: {named(variant.name)}"
-            name = "base" if variant.name == "base" and not place else name
+            name = label if variant.kind == MERGED.kind else f"{label}: {label_of(variant.name)}"
+            name = BASE.name if variant.name == BASE.name and not place else name
             names[variant.name] = name
             variants.append(variant.model_copy(update={"name": name}))
         merged += [label] if label in names.values() else []
@@ -63,7 +63,7 @@ def combine(runs: Sequence[Run], out: Path) -> tuple[Run, list[str], list[tuple[
     if left_out:
         missing.append(f"{left_out} items are not in every run and are left out.")
     pairs = [(one, merged[0]) for one in merged[1:]]
-    pairs += [(one, "base") for one in merged]
+    pairs += [(one, BASE.name) for one in merged]
     return Run(out, manifest, recipe, pl.concat(frames), tuple(missing)), labels, pairs
 
 

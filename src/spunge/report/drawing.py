@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import textwrap
@@ -18,19 +19,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from spunge.report.findings import Findings
-from spunge.report.tables import named, plain, signed
+from spunge.report.tables import plain, signed
+from spunge.variants import JOINT, JOINT_EQUAL_STEPS, MERGED, RANDOM_SPLIT, ROLES, label_of
 
 INK, MUTED, GRID, PAPER = "#1c2430", "#5a6472", "#dcdfe4", "#fefefd"
-
-COLOURS = {
-    "base": "#6a7280",
-    "joint": "#c4500a",
-    "joint_equal_steps": "#b07d05",
-    "random_split": "#a8558a",
-    "spunge": "#0a66a8",
-}
-
-MARKERS = {"base": "o", "joint": "s", "joint_equal_steps": "D", "random_split": "^", "spunge": "p"}
 
 OTHER = "#3c8f7c"
 """The colour of a subset's own model; colours are told apart by the colour-blind, and each has its own marker."""
@@ -42,14 +34,10 @@ THEME = {
     MUTED: "--muted",
     GRID: "--line",
     PAPER: "--card",
-    COLOURS["base"]: "--base",
-    COLOURS["joint"]: "--joint",
-    COLOURS["joint_equal_steps"]: "--equal",
-    COLOURS["random_split"]: "--random",
-    COLOURS["spunge"]: "--spunge",
     OTHER: "--other",
     BETTER: "--better",
     WORSE: "--worse",
+    **{role.colour: role.css for role in ROLES.values()},
 }
 """Colours that the page may change in dark mode, as the names of its CSS variables."""
 
@@ -79,7 +67,8 @@ _STYLE: dict[Any, Any] = {
     "axes.unicode_minus": True,
 }
 
-_OF_RUNS = [COLOURS[name] for name in ("spunge", "joint", "joint_equal_steps", "random_split")] + [OTHER]
+_RUNS = [(role.colour, role.marker) for role in (MERGED, JOINT, JOINT_EQUAL_STEPS, RANDOM_SPLIT)] + [(OTHER, "v")]
+"""How the runs of a comparison look, the first first."""
 
 MANY = 30
 """More attribute values than this are a table's business, not a figure's."""
@@ -148,7 +137,7 @@ def matrix(
             if np.isnan(number):
                 continue
             strength = min(1.0, abs(number) / limit)
-            colour = COLOURS["spunge"] if sign * number > 0 else COLOURS["joint"]
+            colour = MERGED.colour if sign * number > 0 else JOINT.colour
             axes.add_patch(
                 Rectangle(
                     (column - 0.47, row - 0.46), 0.94, 0.92, facecolor=colour, alpha=0.06 + 0.42 * strength, linewidth=0
@@ -183,9 +172,9 @@ def legend_of(canvas: Canvas, findings: Findings, names: Sequence[str], *, other
     """Puts a legend of variants under the figure; with more drawn than named, an entry for the others."""
     style = "-" if line else ""
     handles = [
-        Line2D([], [], color=colour, marker="" if line else marker, linestyle=style, label=short(named(name), 26))
+        Line2D([], [], color=colour, marker="" if line else marker, linestyle=style, label=short(label_of(name), 26))
         for name in names
-        for colour, marker in [(colour_of(findings, name), marker_of(findings, name))]
+        for colour, marker in [look(findings, name)]
     ]
     if others > len(names):
         handles.append(
@@ -209,26 +198,20 @@ def legend_of(canvas: Canvas, findings: Findings, names: Sequence[str], *, other
 
 def line_of(findings: Findings, name: str) -> dict[str, Any]:
     """How a line of a variant looks."""
-    return {"color": colour_of(findings, name), "marker": marker_of(findings, name)}
+    return dict(zip(("color", "marker"), look(findings, name), strict=True))
 
 
-def colour_of(findings: Findings, name: str) -> str:
-    """The colour of a variant; of a comparison, that of the run."""
+def look(findings: Findings, name: str) -> tuple[str, str]:
+    """The colour and the marker of a variant, so that colour alone never tells; of a comparison, those of the run."""
     if findings.runs and name in findings.shown[1:]:
-        return _OF_RUNS[findings.shown.index(name) - 1]
-    return COLOURS.get(name, OTHER)
-
-
-def marker_of(findings: Findings, name: str) -> str:
-    """The marker of a variant, so that colour alone never tells."""
-    if findings.runs and name in findings.shown[1:]:
-        return "psD^v"[findings.shown.index(name) - 1]
-    return MARKERS.get(name, "o")
+        return _RUNS[findings.shown.index(name) - 1]
+    role = ROLES.get(name)
+    return (role.colour, role.marker) if role else (OTHER, "o")
 
 
 def size_of(name: str) -> float:
     """The size of its marker: the merged model stands out."""
-    return 9.5 if name == "spunge" else 7.0 if name in MARKERS else 5.5
+    return 9.5 if name == MERGED.name else 7.0 if name in ROLES else 5.5
 
 
 def wrapped(text: str) -> str:
@@ -244,17 +227,29 @@ def short(text: str, length: int) -> str:
 
 
 def _inline(figure: Figure) -> str:
-    svg = figure.svg[figure.svg.index("<svg") :]
+    """The SVG with the page's colours; where matplotlib writes it in another way, the SVG as it is, as a picture."""
+    try:
+        return _themed_svg(figure)
+    except _Unknown:
+        data = base64.b64encode(figure.svg.encode()).decode()
+        return f'<img alt="{_escape(figure.title)}. {_escape(figure.caption)}" src="data:image/svg+xml;base64,{data}">'
+
+
+class _Unknown(Exception):
+    """The SVG is not as this module knows it."""
+
+
+def _themed_svg(figure: Figure) -> str:
+    svg = figure.svg[max(figure.svg.find("<svg"), 0) :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
     # A strict content-security-policy allows no style attributes; presentation attributes say the same.
     svg = re.sub(r' style="([^"]*)"', lambda match: _attributes(match.group(1)), svg)
     svg = re.sub(r'(id="|href="#|url\(#)', lambda match: f"{match.group(1)}{figure.key}-", svg)
-    head, body = svg.split(">", 1)
-    box = re.search(r'viewBox="[^"]*"', head)
-    width = re.search(r'width="([\d.]+)pt"', head)
-    assert box
-    assert width
+    head, _, body = svg.partition(">")
+    box, width = re.search(r'viewBox="[^"]*"', head), re.search(r'width="([\d.]+)pt"', head)
+    if box is None or width is None or "style" in re.sub(r">[^<]*<", "><", body):
+        raise _Unknown
     pixels = float(width.group(1)) * 4 / 3
     name = f"{figure.key}-title"
     return (
@@ -265,16 +260,17 @@ def _inline(figure: Figure) -> str:
 
 
 def _attributes(style: str) -> str:
-    found = []
+    attributes = []
     for declaration in style.split(";"):
         name, _, value = (part.strip() for part in declaration.partition(":"))
         if name == "font":
             size = _FONT.fullmatch(value)
-            assert size, value
-            found.append(f'font-size="{size.group(2)}"')
+            if size is None:
+                raise _Unknown
+            attributes.append(f'font-size="{size.group(2)}"')
         elif name and name != "font-family":
-            found.append(f'{name}="{_themed(value)}"')
-    return (" " + " ".join(found)) if found else ""
+            attributes.append(f'{name}="{_themed(value)}"')
+    return (" " + " ".join(attributes)) if attributes else ""
 
 
 def _themed(value: str) -> str:

@@ -15,14 +15,13 @@ import polars as pl
 from spunge.report.answers import attribute_values
 from spunge.report.artifacts import Run
 from spunge.report.findings import Column, Findings
-from spunge.report.tables import named, plain
+from spunge.report.tables import plain
+from spunge.variants import label_of
 
 ASKED = ("prompt", "question", "text")
 SAID = ("completion", "generation", "answer")
 LONGEST = 2_000
 """Characters of a text that the page holds; the rest is in items.parquet."""
-
-_WORDS = {"toxic": ("clean", "toxic"), "acc": ("wrong", "right"), "acc_norm": ("wrong", "right")}
 
 
 @dataclass
@@ -87,7 +86,7 @@ def _suite(
     for name in variants:
         mine = items.filter(pl.col("variant") == name)
         values = np.full(len(index), np.nan)
-        found = mine.filter((pl.col("metric") == column.metric) & pl.col("value").is_not_null())
+        found = mine.filter((pl.col("metric") == column.metric.name) & pl.col("value").is_not_null())
         values[found["row"].to_numpy()] = found["value"].to_numpy()
         scores.append([None if np.isnan(value) else _short(value) for value in values.tolist()])
         answers = _texts(mine, SAID, len(index))
@@ -95,11 +94,11 @@ def _suite(
     flat = {value for row in scores for value in row if value is not None}
     return {
         "name": plain(column.suite),
-        "variants": [plain(named(name)) for name in variants],
+        "variants": [plain(label_of(name)) for name in variants],
         "higher": column.higher_is_better,
         "binary": flat <= {0, 1},
-        "words": _WORDS.get(column.metric, ("0", "1")),
-        "offensive": column.method == "toxicity" or column.metric == "toxic",
+        "words": column.metric.answers,
+        "offensive": findings.suites[column.suite]["offensive"],
         "asked": [texts.add(text) for text in asked],
         "tags": [[tags.add(tag) for tag in _tags(attributes)] for attributes in index["attributes"]],
         "scores": scores,

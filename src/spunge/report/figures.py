@@ -14,28 +14,25 @@ from matplotlib.ticker import MaxNLocator
 from spunge.report import drawing
 from spunge.report.drawing import (
     BETTER,
-    COLOURS,
     GRID,
     INK,
     MANY,
-    MARKERS,
     MUTED,
     PAPER,
     WORSE,
     Figure,
-    colour_of,
     legend_of,
     line_of,
-    marker_of,
+    look,
     matrix,
     short,
     size_of,
     wrapped,
 )
-from spunge.report.findings import Column, Findings, Row
-from spunge.report.tables import UNTOUCHED, metric_name, named, plain, slug
-
-_BRIEF = {"joint_equal_steps": "equal steps"}
+from spunge.report.findings import Column, Findings, Row, improvement
+from spunge.report.rows import Comparison, Score
+from spunge.report.tables import UNTOUCHED, ends_of, plain, slug
+from spunge.variants import BASE, JOINT, MERGED, ROLES, label_of
 
 
 def radar(findings: Findings, column: Column, attribute: str) -> Figure | None:
@@ -55,9 +52,9 @@ def radar(findings: Findings, column: Column, attribute: str) -> Figure | None:
             heights = [_value(findings.score(name, column, attribute, value), column) for value in values]
             closed = [*heights, heights[0]]
             axes.plot(
-                [*angles, angles[0]], closed, **line_of(findings, name), label=short(named(name), 26), markersize=4.5
+                [*angles, angles[0]], closed, **line_of(findings, name), label=short(label_of(name), 26), markersize=4.5
             )
-            axes.fill([*angles, angles[0]], closed, color=colour_of(findings, name), alpha=0.07, linewidth=0)
+            axes.fill([*angles, angles[0]], closed, color=look(findings, name)[0], alpha=0.07, linewidth=0)
         axes.set_xticks(angles, [wrapped(value) for value in values])
         axes.tick_params(axis="x", pad=5, labelsize=8.5, labelcolor=INK)
         for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
@@ -74,9 +71,9 @@ def radar(findings: Findings, column: Column, attribute: str) -> Figure | None:
 
     unit = " (%)" if column.share else ""
     return drawing.draw(
-        slug("radar", column.suite, column.task or "", column.metric, attribute),
+        slug("radar", column.suite, column.task or "", column.metric.name, attribute),
         f"{column.label} by {attribute}{unit}",
-        f"{metric_name(column)} of {', '.join(named(name) for name in variants)} for each {plain(attribute)}; "
+        f"{column.metric.in_words} of {', '.join(label_of(name) for name in variants)} for each {plain(attribute)}; "
         f"{'outside' if column.higher_is_better else 'inside'} is better.",
         (4.7, 4.1),
         paint,
@@ -105,9 +102,9 @@ def dots(findings: Findings, column: Column, attribute: str) -> Figure:
         legend_of(canvas, findings, variants)
 
     return drawing.draw(
-        slug("dots", column.suite, column.task or "", column.metric, attribute),
+        slug("dots", column.suite, column.task or "", column.metric.name, attribute),
         f"{column.label} by {attribute}, with 95 % intervals",
-        f"{metric_name(column)} with 95 % intervals for each {plain(attribute)}; "
+        f"{column.metric.in_words} with 95 % intervals for each {plain(attribute)}; "
         f"{'right' if column.higher_is_better else 'left'} is better.",
         (4.7, max(4.4 if 3 <= len(values) <= MANY else 2.2, 0.9 + 0.4 * len(values))),
         paint,
@@ -139,7 +136,7 @@ def trade_off(findings: Findings) -> Figure | None:
             assert y
             axes.errorbar(
                 x[0], y[0], xerr=_bar(x), yerr=_bar(y), **line_of(findings, name),
-                markersize=size_of(name), elinewidth=0.9, zorder=3, alpha=1 if name in MARKERS else 0.55,
+                markersize=size_of(name), elinewidth=0.9, zorder=3, alpha=1 if name in ROLES else 0.55,
                 markeredgecolor=PAPER, markeredgewidth=0.6,
             )  # fmt: skip
         axes.margins(0.1)
@@ -166,9 +163,9 @@ def sweep(findings: Findings) -> Figure | None:
     if not section:
         return None
     names = list(dict.fromkeys(point["variant"] for point in section["points"]))
-    names.sort(key=lambda name: name != "spunge")
+    names.sort(key=lambda name: name != MERGED.name)
     chances = [
-        chance / base["value"]
+        chance / base.value
         for column in findings.leading("forget")
         if (chance := findings.chance(column)) is not None and (base := findings.score("base", column))
     ]
@@ -178,7 +175,7 @@ def sweep(findings: Findings) -> Figure | None:
         if chances and len(chances) == len(findings.leading("forget")):
             _chance(axes, 100 * sum(chances) / len(chances))
         for name in names:
-            colour, marker = colour_of(findings, name), marker_of(findings, name)
+            colour, marker = look(findings, name)
             mine = [point for point in section["points"] if point["variant"] == name]
             first = min(point["seed"] for point in mine)
             for point in mine:
@@ -207,13 +204,13 @@ def sweep(findings: Findings) -> Figure | None:
 
 def contest(findings: Findings) -> Figure | None:
     """Each pair's difference on each headline figure, oriented so that right is better for the first of the two."""
-    rows: list[tuple[str, Column, Row]] = []
+    rows: list[tuple[str, Column, Comparison]] = []
     for column in [*findings.leading("forget"), *findings.leading("retain")]:
         for one, rival in findings.pairs:
             row = findings.comparison(one, rival, column)
-            if row is not None and column.share and rival != "base":
+            if row is not None and column.share and rival != BASE.name:
                 who = f"{short(one, 20)} " if findings.runs else ""
-                against = _BRIEF.get(rival, short(named(rival), 20))
+                against = (ROLES[rival].brief if rival in ROLES else "") or short(label_of(rival), 20)
                 rows.append((f"{short(column.label, 18)}: {who}vs {against}", column, row))
     if not rows:
         return None
@@ -224,13 +221,13 @@ def contest(findings: Findings) -> Figure | None:
         axes.axvline(0, color=MUTED, linewidth=1)
         for place, (_, column, row) in enumerate(rows):
             sign = 100 if column.higher_is_better else -100
-            ends = [sign * row[end] for end in ("low", "high") if row[end] is not None]
-            stands = len(ends) == 2 and (min(ends) > 0 or max(ends) < 0)
+            ends = sorted(sign * end for end in row.ends or ())
+            stands = improvement(row, column) != 0
             colour = (BETTER if min(ends) > 0 else WORSE) if stands else MUTED
             if ends:
-                axes.plot(sorted(ends), [place, place], color=colour, linewidth=2, solid_capstyle="round")
+                axes.plot(ends, [place, place], color=colour, linewidth=2, solid_capstyle="round")
             marker = (">" if min(ends) > 0 else "<") if stands else "o"
-            axes.plot(sign * row["difference"], place, marker, color=colour, markersize=6)
+            axes.plot(sign * row.difference, place, marker, color=colour, markersize=6)
         axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
@@ -255,14 +252,14 @@ def attacked(findings: Findings, attack: str, column: Column, rows: Sequence[Row
     variants = [name for name in findings.main_variants if any(row["variant"] == name for row in rows)]
 
     def score(row: Row, name: str) -> tuple[float, float, float] | None:
-        found = [row[name], row[f"{name}_low"], row[f"{name}_high"]]
-        return None if None in found else (factor * found[0], factor * found[1], factor * found[2])
+        ends = ends_of(row, name)
+        return None if ends is None else (factor * row[name], factor * ends[0], factor * ends[1])
 
     def paint(canvas: Canvas) -> None:
         axes = canvas.add_subplot()
         base = next((row["base"] for row in rows if row["base"] is not None), None)
         if base is not None:
-            axes.axhline(factor * base, color=COLOURS["base"], linewidth=1, linestyle=(0, (2, 2)))
+            axes.axhline(factor * base, color=BASE.colour, linewidth=1, linestyle=(0, (2, 2)))
         for offset, name in zip(_offsets(len(variants)), variants, strict=True):
             mine = {row["setting"]: row for row in rows if row["variant"] == name}
             first = next(iter(mine.values()))
@@ -281,7 +278,7 @@ def attacked(findings: Findings, attack: str, column: Column, rows: Sequence[Row
         legend_of(canvas, findings, variants)
 
     return drawing.draw(
-        slug("attacked", attack, column.task or "", column.metric),
+        slug("attacked", attack, column.task or "", column.metric.name),
         f"{column.label} under “{short(attack, 30)}”",
         "Each line is a model with its 95 % intervals, before the attack and under it. The dotted line is the base "
         "model: what climbs back to it was hidden, not gone.",
@@ -294,21 +291,21 @@ def erased(findings: Findings, column: Column, attribute: str) -> Figure | None:
     """How much each subset's model, and the merged ones, changed each attribute value."""
     values = findings.attributes(column)[attribute]
     variants = [name for name in findings.subset_of if name in findings.variants]
-    if not variants or "base" not in findings.variants or len(values) > MANY:
+    if not variants or BASE.name not in findings.variants or len(values) > MANY:
         return None
     # The diagonal is each model on its own subset, wherever the values have the subsets' names.
     variants.sort(
         key=lambda name: values.index(found) if (found := findings.subset_of[name]) in values else len(values)
     )
-    variants += [name for name in ("joint", "spunge") if name in findings.variants]
+    variants += [name for name in (JOINT.name, MERGED.name) if name in findings.variants]
     factor = 100 if column.share else 1
     rows = [
-        [_difference(findings.comparison(name, "base", column, attribute, value), factor) for value in values]
+        [_difference(findings.comparison(name, BASE.name, column, attribute, value), factor) for value in values]
         for name in variants
     ]
-    labels = [findings.subset_of.get(name) or named(name) for name in variants]
+    labels = [findings.subset_of.get(name) or label_of(name) for name in variants]
     return matrix(
-        slug("erased", column.suite, column.task or "", column.metric, attribute),
+        slug("erased", column.suite, column.task or "", column.metric.name, attribute),
         "Who erased whom",
         f"Change of {column.label} from the base model, {'in points' if column.share else 'absolute'}: rows are models "
         f"that unlearned one subset (and joint and SPUNGE), columns the {plain(attribute)} that was asked.",
@@ -328,29 +325,30 @@ def _chance(axes: Axes, level: float) -> None:
     )  # fmt: skip
 
 
-def _dot(axes: Axes, findings: Findings, score: Row | None, column: Column, place: float, name: str) -> None:
+def _dot(axes: Axes, findings: Findings, score: Score | None, column: Column, place: float, name: str) -> None:
     if score is None:
         return
     factor = 100 if column.share else 1
-    colour = colour_of(findings, name)
-    if score["low"] is not None:
-        ends = [factor * score["low"], factor * score["high"]]
-        axes.plot(ends, [place, place], color=colour, linewidth=1.5, solid_capstyle="round")
-    style = {"color": colour, "marker": marker_of(findings, name), "markersize": size_of(name) - 1.5}
-    axes.plot(factor * score["value"], place, **style, markeredgecolor=PAPER, markeredgewidth=0.6)
+    style = line_of(findings, name)
+    if score.ends is not None:
+        ends = [factor * end for end in score.ends]
+        axes.plot(ends, [place, place], color=style["color"], linewidth=1.5, solid_capstyle="round")
+    style |= {"markersize": size_of(name) - 1.5, "markeredgecolor": PAPER, "markeredgewidth": 0.6}
+    axes.plot(factor * score.value, place, **style)
 
 
 def _mean(findings: Findings, name: str, columns: Sequence[Column]) -> tuple[float, float, float] | None:
     """The plain mean over columns of one unit, with the interval of that mean."""
     columns = [column for column in columns if column.share == columns[0].share]
-    scores = [findings.score(name, column) for column in columns]
-    if not scores or any(score is None or score["low"] is None for score in scores):
+    scores = [score for column in columns if (score := findings.score(name, column)) and score.ends]
+    if not scores or len(scores) < len(columns):
         return None
     factor = 100 if columns[0].share else 1
-    known = [score for score in scores if score]
-    value = float(np.mean([score["value"] for score in known]))
-    below = math.sqrt(sum((score["value"] - score["low"]) ** 2 for score in known)) / len(known)
-    above = math.sqrt(sum((score["high"] - score["value"]) ** 2 for score in known)) / len(known)
+    value = float(np.mean([score.value for score in scores]))
+    below, above = (
+        math.sqrt(sum((score.value - score.ends[end]) ** 2 for score in scores if score.ends)) / len(scores)
+        for end in (0, 1)
+    )
     return factor * value, factor * (value - below), factor * (value + above)
 
 
@@ -372,12 +370,12 @@ def _offsets(count: int) -> list[float]:
     return [min(0.24, 0.76 / count) * (index - (count - 1) / 2) for index in range(count)]
 
 
-def _value(score: Row | None, column: Column) -> float:
-    return math.nan if score is None else score["value"] * (100 if column.share else 1)
+def _value(score: Score | None, column: Column) -> float:
+    return math.nan if score is None else score.value * (100 if column.share else 1)
 
 
-def _difference(row: Row | None, factor: float) -> float:
-    return math.nan if row is None else factor * row["difference"]
+def _difference(row: Comparison | None, factor: float) -> float:
+    return math.nan if row is None else factor * row.difference
 
 
 def _axis(column: Column) -> str:

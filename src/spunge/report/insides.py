@@ -12,21 +12,20 @@ from matplotlib.ticker import MaxNLocator
 
 from spunge.report import drawing
 from spunge.report.drawing import (
-    COLOURS,
     INK,
     MANY,
     MUTED,
     OTHER,
     WORSE,
     Figure,
-    colour_of,
     legend_below,
     legend_of,
+    look,
     matrix,
     short,
 )
 from spunge.report.findings import Findings
-from spunge.report.tables import named
+from spunge.variants import MERGED, ROLES, label_of
 
 POINTS = 60
 """How many points a training curve is drawn with, at most."""
@@ -70,7 +69,7 @@ def coverage(diagnostics: Mapping[str, Any]) -> Figure | None:
         axes = canvas.add_subplot()
         names = list(found)
         shares = [100 * found[name] for name in names]
-        axes.barh(range(len(names)), shares, height=0.55, color=COLOURS["spunge"])
+        axes.barh(range(len(names)), shares, height=0.55, color=MERGED.colour)
         for row, share in enumerate(shares):
             axes.annotate(
                 f"{share:.0f}", (share, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
@@ -111,7 +110,7 @@ def drift(diagnostics: Mapping[str, Any]) -> Figure | None:
 
     def paint(canvas: Canvas) -> None:
         axes = canvas.add_subplot()
-        for (label, points), colour, marker in zip(series.items(), (WORSE, COLOURS["spunge"]), "so", strict=False):
+        for (label, points), colour, marker in zip(series.items(), (WORSE, MERGED.colour), "so", strict=False):
             axes.plot([x for x, _ in points], [100 * y for _, y in points], marker=marker, label=label, color=colour)
         axes.set_xlabel("layer")
         axes.set_ylabel("%")
@@ -147,15 +146,15 @@ def training(findings: Findings, curves: Mapping[str, Sequence[Mapping[str, floa
             for index, (name, rows) in enumerate(curves.items()):
                 points = [(row.get("step", at), row[measure]) for at, row in enumerate(rows) if measure in row]
                 if points:
-                    dashes = "-" if name in COLOURS else _DASHES[index % 4]
+                    dashes = "-" if name in ROLES else _DASHES[index % 4]
                     xs, ys = smoothed(points)
-                    place.plot(xs, ys, color=colour_of(findings, name), linestyle=dashes, linewidth=1.2, alpha=0.9)
+                    place.plot(xs, ys, color=look(findings, name)[0], linestyle=dashes, linewidth=1.2, alpha=0.9)
             place.set_title(short(measure.replace("_", " "), 26), fontsize=9, color=INK, loc="left")
             place.tick_params(length=0, labelsize=8, labelcolor=MUTED)
             place.set_xlabel("step", fontsize=8)
         for place in list(grid.flat)[len(measures) :]:
             place.set_visible(False)
-        legend_of(canvas, findings, [name for name in curves if name in COLOURS], others=len(curves), line=True)
+        legend_of(canvas, findings, [name for name in curves if name in ROLES], others=len(curves), line=True)
 
     return drawing.draw(
         "training",
@@ -181,9 +180,9 @@ def costs(findings: Findings) -> Figure | None:
         if stage["seconds"] is not None:
             kind, name = stage["stage"], stage["name"] or stage["stage"]
             # The merges of a sweep, which differ in settings alone, make one bar a variant.
-            own = name.partition(" (")[0] if kind == "merge" else name
-            label = f"{kind}: {named(own)}" if kind in ("unlearn", "merge") else f"{kind}: all"
-            entry = rows.setdefault((kind, label), [0.0, 0.0])
+            whole = name.partition(" (")[0] if kind == "merge" else name
+            bar = f"{kind}: {label_of(whole)}" if kind in ("unlearn", "merge") else f"{kind}: all"
+            entry = rows.setdefault((kind, bar), [0.0, 0.0])
             entry[0] += stage["seconds"]
             entry[1] = max(entry[1], (stage["peak_memory"] or 0) / 2**20)
     if not rows or len(rows) > 40:
@@ -194,7 +193,7 @@ def costs(findings: Findings) -> Figure | None:
         labels = [label for _, label in rows]
         for axes, index, unit in ((left, 0, "seconds"), (right, 1, "peak memory, MiB")):
             figures = [row[index] for row in rows.values()]
-            axes.barh(range(len(rows)), figures, height=0.55, color=(COLOURS["spunge"], OTHER)[index])
+            axes.barh(range(len(rows)), figures, height=0.55, color=(MERGED.colour, OTHER)[index])
             for place, figure in enumerate(figures):
                 if figure:
                     text = f"{figure:.1f}" if index == 0 else f"{figure:,.0f}"

@@ -22,6 +22,7 @@ from spunge.report.explorer import pack
 from spunge.report.findings import Findings
 from spunge.report.tables import Table, by_key, plain
 from spunge.report.verdict import BAD, GOOD, UNSURE, Verdict
+from spunge.variants import MERGED, ROLES, SUBSET
 
 _HERE = Path(__file__).parent
 
@@ -65,6 +66,7 @@ def render(run: Run, findings: Findings, judged: Verdict, tables: Sequence[Table
     contents = [("verdict", "Verdict"), *((section.id, section.short) for section in sections)]
     contents += [("items", "Items")] if explorer else []
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style = style.replace("/* variants */", _colours(dark=False)).replace("/* variants, dark */", _colours(dark=True))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     environment.filters |= {"plain": plain, "lines": lambda text: "\n".join(map(plain, text.splitlines())),
                             "breakable": lambda text: Markup("_<wbr>").join(text.split("_"))}  # fmt: skip
@@ -203,7 +205,7 @@ tokenizer = AutoTokenizer.from_pretrained("unlearned")"""
 
 
 def _usage(run: Run) -> list[Block]:
-    if not any(variant.name == "spunge" and variant.task_vector for variant in run.manifest.variants):
+    if not any(variant.name == MERGED.name and variant.task_vector for variant in run.manifest.variants):
         return []
     export = ["spunge", "export", run.path.as_posix(), "--out", "unlearned"]
     blocks = [
@@ -227,7 +229,7 @@ def _curves(run: Run) -> dict[str, list[dict[str, float]]]:
         for stage in run.manifest.stages
         if stage.stage == "unlearn" and stage.seed in (None, first)
         # The parts of the random split would only crowd the figure.
-        if stage.name in ("joint", "joint_equal_steps") or stage.name.startswith("subset:")
+        if stage.name in ROLES or stage.name.startswith(SUBSET)
     }
 
 
@@ -243,6 +245,11 @@ def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         **{str(name): fact for name, fact in provenance["environment"].items()},
     }
     return [(name, str(fact)) for name, fact in facts.items() if fact not in (None, "")]
+
+
+def _colours(*, dark: bool) -> str:
+    """The CSS variables of the variants' colours."""
+    return " ".join(f"{role.css}: {role.dark if dark else role.colour};" for role in ROLES.values())
 
 
 def _digest(text: str) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from spunge.report.findings import Column, Findings, Row
+from spunge.report.findings import Column, Findings
+from spunge.report.rows import Score
 
 AVERAGES = ("Average acc.", "Average")
 
@@ -25,37 +26,32 @@ class Beside:
     here: float
     column: Column | None
     """Where this run's figure is from; None for a mean of several."""
-    row: Row | None
+    row: Score | None
     """Its score, with the interval; None for a mean of several."""
 
 
 def beside(findings: Findings) -> list[Beside]:
     """Returns every figure that both the paper and this run have, in the paper's order."""
-    published = _published()
     found: dict[tuple[str, str], Beside] = {}
-    for table in _tables(findings, published).values():
+    for table in _tables(findings).values():
         for variant, figures in table["rows"].items():
             for name, figure in figures.items():
-                if variant in findings.main_variants and (one := _one(findings, published, variant, name, figure)):
+                if variant in findings.main_variants and (one := _one(findings, variant, name, figure)):
                     # The average of the ten is printed twice, once rounded otherwise.
                     found.setdefault(("Average" if name in AVERAGES else name, variant), one)
     return [*found.values()]
 
 
-def cells() -> dict[str, dict[str, dict[str, float]]]:
-    """Returns all that the paper printed: table → variant → name → figure."""
-    return {name: table["rows"] for name, table in _published()["tables"].items()}
-
-
 @cache
-def _published() -> Mapping[str, Any]:
+def published() -> Mapping[str, Any]:
+    """Returns all that the paper printed, and which figure of a run stands beside which."""
     file = resources.files("spunge.recipe") / "shipped" / "paper_results.yaml"
     return YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
 
 
-def _tables(findings: Findings, published: Mapping[str, Any]) -> dict[str, Any]:
+def _tables(findings: Findings) -> dict[str, Any]:
     """The tables of this experiment: by its recipe's name, or else by model and method."""
-    tables = published["tables"]
+    tables = published()["tables"]
     experiment = str(findings.results["experiment"])
     named = {name: table for name, table in tables.items() if any(experiment.startswith(r) for r in table["recipes"])}
     if named:
@@ -66,25 +62,22 @@ def _tables(findings: Findings, published: Mapping[str, Any]) -> dict[str, Any]:
     return {name: table for name, table in tables.items() if table.get("of") == used}
 
 
-def _one(findings: Findings, published: Mapping[str, Any], variant: str, name: str, paper: float) -> Beside | None:
+def _one(findings: Findings, variant: str, name: str, paper: float) -> Beside | None:
     if name in AVERAGES:
-        scores = [_score(findings, published, variant, each) for each in published["averaged"]]
+        scores = [_score(findings, variant, each) for each in published()["averaged"]]
         values = [score[1] for score in scores if score]
         complete = len(values) == len(scores)
         return Beside(name, variant, paper, sum(values) / len(values), None, None) if complete else None
-    found = _score(findings, published, variant, name)
+    found = _score(findings, variant, name)
     return Beside(name, variant, paper, found[1], found[0], found[2]) if found else None
 
 
-def _score(
-    findings: Findings, published: Mapping[str, Any], variant: str, name: str
-) -> tuple[Column, float, Row] | None:
-    wanted = published["columns"][name]
+def _score(findings: Findings, variant: str, name: str) -> tuple[Column, float, Score] | None:
+    wanted = published()["columns"][name]
     suites = wanted["suite"] if isinstance(wanted["suite"], list) else [wanted["suite"]]
-    described = {suite["suite"]: suite for suite in findings.results["suites"]}
     for suite in suites:
-        if suite in described and (tasks := findings.tasks(suite)):
-            column = Column(suite, tasks[0], wanted["metric"], described[suite]["goal"], described[suite]["method"])
+        if suite in findings.suites and (tasks := findings.tasks(suite)):
+            column = findings.column(suite, tasks[0], wanted["metric"])
             if (row := findings.score(variant, column)) is not None:
-                return column, row["value"] * (1.0 if wanted["metric"] == "perplexity" else 100.0), row
+                return column, row.value * (1.0 if wanted["metric"] == "perplexity" else 100.0), row
     return None

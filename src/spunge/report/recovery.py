@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from spunge.report.answers import Answers
+from spunge.report.answers import AT, Answers
 from spunge.report.artifacts import Suite
 from spunge.report.estimates import estimate, per_item
 from spunge.statistics import paired_difference, relative_difference
-
-AT = " @ "
-"""Between an attacked task's own name and how it was attacked: `bio @ int4`."""
+from spunge.variants import BASE
 
 
 def recovered(suites: Sequence[Suite], found: Sequence[Answers]) -> Iterator[dict[str, Any]]:
@@ -27,7 +25,7 @@ def recovered(suites: Sequence[Suite], found: Sequence[Answers]) -> Iterator[dic
     listed = {suite.suite: suite for suite in suites}
     for attack in suites:
         asked = listed.get(attack.attacks or "")
-        metrics = [metric for metric in (asked.headline if asked else ()) if (attack.suite, metric) in by_name]
+        metrics = [m.name for m in (asked.metrics if asked else ()) if m.shown and (attack.suite, m.name) in by_name]
         if asked and metrics and (asked.suite, metrics[0]) in by_name:
             yield from _attack(attack, by_name[asked.suite, metrics[0]], by_name[attack.suite, metrics[0]])
 
@@ -58,7 +56,7 @@ def _row(asked: Answers, attacked: Answers, variant: str, before: np.ndarray, af
     """The scores of one variant before and after, and what came back."""
     seeds = [seed for name, seed in attacked.models if name == variant]
     mine = [asked.models.index((variant, seed)) for seed in seeds if (variant, seed) in asked.models]
-    base = [asked.models.index(("base", seed)) for seed in seeds if ("base", seed) in asked.models]
+    base = [asked.models.index((BASE.name, seed)) for seed in seeds if (BASE.name, seed) in asked.models]
     hit = attacked.rows(variant)
     known = np.isin(before, asked.complete([*mine, *base], before)) & np.isin(after, attacked.complete(hit, after))
     before, after = before[known], after[known]
@@ -68,7 +66,7 @@ def _row(asked: Answers, attacked: Answers, variant: str, before: np.ndarray, af
         found = estimate(answers, rows, items) if rows else None
         row |= {name: found and found.value, f"{name}_low": found and found.low, f"{name}_high": found and found.high}
     row |= {"recovered": None, "recovered_low": None, "recovered_high": None}
-    if variant == "base" or len(before) < 2 or not (base and mine):
+    if variant == BASE.name or len(before) < 2 or not (base and mine):
         return row
     original, unlearned, again = (per_item(*each).mean(0) for each in scores.values())
     lost = paired_difference(original, unlearned, draws=4_000).interval

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import polars as pl
 
 from spunge.report import artifacts
 from spunge.report.answers import Answers, Scope, matrices
-from spunge.report.artifacts import Manifest, Run
-from spunge.report.estimates import Difference, Estimate, difference, estimate, macro
+from spunge.report.artifacts import Run, Suite
+from spunge.report.estimates import Estimate, difference, estimate, macro
 from spunge.report.recovery import recovered
+from spunge.report.rows import Comparison, Score, written
+from spunge.rows.items import RUN_FORMAT
 from spunge.statistics import benjamini_hochberg
+from spunge.variants import BASE, MERGED, RIVALS
 
-BASE, JOINT, SPUNGE = "base", "joint", "spunge"
-RIVALS = (JOINT, "joint_equal_steps", "sequential", "random_split")
 MACRO = "macro"
+"""The value of an attribute that stands for the mean over its values."""
 
 
 def build(run: Path) -> dict[str, Any]:
@@ -42,26 +45,26 @@ def of(run: Run, *, pairs: Sequence[tuple[str, str]] | None = None) -> dict[str,
     names = list(
         dict.fromkeys([*(v.name for v in manifest.variants), *run.items["variant"].unique(maintain_order=True)])
     )
-    scores, comparisons, by_attribute = [], [], []
-    found = list(matrices(run.items))
-    for answers in found:
+    suites = {suite.suite: suite for suite in manifest.suites}
+    scores: list[Score] = []
+    comparisons: list[Comparison] = []
+    by_attribute: list[Comparison] = []
+    measured = list(matrices(run.items))
+    for answers in measured:
         scores += _scores(answers)
-        headline = answers.metric == "perplexity" or answers.metric in _headline(manifest, answers.suite)
-        compared = headline or answers.binary or answers.metric == "p_correct"
+        metric = suites.get(answers.suite, Suite(suite=answers.suite)).metric(answers.metric)
+        compared = metric is not None or answers.binary
         for a, b in (pairs or list(_pairs(names))) if compared else ():
             if not (rows := answers.paired(a, b)):
                 continue
             for scope in answers.scopes:
                 if scope.attribute is None:
                     comparisons.append(_comparison(answers, a, b, rows, scope))
-                elif headline:
-                    row = _comparison(answers, a, b, rows, scope)
-                    where = {"attribute": scope.attribute, "attribute_value": scope.attribute_value}
-                    by_attribute.append({**row, **where})
-    _mark(by_attribute)
+                elif metric is not None and metric.shown:
+                    by_attribute.append(_comparison(answers, a, b, rows, scope))
     chances, letters = _chances(run.items), _letters(run.items)
     return {
-        "format": artifacts.FORMAT,
+        "format": RUN_FORMAT,
         "experiment": manifest.experiment,
         "status": manifest.status,
         "suites": [
@@ -73,30 +76,26 @@ def of(run: Run, *, pairs: Sequence[tuple[str, str]] | None = None) -> dict[str,
             {"name": variant.name, "kind": variant.kind, "subset": variant.subset, "seed": variant.seed}
             for variant in manifest.variants
         ],
-        "scores": scores,
-        "comparisons": comparisons,
-        "comparisons_by_attribute": by_attribute,
-        "attacks": list(recovered(manifest.suites, found)),
+        "scores": [written(score) for score in scores],
+        "comparisons": [written(comparison) for comparison in comparisons],
+        "comparisons_by_attribute": [written(comparison) for comparison in _corrected(by_attribute)],
+        "attacks": list(recovered(manifest.suites, measured)),
         "sweep": manifest.sweep,
         "provenance": _provenance(run),
     }
 
 
-def _headline(manifest: Manifest, suite: str) -> tuple[str, ...]:
-    return next((each.headline for each in manifest.suites if each.suite == suite), ())
-
-
 def _pairs(names: list[str]) -> Iterator[tuple[str, str]]:
     """Yields what is compared with what: everything with base, and SPUNGE with each of its rivals."""
     for name in names:
-        if name != BASE and BASE in names:
-            yield name, BASE
+        if name != BASE.name and BASE.name in names:
+            yield name, BASE.name
     for rival in RIVALS:
-        if rival in names and SPUNGE in names:
-            yield SPUNGE, rival
+        if rival in names and MERGED.name in names:
+            yield MERGED.name, rival
 
 
-def _scores(answers: Answers) -> Iterator[dict[str, Any]]:
+def _scores(answers: Answers) -> Iterator[Score]:
     variants = list(dict.fromkeys(name for name, _ in answers.models))
     for variant in variants:
         rows = answers.rows(variant)
@@ -106,67 +105,39 @@ def _scores(answers: Answers) -> Iterator[dict[str, Any]]:
         for seed, chosen in columns:
             groups: dict[tuple[str | None, str], list[Estimate]] = {}
             for scope in answers.scopes:
-                found = estimate(answers, chosen, scope.rows)
-                yield _score(answers, variant, seed, scope.task, scope.attribute, scope.attribute_value, found)
+                value = estimate(answers, chosen, scope.rows)
+                yield _score(answers, variant, seed, scope, value)
                 if scope.attribute is not None:
-                    groups.setdefault((scope.task, scope.attribute), []).append(found)
-            for (task, attribute), found in groups.items():
-                yield _score(answers, variant, seed, task, attribute, MACRO, macro(found))
+                    groups.setdefault((scope.task, scope.attribute), []).append(value)
+            for (task, attribute), values in groups.items():
+                yield _score(answers, variant, seed, Scope(task, attribute, MACRO, np.array([])), macro(values))
 
 
-def _score(
-    answers: Answers,
-    variant: str,
-    seed: int | None,
-    task: str | None,
-    attribute: str | None,
-    attribute_value: str | None,
-    found: Estimate,
-) -> dict[str, Any]:
-    return {
-        "variant": variant,
-        "seed": seed,
-        "suite": answers.suite,
-        "task": task,
-        "attribute": attribute,
-        "attribute_value": attribute_value,
-        "metric": answers.metric,
-        "value": found.value,
-        "low": found.low,
-        "high": found.high,
-        "n": found.n,
-    }
+def _score(answers: Answers, variant: str, seed: int | None, scope: Scope, score: Estimate) -> Score:
+    where = (answers.suite, scope.task, scope.attribute, scope.attribute_value, answers.metric)
+    value = math.nan if score.value is None else score.value
+    return Score(variant, seed, *where, value, score.low, score.high, score.n)
 
 
-def _comparison(answers: Answers, a: str, b: str, pairs: list[tuple[int, int]], scope: Scope) -> dict[str, Any]:
-    found: Difference = difference(answers, pairs, scope.rows)
-    return {
-        "a": a,
-        "b": b,
-        "suite": answers.suite,
-        "task": scope.task,
-        "metric": answers.metric,
-        "difference": found.difference,
-        "low": found.low,
-        "high": found.high,
-        "relative": found.relative,
-        "relative_low": found.relative_low,
-        "relative_high": found.relative_high,
-        "p": found.p,
-        "n": found.n,
-    }
+def _comparison(answers: Answers, a: str, b: str, pairs: list[tuple[int, int]], scope: Scope) -> Comparison:
+    figures = asdict(difference(answers, pairs, scope.rows))
+    figures |= {"difference": math.nan} if figures["difference"] is None else {}
+    about = (answers.suite, scope.task, answers.metric)
+    return Comparison(a, b, *about, **figures, attribute=scope.attribute, attribute_value=scope.attribute_value)
 
 
-def _mark(rows: list[dict[str, Any]]) -> None:
+def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Adds `q`: p after correction over the values of the attribute, a family of tests for every pair and metric."""
-    families: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        family = (row["a"], row["b"], row["suite"], row["task"], row["metric"], row["attribute"])
-        families.setdefault(family, []).append(row)
+    families: dict[tuple[Any, ...], list[int]] = {}
+    for index, row in enumerate(comparisons):
+        family = (row.a, row.b, row.suite, row.task, row.metric, row.attribute)
+        families.setdefault(family, []).append(index)
+    corrected = list(comparisons)
     for family in families.values():
-        adjusted = benjamini_hochberg([math.nan if row["p"] is None else row["p"] for row in family])
-        for row, q in zip(family, adjusted, strict=True):
-            row["q"] = None if math.isnan(q) else q
+        ps = [comparisons[index].p for index in family]
+        for index, q in zip(family, benjamini_hochberg([math.nan if p is None else p for p in ps]), strict=True):
+            corrected[index] = replace(comparisons[index], q=None if math.isnan(q) else q)
+    return corrected
 
 
 def _chances(items: pl.DataFrame) -> dict[str, float]:

@@ -6,21 +6,14 @@ import csv
 import hashlib
 import io
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from spunge.report import paper
-from spunge.report.findings import METRIC_NAMES, Column, Findings, Row, improvement
-
-NAMES = {
-    "base": "base model",
-    "joint": "joint",
-    "joint_equal_steps": "joint, equal steps",
-    "sequential": "one after the other",
-    "random_split": "random split",
-    "spunge": "SPUNGE",
-}
-
+from spunge.report.findings import Column, Findings, improvement
+from spunge.report.rows import Comparison, Ends, Score
+from spunge.variants import BASE, JOINT, MERGED, ROLES, SUBSET, label_of
 
 UNTOUCHED = "0 steps"
 """The setting of an attack that has not begun: the score before it says the same."""
@@ -140,7 +133,7 @@ def each(findings: Findings) -> Table:
 
 def _variants(key: str, title: str, findings: Findings, variants: list[str]) -> Table:
     columns = findings.columns
-    note = "Percentages, but for perplexity (PPL). Arrows say which way is better; brackets are 95 % intervals."
+    note = f"Percentages{_but(columns)}. Arrows say which way is better; brackets are 95 % intervals."
     if len(findings.results["provenance"]["seeds"]) == 1:
         note += (
             " They are over the items of one seed: how far another seed would lie is unknown (--seeds 3 runs three)."
@@ -164,7 +157,7 @@ def beside_paper(findings: Findings) -> Table:
     variants = [name for name in findings.main_variants if name in {variant for _, variant in found}]
     header = ["Figure"]
     for variant in variants:
-        header += [f"{named(variant)}: {what}" for what in ("here", "paper", "here − paper")]
+        header += [f"{label_of(variant)}: {what}" for what in ("here", "paper", "here − paper")]
     cells = []
     for name in names:
         row = [Cell(name)]
@@ -193,12 +186,12 @@ def differences(findings: Findings) -> Table:
         for column in findings.columns:
             row = findings.comparison(a, b, column)
             if row is not None:
-                who = Cell(f"{named(a)} − {named(b)}")
+                who = Cell(f"{label_of(a)} − {label_of(b)}")
                 cells.append([who, Cell(column.label), change(row, column), relative(row), chance(row), count(row)])
     return Table(
         "differences",
         "Paired differences, item by item",
-        "Percentage points, but for perplexity. ▲ better and ▼ worse beyond chance: the 95 % interval leaves out "
+        f"Percentage points{_but(findings.columns)}. ▲ better and ▼ worse beyond chance: the 95 % interval leaves out "
         "zero and p is under 0.05.",
         ["Compared", "On", "Difference", "Relative", "p", "n"],
         cells,
@@ -210,8 +203,8 @@ def per_attribute(findings: Findings, column: Column, attribute: str) -> Table:
     # The question first: base, joint, SPUNGE and how far SPUNGE is ahead; the controls after it.
     first = findings.shown
     last = [name for name in findings.main_variants if name not in first and not findings.runs]
-    shown = [(a, b) for a, b in findings.pairs if a in first and b in first and a != "joint"]
-    pairs = [(a, b) for a, b in shown if b != "base" or not findings.runs]
+    shown = [(a, b) for a, b in findings.pairs if a in first and b in first and a != JOINT.name]
+    pairs = [(a, b) for a, b in shown if b != BASE.name or not findings.runs]
     values = [*findings.attributes(column)[attribute], "macro"]
     cells = []
     for value in values:
@@ -224,9 +217,9 @@ def per_attribute(findings: Findings, column: Column, attribute: str) -> Table:
         row += [level(scores[name], column) for name in last]
         row.append(count(next((score for score in scores.values() if score), None)))
         cells.append(row)
-    header = [attribute, *(f"{named(name)}\u00a0{column.arrow}" for name in first)]
-    header += [f"{named(a)} − {named(b)}" for a, b in pairs]
-    header += [f"{named(name)}\u00a0{column.arrow}" for name in last]
+    header = [attribute, *(f"{label_of(name)}\u00a0{column.arrow}" for name in first)]
+    header += [f"{label_of(a)} − {label_of(b)}" for a, b in pairs]
+    header += [f"{label_of(name)}\u00a0{column.arrow}" for name in last]
     return Table(
         by_key(column, attribute),
         f"{column.label}, by {attribute}",
@@ -243,7 +236,7 @@ def tasks(findings: Findings, goal: str) -> Table:
     for column in findings.leading(goal):
         names = findings.tasks(column.suite)
         for task in names if len(names) > 1 and column.task is None else []:
-            part = Column(column.suite, task, column.metric, column.goal, column.method)
+            part = replace(column, task=task)
             scores = [findings.score(variant, part) for variant in variants]
             if any(scores):
                 row = [Cell(f"{column.suite}: {task or 'all items'}"), *(level(score, part) for score in scores)]
@@ -252,7 +245,7 @@ def tasks(findings: Findings, goal: str) -> Table:
         f"tasks-{goal}",
         "Task by task, what must go" if goal == "forget" else "Task by task, what must stay",
         "Percentages with 95 % intervals.",
-        ["Task", *(named(variant) for variant in variants), "n"],
+        ["Task", *(label_of(variant) for variant in variants), "n"],
         cells,
     )
 
@@ -266,7 +259,7 @@ def letters(findings: Findings) -> Table:
             shares = (suite["letters"] or {}).get(variant)
             if shares:
                 width = max(width, len(shares))
-                cells.append([Cell(f"{suite['suite']}: {named(variant)}"), *(percent(share) for share in shares)])
+                cells.append([Cell(f"{suite['suite']}: {label_of(variant)}"), *(percent(share) for share in shares)])
     return Table(
         "letters",
         "Which answer was chosen",
@@ -283,7 +276,7 @@ def sweep(findings: Findings) -> Table:
     several = len({point["seed"] for point in section["points"]}) > 1
     cells = [
         [
-            Cell(named(point["variant"]) + (f", seed {point['seed']}" if several else "")),
+            Cell(label_of(point["variant"]) + (f", seed {point['seed']}" if several else "")),
             *(Cell(str(point["settings"].get(axis, "—"))) for axis in section["axes"]),
             percent(point["forget"]),
             percent(point["retain"]),
@@ -305,25 +298,19 @@ def recovery(findings: Findings) -> list[Table]:
     overall: list[list[Cell]] = []
     by_value: list[list[Cell]] = []
     split_by = findings.results["split"]["attribute"]
-    methods = {suite["suite"]: suite["method"] for suite in findings.results["suites"]}
     for row in findings.results["attacks"]:
         told = row["variant"] in findings.main_variants and row["setting"] != UNTOUCHED
         if not told or row["attribute"] not in (None, split_by):
             continue
-        column = Column(row["attacks"], row["task"], row["metric"], row["goal"], methods[row["attacks"]])
-        where = " · ".join(each for each in (row["task"], row["attribute_value"]) if each)
-        ends = (row["recovered_low"], row["recovered_high"])
+        column = findings.column(row["attacks"], row["task"], row["metric"], row["goal"])
+        where = " · ".join(name for name in (row["task"], row["attribute_value"]) if name)
         share = Cell("—")
         if row["recovered"] is not None:
             text = f"{signed(row['recovered'] * 100, 0).lstrip('+')} %"
-            share = Cell(text, row["recovered"], *ends, interval=_interval(ends, 100, 0, sign=False))
-        before, after = (
-            {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
-            for name in ("unlearned", "attacked")
-        )
-        scores = [level(score if score["value"] is not None else None, column) for score in (before, after)]
+            share = _ranged(text, row["recovered"], ends_of(row, "recovered"), 100, 0)
+        scores = [_level(row[name], ends_of(row, name), column) for name in ("unlearned", "attacked")]
         cells = overall if row["attribute"] is None else by_value
-        cells.append([Cell(f"{row['suite']}: {row['setting']}"), Cell(where), Cell(named(row["variant"])),
+        cells.append([Cell(f"{row['suite']}: {row['setting']}"), Cell(where), Cell(label_of(row["variant"])),
                       *scores, share, Cell(str(row["n"]), row["n"])])  # fmt: skip
     title = "What attacks brought back"
     note = (
@@ -350,7 +337,7 @@ def subsets(findings: Findings) -> Table:
         row = [
             Cell(subset["name"]),
             number(subset["rows"], 0),
-            number(steps.get(f"subset:{subset['name']}"), 0),
+            number(steps.get(SUBSET + subset["name"]), 0),
             number(norm, 3),
         ]
         cells.append([*row, percent(kept), percent(coverage)])
@@ -391,14 +378,6 @@ def stages(findings: Findings) -> Table:
     )
 
 
-def named(variant: str) -> str:
-    """Returns a variant's name as a reader says it."""
-    part = re.fullmatch(r"random_(\d+)", variant)
-    if part:
-        return f"random split, part {part[1]}"
-    return NAMES.get(variant, variant.replace("subset:", "only ", 1))
-
-
 METHODS = {"rmu": "RMU", "adaptive_rmu": "adaptive RMU", "task_vector_negation": "TVN", "npo": "NPO", "dpo": "DPO"}
 
 
@@ -407,17 +386,13 @@ def titled(variant: str, findings: Findings) -> str:
     provenance = findings.results["provenance"]
     method = provenance["method"]
     short = METHODS.get(method or "", (method or "").replace("_", " "))
-    if variant == "base":
+    if variant == BASE.name:
         return provenance["model"]["id"].rstrip("/").rsplit("/", 1)[-1]
     if findings.runs:
         return f"+ {variant}"
-    if variant == "spunge":
-        return f"+ SPUNGE-{short}" if short else "+ SPUNGE"
-    if variant == "random_split":
-        return f"+ SPUNGE-{short}, random split" if short else "+ random split"
-    if variant == "joint":
-        return f"+ {short}, joint" if short else "+ joint"
-    return f"+ {short}, {named(variant)}" if short else f"+ {named(variant)}"
+    split = variant in ROLES and ROLES[variant].split
+    made = "-".join(part for part in (MERGED.label if split else "", short) if part)
+    return "+ " + ", ".join(part for part in (made, "" if variant == MERGED.name else label_of(variant)) if part)
 
 
 def by_key(column: Column, attribute: str) -> str:
@@ -432,50 +407,53 @@ def slug(*parts: str) -> str:
     return safe if safe == text else f"{safe or 'x'}-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:6]}"
 
 
-def level(score: Row | None, column: Column) -> Cell:
+def level(score: Score | None, column: Column) -> Cell:
     """Returns the cell of a score with its interval."""
-    if score is None:
+    return Cell("—") if score is None else _level(score.value, score.ends, column)
+
+
+def _level(value: float | None, ends: Ends | None, column: Column) -> Cell:
+    if value is None:
         return Cell("—")
     factor, digits = _format(column)
-    text = f"{score['value'] * factor:.{digits}f}"
-    ends = (score["low"], score["high"])
-    return Cell(text, score["value"], *ends, interval=_interval(ends, factor, digits))
+    return _ranged(f"{value * factor:.{digits}f}", value, ends, factor, digits)
 
 
-def change(row: Row | None, column: Column, *, corrected: bool = False) -> Cell:
+def ends_of(row: Mapping[str, Any], name: str) -> Ends | None:
+    """Returns the interval of one of an attack row's figures."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return None if low is None or high is None else (low, high)
+
+
+def change(row: Comparison | None, column: Column, *, corrected: bool = False) -> Cell:
     """Returns the cell of a difference; its tone says whether it stands, its star whether after correction."""
     if row is None:
         return Cell("—")
     factor, digits = _format(column)
     tone = {1: "better", 0: "", -1: "worse"}[improvement(row, column)]
     mark = {"better": "▲ ", "worse": "▼ ", "": ""}[tone]
-    star = "*" if corrected and row["q"] is not None and row["q"] < 0.05 else ""
-    text = f"{mark}{signed(row['difference'] * factor, digits)}{star}"
-    ends = (row["low"], row["high"])
-    return Cell(text, row["difference"], *ends, interval=_interval(ends, factor, digits, sign=True), tone=tone)
+    star = "*" if corrected and row.q is not None and row.q < 0.05 else ""
+    text = f"{mark}{signed(row.difference * factor, digits)}{star}"
+    return replace(_ranged(text, row.difference, row.ends, factor, digits, sign=True), tone=tone)
 
 
-def relative(row: Row) -> Cell:
+def relative(row: Comparison) -> Cell:
     """Returns the cell of a relative difference in per cent."""
-    if row["relative"] is None:
+    if row.relative is None:
         return Cell("—")
-    ends = (row["relative_low"], row["relative_high"])
-    return Cell(
-        f"{signed(row['relative'] * 100, 1)} %", row["relative"], *ends, interval=_interval(ends, 100, 1, sign=True)
-    )
+    return _ranged(f"{signed(row.relative * 100, 1)} %", row.relative, row.relative_ends, 100, 1, sign=True)
 
 
-def chance(row: Row) -> Cell:
+def chance(row: Comparison) -> Cell:
     """Returns the cell of a p-value."""
-    p = row["p"]
-    if p is None:
+    if row.p is None:
         return Cell("—")
-    return Cell("< 0.001" if p < 0.001 else f"{p:.3f}", p)
+    return Cell("< 0.001" if row.p < 0.001 else f"{row.p:.3f}", row.p)
 
 
-def count(row: Row | None) -> Cell:
+def count(row: Score | Comparison | None) -> Cell:
     """Returns the cell of a number of items."""
-    return Cell("—") if row is None else Cell(str(row["n"]), row["n"])
+    return Cell("—") if row is None else Cell(str(row.n), row.n)
 
 
 def number(value: float | None, digits: int) -> Cell:
@@ -494,21 +472,22 @@ def signed(value: float, digits: int) -> str:
     return text.replace("-", "−") if float(text) else text.replace("-", "±").replace("+", "±")
 
 
-def metric_name(column: Column) -> str:
-    """Returns what a column measures, in words."""
-    return METRIC_NAMES.get(column.metric, column.metric)
-
-
 def _format(column: Column) -> tuple[float, int]:
     return (100.0, 1) if column.share else (1.0, 2)
 
 
-def _interval(ends: tuple[float | None, float | None], factor: float, digits: int, *, sign: bool = False) -> str:
-    low, high = ends
-    if low is None or high is None:
-        return ""
+def _ranged(text: str, value: float, ends: Ends | None, factor: float, digits: int, *, sign: bool = False) -> Cell:
+    """A cell with its interval; differences are written with their sign."""
+    if ends is None:
+        return Cell(text, value)
     write = signed if sign else (lambda value, places: f"{value:.{places}f}".replace("-", "−"))
-    return f"[{write(low * factor, digits)}, {write(high * factor, digits)}]"
+    return Cell(text, value, *ends, f"[{write(ends[0] * factor, digits)}, {write(ends[1] * factor, digits)}]")
+
+
+def _but(columns: Sequence[Column]) -> str:
+    """Which of the columns are no percentages, for the note of a table."""
+    others = dict.fromkeys(column.metric.head for column in columns if not column.share)
+    return f", but for {' and '.join(others)}" if others else ""
 
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$"}

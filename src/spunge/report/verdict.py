@@ -6,7 +6,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from spunge.report.findings import Column, Findings, Row, improvement
-from spunge.report.tables import level, metric_name, named, signed
+from spunge.report.rows import Comparison
+from spunge.report.tables import level, signed
+from spunge.variants import (
+    BASE,
+    JOINT,
+    JOINT_EQUAL_STEPS,
+    MERGED,
+    RANDOM_SPLIT,
+    RIVALS,
+    SEQUENTIAL,
+    label_of,
+    phrase_of,
+)
 
 MARGIN = 0.05
 """How much of the base model's score on what must stay may go, before it is called lost."""
@@ -22,12 +34,6 @@ ONE_LETTER = 0.6
 
 NEARLY_ALL, MOST = 0.1, 0.5
 """No more than so much is left where nearly all, or most, of what the base model had is called forgotten."""
-
-RIVALS = {
-    "joint": "joint unlearning",
-    "joint_equal_steps": "joint unlearning with as many steps",
-    "random_split": "a random split",
-}
 
 GOOD, BAD, UNSURE = "good", "bad", "unsure"
 
@@ -54,7 +60,7 @@ def verdict(findings: Findings) -> Verdict:
     if findings.runs:
         return _across(findings)
     variants = findings.main_variants
-    lacking = [named(name) for name in ("base", "spunge") if name not in variants]
+    lacking = [label_of(role.name) for role in (BASE, MERGED) if role.name not in variants]
     if lacking:
         return Verdict(f"No verdict yet: no answers of {' and '.join(lacking)} are here.")
     forget, retain = findings.leading("forget"), findings.leading("retain")
@@ -63,11 +69,9 @@ def verdict(findings: Findings) -> Verdict:
     kept = _known(keeping(findings, column, MARGIN) for column in retain)
     kept += _known(keeping(findings, column, FLUENCY_MARGIN) for column in findings.fluency())
     contests = {
-        rival: _known(contest(findings, column, rival) for column in forget)
-        for rival in ("joint", "joint_equal_steps", "random_split")
-        if rival in variants
+        rival: _known(contest(findings, column, rival) for column in forget) for rival in RIVALS if rival in variants
     }
-    beside = _known(contest(findings, column, "joint") for column in retain)
+    beside = _known(contest(findings, column, JOINT.name) for column in retain)
     back = _known(recovery(attack, column, rows) for (attack, column), rows in findings.attacks.items())
     shares = [share for column in forget if (share := left(findings, column)) is not None]
     sentences = [
@@ -82,7 +86,7 @@ def verdict(findings: Findings) -> Verdict:
 
 def forgetting(findings: Findings, column: Column) -> Point | None:
     """Says whether SPUNGE does less of what must go than the base model, and how much is left."""
-    row = findings.comparison("spunge", "base", column)
+    row = findings.comparison(MERGED.name, BASE.name, column)
     if row is None:
         return None
     status = _status(row, column)
@@ -93,45 +97,44 @@ def forgetting(findings: Findings, column: Column) -> Point | None:
     if status == GOOD and share is not None:
         beyond = " beyond guessing" if findings.chance(column) else ""
         told += f"; {max(0.0, 100 * share):.0f} % of what the base model had{beyond} is left"
-    figures = f"{_two(findings, column, 'base')}; {_difference(row, column)}"
+    figures = f"{_two(findings, column, BASE.name)}; {_difference(row, column)}"
     chance = findings.chance(column)
     figures += f"; guessing gives {100 * chance:.1f} %" if chance is not None else ""
-    return Point(status, f"On {place(column)}, {metric_name(column)} {_tied(told)}.", _tied(figures))
+    return Point(status, f"On {where(column)}, {column.metric.in_words} {_tied(told)}.", _tied(figures))
 
 
 def left(findings: Findings, column: Column) -> float | None:
     """Returns the share of what the base model had that SPUNGE still has, above guessing where that is known."""
-    base, spunge = findings.score("base", column), findings.score("spunge", column)
+    base, spunge = findings.score(BASE.name, column), findings.score(MERGED.name, column)
     floor = findings.chance(column) or 0.0
-    if base is None or spunge is None or column.higher_is_better or base["value"] <= floor:
+    if base is None or spunge is None or column.higher_is_better or base.value <= floor:
         return None
-    return (spunge["value"] - floor) / (base["value"] - floor)
+    return (spunge.value - floor) / (base.value - floor)
 
 
 def one_letter(findings: Findings, column: Column) -> Point | None:
     """Warns of a model that answers nearly everything with one choice where the base model does not."""
-    suite = next(suite for suite in findings.results["suites"] if suite["suite"] == column.suite)
-    shares = {name: max((suite["letters"] or {}).get(name, [0.0])) for name in ("base", "spunge")}
-    if shares["spunge"] < ONE_LETTER or shares["base"] >= ONE_LETTER:
+    letters = findings.suites[column.suite]["letters"] or {}
+    base, merged = (max(letters.get(role.name, [0.0])) for role in (BASE, MERGED))
+    if merged < ONE_LETTER or base >= ONE_LETTER:
         return None
-    figures = f"the most frequent choice: {100 * shares['base']:.0f} % → {100 * shares['spunge']:.0f} % of the answers"
-    return Point(BAD, f"On {place(column)}, SPUNGE gives nearly always the same answer.", _tied(figures))
+    figures = f"the most frequent choice: {100 * base:.0f} % → {100 * merged:.0f} % of the answers"
+    return Point(BAD, f"On {where(column)}, SPUNGE gives nearly always the same answer.", _tied(figures))
 
 
 def keeping(findings: Findings, column: Column, allowed: float) -> Point | None:
     """Says whether SPUNGE is within the margin of the base model on what must stay (non-inferiority)."""
-    row, base = findings.comparison("spunge", "base", column), findings.score("base", column)
+    row, base = findings.comparison(MERGED.name, BASE.name, column), findings.score(BASE.name, column)
     if row is None or base is None:
         return None
-    margin = allowed * abs(base["value"])
+    margin = allowed * abs(base.value)
     sign = 1 if column.higher_is_better else -1
-    what = "the perplexity of what it writes" if column in findings.fluency() else metric_name(column)
     # The rule of three: n items without a loss leave room for a loss on 3/n of all.
-    if row["low"] is None or (column.share and row["n"] * margin < 3):
+    if row.ends is None or (column.share and row.n * margin < 3):
         few = "of so few items it cannot be told"
         status, told = UNSURE, f"may or may not be within {100 * allowed:.0f} % of the base model's: {few}"
     else:
-        worst, best = sorted((sign * row["low"], sign * row["high"]))
+        worst, best = sorted(sign * end for end in row.ends)
         if worst >= -margin:
             status, told = GOOD, f"stayed within {100 * allowed:.0f} % of the base model's"
         elif best < -margin:
@@ -140,40 +143,40 @@ def keeping(findings: Findings, column: Column, allowed: float) -> Point | None:
             status, told = UNSURE, f"got worse; whether by more than {100 * allowed:.0f} % is not settled"
         else:
             status, told = UNSURE, f"may or may not be within {100 * allowed:.0f} % of the base model's"
-    figures = f"{_two(findings, column, 'base')}; {_difference(row, column)}"
-    return Point(status, f"On {place(column)}, {what} {_tied(told)}.", _tied(figures))
+    figures = f"{_two(findings, column, BASE.name)}; {_difference(row, column)}"
+    return Point(status, f"On {where(column)}, {column.metric.in_words} {_tied(told)}.", _tied(figures))
 
 
 def unscored(findings: Findings) -> list[Point]:
     """Warns of every variant that could not be scored on some items: such a model is broken, and has not forgotten."""
     points = []
     for (suite, variant), (lost, n) in findings.unscored.items():
-        text = f"On “{suite}”, {named(variant)} could not be scored on every item, for NaN."
-        figures = f"{lost} of {n} items; a question counts as wrong, a perplexity is left out"
+        text = f"On “{suite}”, {label_of(variant)} could not be scored on every item, for NaN."
+        figures = f"{lost} of {n} items; it has no score there"
         points.append(Point(BAD, text, _tied(figures)))
     return points
 
 
-def contest(findings: Findings, column: Column, rival: str, one: str = "spunge") -> Point | None:
+def contest(findings: Findings, column: Column, rival: str, one: str = MERGED.name) -> Point | None:
     """Says whether SPUNGE, or another variant, is better than a rival, beyond chance."""
     row = findings.comparison(one, rival, column)
     if row is None:
         return None
     status = _status(row, column)
     did = "forgot" if column.goal == "forget" else "kept"
-    other = RIVALS.get(rival, named(rival))
+    other = phrase_of(rival)
     told = {
-        GOOD: f"{named(one)} {did} more than {other}",
-        UNSURE: f"{named(one)} and {other} {did} about as much, as far as these items tell",
-        BAD: f"{named(one)} {did} less than {other}",
+        GOOD: f"{label_of(one)} {did} more than {other}",
+        UNSURE: f"{label_of(one)} and {other} {did} about as much, as far as these items tell",
+        BAD: f"{label_of(one)} {did} less than {other}",
     }[status]
     figures = f"{_two(findings, column, rival, one)}; {_difference(row, column)}"
-    return Point(status, f"On {place(column)}, {told}.", _tied(figures))
+    return Point(status, f"On {where(column)}, {told}.", _tied(figures))
 
 
 def recovery(attack: str, column: Column, rows: Sequence[Row]) -> Point | None:
     """Says how much of what SPUNGE took the hardest setting of an attack brought back."""
-    mine = [row for row in rows if row["variant"] == "spunge" and row["recovered"] is not None]
+    mine = [row for row in rows if row["variant"] == MERGED.name and row["recovered"] is not None]
     if column.goal != "forget" or not mine:
         return None
     worst = max(mine, key=lambda row: row["recovered"])
@@ -186,19 +189,19 @@ def recovery(attack: str, column: Column, rows: Sequence[Row]) -> Point | None:
         f"{worst['setting']}: {100 * worst['recovered']:.0f} % [{100 * low:.0f}, {100 * high:.0f}] of what SPUNGE "
     )
     figures += f"took, n = {worst['n']}"
-    return Point(status, f"On {place(column)}, the attack “{attack}” {told}.", _tied(figures.replace("-", "−")))
+    return Point(status, f"On {where(column)}, the attack “{attack}” {told}.", _tied(figures.replace("-", "−")))
 
 
-def place(column: Column) -> str:
+def where(column: Column) -> str:
     """Returns where a column was measured, in words."""
-    return f"“{column.task or column.suite}”"
+    return f"“{column.name}”"
 
 
 def _across(findings: Findings) -> Verdict:
     """Judges the merged models of several runs against the first run's."""
     points, sentences = [], []
     for one, rival in findings.pairs:
-        if rival == "base":
+        if rival == BASE.name:
             continue
         found = {
             goal: _known(contest(findings, column, rival, one) for column in findings.leading(goal))
@@ -239,11 +242,11 @@ def _kept(points: Sequence[Point]) -> str:
 
 
 def _better(contests: dict[str, list[Point]]) -> list[str]:
-    if "joint" not in contests:
+    if JOINT.name not in contests:
         return ["It was not compared with joint unlearning."]
-    found = {point.status for point in contests["joint"]}
+    found = {point.status for point in contests[JOINT.name]}
     if found == {UNSURE} or not found:
-        beaten = [RIVALS[rival] for rival, points in contests.items() if BAD in {point.status for point in points}]
+        beaten = [phrase_of(rival) for rival, points in contests.items() if BAD in {point.status for point in points}]
         also = [f"{' and '.join(beaten)} forgot more.".capitalize()] if beaten else []
         return ["Nothing here shows that it forgot more than joint unlearning.", *also]
     if BAD in found:
@@ -254,7 +257,7 @@ def _better(contests: dict[str, list[Point]]) -> list[str]:
         ]  # fmt: skip
     told = "It forgot more than joint unlearning, beyond chance"
     sentences = [f"{told}." if found == {GOOD} else f"{told} in some places; in others the difference may be chance."]
-    equal, random = (_worst(contests.get(rival, ())) for rival in ("joint_equal_steps", "random_split"))
+    equal, random = (_worst(contests.get(role.name, ())) for role in (JOINT_EQUAL_STEPS, RANDOM_SPLIT))
     if equal == GOOD and random == GOOD:
         sentences.append("It also beats both controls: neither more steps nor splitting at random explains the gain.")
     else:
@@ -266,13 +269,16 @@ def _better(contests: dict[str, list[Point]]) -> list[str]:
             sentences.append(
                 "Splitting at random does not explain it." if random == GOOD else "A random split may do as well."
             )
+    in_turn = _worst(contests.get(SEQUENTIAL.name, ()))
+    if in_turn not in (None, GOOD):
+        sentences.append("Unlearning one subset after the other may do as well.")
     return sentences
 
 
 def _beside(contests: dict[str, list[Point]], kept: Sequence[Point]) -> list[str]:
     """Says what forgetting more, or no more, than joint cost on what must stay."""
     found = {point.status for point in kept}
-    if "joint" not in contests or not found & {GOOD, BAD}:
+    if JOINT.name not in contests or not found & {GOOD, BAD}:
         return []
     if {GOOD, BAD} <= found:
         return ["Beside joint it kept more of some things that must stay and less of others."]
@@ -294,7 +300,7 @@ def _known(points: Iterable[Point | None]) -> list[Point]:
     return [point for point in points if point is not None]
 
 
-def _status(row: Row, column: Column) -> str:
+def _status(row: Comparison, column: Column) -> str:
     return {1: GOOD, 0: UNSURE, -1: BAD}[improvement(row, column)]
 
 
@@ -303,20 +309,20 @@ def _worst(points: Iterable[Point]) -> str | None:
     return next((status for status in (BAD, UNSURE, GOOD) if status in found), None)
 
 
-def _two(findings: Findings, column: Column, rival: str, one: str = "spunge") -> str:
+def _two(findings: Findings, column: Column, rival: str, one: str = MERGED.name) -> str:
     unit = " %" if column.share else ""
     theirs, ours = (level(findings.score(name, column), column).text for name in (rival, one))
-    return f"{named(rival)} {theirs}{unit}, {named(one)} {ours}{unit}"
+    return f"{label_of(rival)} {theirs}{unit}, {label_of(one)} {ours}{unit}"
 
 
-def _difference(row: Row, column: Column) -> str:
+def _difference(row: Comparison, column: Column) -> str:
     factor, digits, unit = (100, 1, " points") if column.share else (1, 2, "")
-    text = f"difference {signed(row['difference'] * factor, digits)}{unit}"
-    if row["low"] is not None:
-        text += f" [{signed(row['low'] * factor, digits)}, {signed(row['high'] * factor, digits)}]"
-    if row["p"] is not None:
-        text += ", p < 0.001" if row["p"] < 0.001 else f", p = {row['p']:.3f}"
-    return f"{text}, n = {row['n']}"
+    text = f"difference {signed(row.difference * factor, digits)}{unit}"
+    if row.ends is not None:
+        text += f" [{', '.join(signed(end * factor, digits) for end in row.ends)}]"
+    if row.p is not None:
+        text += ", p < 0.001" if row.p < 0.001 else f", p = {row.p:.3f}"
+    return f"{text}, n = {row.n}"
 
 
 def _tied(figures: str) -> str:

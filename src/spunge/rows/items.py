@@ -30,9 +30,17 @@ SCHEMA: Mapping[str, type[pl.DataType]] = {
 as `{"group": "mexican"}` (a list where an item has several values). `value`: the metric, 0 or 1 where it is a verdict.
 `text`: what the value is about (a prompt, a completion), null where there is nothing to show."""
 
+RUN_FORMAT = 1
+"""The version of what lies in a run's directory: `manifest.json`, and `items.parquet` in the columns of `SCHEMA`."""
+
 Part = Literal["all", "validation", "test"]
 VALIDATION_SHARE = 0.3
 """Of the items, by their hash: to tune and to pick on; what tables show comes from the others."""
+
+
+NAN = "nan"
+"""The metric that is 1 where the model gave NaN on an item, so that nothing could be measured: such a model is broken,
+and has not forgotten."""
 
 
 @dataclass(frozen=True)
@@ -152,13 +160,55 @@ def item_table(suite: str, measured: Iterable[Measurement]) -> ItemTable:
 def mean_values(table: ItemTable, metrics: Sequence[str]) -> dict[str, float]:
     """Returns the mean of those of these metrics that a table has; a perplexity is that of all its tokens together.
 
-    With a NaN among its log-likelihoods there is none: left out, those tokens would count as if they were certain.
+    Where the model gave NaN on an item there is no mean at all: of the others alone, it would be another suite's.
     """
+    if unscored(table):
+        return {}
     values = table.group_by("metric").agg(pl.col("value").mean())
     means = {metric: mean for metric, mean in values.iter_rows() if mean is not None}
-    if "nll" in means and means.get("tokens") and not table.filter(pl.col("metric") == "nll")["value"].null_count():
+    if "nll" in means and means.get("tokens"):
         means["perplexity"] = math.exp(min(means["nll"] / means["tokens"], 700.0))
     return {metric: means[metric] for metric in metrics if metric in means}
+
+
+def unscored(table: ItemTable) -> int:
+    """Returns on how many items the model gave NaN: the evaluator notes `nan` = 1 there, and nothing else."""
+    return table.filter((pl.col("metric") == NAN) & (pl.col("value") > 0)).height
+
+
+def check_items(table: Any, suite: str, origin: str) -> None:
+    """Refuses what is no item table of a suite: an evaluator from outside the package may return anything.
+
+    Args:
+        table: What it returned.
+        suite: Whose items they should be.
+        origin: The evaluator and the variant, for the message.
+
+    Raises:
+        DataError: A column is missing or of another type, a row names another suite, says nothing of what it is about,
+            or stands twice, or a value is not finite (null is for what could not be measured).
+    """
+    if not isinstance(table, pl.DataFrame):
+        raise DataError(
+            f"{origin}: returned {type(table).__name__}, not an item table (see spunge.rows.items.item_table)"
+        )
+    wrong = [f"{name} ({kind.__name__})" for name, kind in SCHEMA.items() if table.schema.get(name) != kind]
+    if wrong or table.width != len(SCHEMA):
+        wrong = wrong or [f"{name} (not one of them)" for name in table.columns if name not in SCHEMA]
+        raise DataError(f"{origin}: items have the columns {', '.join(SCHEMA)} alone; wrong: {', '.join(wrong)}")
+    if not table.height or set(table["suite"].unique()) != {suite}:
+        names = ", ".join(map(str, table["suite"].unique().sort())) or "no suite"
+        raise DataError(f"{origin}: its items are of {names}, and should be of {suite}")
+    keys = ["task", "item", "metric"]
+    if table.select(pl.any_horizontal(pl.col(keys).is_null().any())).item() or table.select(keys).is_duplicated().any():
+        raise DataError(f"{origin}: every item needs a task, a name and each metric once")
+    endless = table.filter(pl.col("value").is_not_null() & ~pl.col("value").is_finite())
+    if endless.height:
+        metric, value = endless.select("metric", "value").row(0)
+        raise DataError(
+            f"{origin}: {metric} is {value} on {endless.height} items; note null there, and `{NAN}` = 1 where the "
+            "model gave NaN"
+        )
 
 
 def _as_it_is(cell: Any) -> Any:

@@ -14,13 +14,13 @@ from typing import Any
 from spunge.errors import redacted
 from spunge.files import replace_text
 from spunge.recipe.schema import Experiment
-from spunge.report.artifacts import FORMAT
-from spunge.report.results import RIVALS
+from spunge.rows.items import RUN_FORMAT
 from spunge.run import sweep
 from spunge.run.executors import Task
 from spunge.run.stages import Evaluate, Generate, Merge, Score, Split, Unlearn, Variant, digest
 from spunge.run.store import Artifact
 from spunge.run.sweep import Point
+from spunge.variants import MERGED, RIVALS, ROLES, SUBSET
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 
@@ -69,9 +69,9 @@ class Journal:
         })  # fmt: skip
         if isinstance(task, Split) and self.split is None:
             self.split = self._split(task, manifest["subsets"])
-        if isinstance(task, Unlearn) and task.name.startswith("subset:"):
-            self.subsets[task.name.removeprefix("subset:")] = len(task.forget)
-        if isinstance(task, Merge) and task.name == "spunge":  # of a sweep, the picked one is noted at the end
+        if isinstance(task, Unlearn) and task.name.startswith(SUBSET):
+            self.subsets[task.name.removeprefix(SUBSET)] = len(task.forget)
+        if isinstance(task, Merge) and task.name == MERGED.name:  # of a sweep, the picked one is noted at the end
             self.merges[str(task.seed)] = manifest["diagnostics"]
         self.write("running")
         asked = {"variant": task.variant.name, "suite": task.evaluator.suite} if isinstance(task, Evaluate) else {}
@@ -81,11 +81,12 @@ class Journal:
         """Writes manifest.json."""
         outcome = outcome or Outcome()
         for variant in outcome.variants:
-            if variant.kind == "merged" and variant.artifact is not None:
+            if variant.kind == MERGED.kind and variant.artifact is not None:
                 self.merges[str(variant.seed)] = variant.artifact.manifest["diagnostics"]
         experiment = self.experiment
         manifest = {
-            "format": FORMAT, "experiment": experiment.name, "description": experiment.description, "status": status,
+            "format": RUN_FORMAT, "status": status,
+            "experiment": experiment.name, "description": experiment.description,
             "version": metadata.version("spunge"), "command": self.command,
             "model": {**experiment.model.model_dump(include={"id", "revision"}), "digest": digest(experiment.model)},
             "seeds": experiment.seeds,
@@ -115,7 +116,8 @@ class Journal:
         cautions = []
         factor = self.experiment.merge.lambda_
         swept = "merge.lambda" in self.experiment.sweep
-        if factor != 1.0 and not swept and {"joint", "joint_equal_steps"} & set(self.experiment.controls):
+        joint = {name for name, role in ROLES.items() if role.kind == "joint"}
+        if factor != 1.0 and not swept and joint & set(self.experiment.controls):
             cautions.append(
                 f"The merged model's task vector is scaled by λ = {factor:g}, the joint baselines' are not: "
                 "a difference between them may be one of scale."

@@ -25,11 +25,12 @@ from spunge.interfaces import (
     Work,
     scale_of,
 )
-from spunge.rows.items import ItemTable, mean_values
+from spunge.rows.items import ItemTable, check_items, mean_values
 from spunge.rows.sources import Corpus
 from spunge.run.identity import digest, identity
 from spunge.run.store import Artifact, derived_seed, key
 from spunge.splitters import ByFunction
+from spunge.variants import SEQUENTIAL, SUBSET
 from spunge.weights.language_model import LanguageModel, Resident
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Variant:
     @property
     def subset(self) -> str | None:
         """The subset that this variant unlearned, if it is of one."""
-        return self.name.removeprefix("subset:") if self.kind == "subset" else None
+        return self.name.removeprefix(SUBSET) if self.kind == "subset" else None
 
     @property
     def identity(self) -> list[Any]:
@@ -245,7 +246,7 @@ class UnlearnInTurn:
     parts: tuple[Unlearn, ...]
     """The subsets' own tasks, in order."""
     seed: int
-    name = "sequential"
+    name = SEQUENTIAL.name
     stage = "unlearn"
 
     @property
@@ -525,8 +526,10 @@ class Evaluate(_Asking):
     def make(self, work: Work) -> Mapping[str, Any]:
         """Asks, and saves the item table."""
         items = self._gathered() if self.steps else self._asked(work)
+        check_items(items, self.evaluator.suite, f"{type(self.evaluator).__name__} on {self.variant.name}")
+        shown = [metric.name for metric in self.evaluator.measures if metric.shown]
         items.write_parquet(work.output / "items.parquet")
-        return {"items": items["item"].n_unique(), "figures": mean_values(items, self.evaluator.headline)}
+        return {"items": items["item"].n_unique(), "figures": mean_values(items, shown)}
 
     def _gathered(self) -> ItemTable:
         written, *scores = (pl.read_parquet(step.path / _ANSWERS) for step in self.steps)
@@ -552,4 +555,4 @@ def _changed(artifact: Artifact, earlier: Mapping[str, Forecast]) -> int | None:
 
 
 def _plain(name: str) -> str:
-    return name.removeprefix("subset:")
+    return name.removeprefix(SUBSET)

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from spunge.interfaces import Evaluator
-from spunge.report.findings import Column
 from spunge.rows.items import VALIDATION_SHARE, ItemTable, mean_values
 
 RULE = "the largest retain − forget on the validation part; of equals the first"
@@ -40,7 +39,9 @@ def on_validation(evaluators: Sequence[Evaluator]) -> list[Evaluator]:
 
 def on_test(evaluators: Sequence[Evaluator]) -> list[Evaluator]:
     """Returns the evaluators that the tables are from: on the test part, if their items have parts."""
-    return [each.model_copy(update={"part": "test"}) if _parted(each) else each for each in evaluators]
+    return [
+        evaluator.model_copy(update={"part": "test"}) if _parted(evaluator) else evaluator for evaluator in evaluators
+    ]
 
 
 def measure(
@@ -61,26 +62,31 @@ def measure(
     """
     points = []
     for settings, tables in candidates:
-        scores = {evaluator.suite: _score(tables[evaluator.suite], _headline(evaluator)) for evaluator in evaluators}
+        scores = {evaluator.suite: _score(tables[evaluator.suite], evaluator) for evaluator in evaluators}
         shares: dict[str, list[float]] = {"forget": [], "retain": []}
         for evaluator in evaluators:
-            before = _score(base[evaluator.suite], _headline(evaluator))
-            # Left of what must go, kept of what must stay: less is worse for the latter, and is it for the former?
-            rising = _higher_is_better(evaluator) == (evaluator.goal == "retain")
-            one, other = (scores[evaluator.suite], before) if rising else (before, scores[evaluator.suite])
-            if not math.isfinite(scores[evaluator.suite]):
-                # A model that answers with NaN has not been shown to forget, and has kept nothing.
-                shares[evaluator.goal].append(1.0 if evaluator.goal == "forget" else 0.0)
-            elif other > 0 and math.isfinite(one):
-                shares[evaluator.goal].append(one / other)
+            share = _share(evaluator, scores[evaluator.suite], _score(base[evaluator.suite], evaluator))
+            if share is not None:
+                shares[evaluator.goal].append(share)
         # Nine digits, so that equals are equal however they were summed.
-        forget, retain = (round(sum(each) / len(each), 9) if each else 1.0 for each in shares.values())
+        forget, retain = (round(sum(parts) / len(parts), 9) if parts else 1.0 for parts in shares.values())
         points.append(Point(variant, seed, dict(settings), forget, retain, scores))
-    best = max(range(len(points)), key=lambda place: (round(points[place].retain - points[place].forget, 9), -place))
+    best = max(range(len(points)), key=lambda index: (round(points[index].retain - points[index].forget, 9), -index))
     return [
-        replace(point, picked=place == best, front=not any(_beats(other, point) for other in points))
-        for place, point in enumerate(points)
+        replace(point, picked=index == best, front=not any(_beats(other, point) for other in points))
+        for index, point in enumerate(points)
     ]
+
+
+def _share(evaluator: Evaluator, score: float, base: float) -> float | None:
+    """What is left of what must go, or kept of what must stay; None where the base model's score is no measure."""
+    if not math.isfinite(score):
+        # A model that answers with NaN has not been shown to forget, and has kept nothing.
+        return 1.0 if evaluator.goal == "forget" else 0.0
+    # More is more of what was asked for, but for figures that rise as it goes, such as a perplexity.
+    rising = evaluator.headline.higher_is_better(evaluator.goal) == (evaluator.goal == "retain")
+    part, whole = (score, base) if rising else (base, score)
+    return part / whole if whole > 0 and math.isfinite(part) else None
 
 
 def described(axes: Mapping[str, Sequence[Any]], evaluators: Sequence[Evaluator], points: Sequence[Point]) -> Any:
@@ -92,7 +98,7 @@ def described(axes: Mapping[str, Sequence[Any]], evaluators: Sequence[Evaluator]
         "rule": RULE,
         "validation_share": VALIDATION_SHARE,
         "suites": {
-            evaluator.suite: {"metric": _headline(evaluator), "goal": evaluator.goal} for evaluator in evaluators
+            evaluator.suite: {"metric": evaluator.headline.name, "goal": evaluator.goal} for evaluator in evaluators
         },
         "points": [asdict(point) for point in points],
     }
@@ -107,14 +113,6 @@ def _beats(one: Point, other: Point) -> bool:
     return no_worse and (one.retain > other.retain or one.forget < other.forget)
 
 
-def _headline(evaluator: Evaluator) -> str:
-    return evaluator.headline[0]
-
-
-def _higher_is_better(evaluator: Evaluator) -> bool:
-    told = evaluator.described
-    return Column(told["suite"], None, _headline(evaluator), told["goal"], told["method"]).higher_is_better
-
-
-def _score(items: ItemTable, metric: str) -> float:
+def _score(items: ItemTable, evaluator: Evaluator) -> float:
+    metric = evaluator.headline.name
     return mean_values(items, [metric]).get(metric, math.nan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import polars as pl
 from pydantic import Field
@@ -15,6 +15,7 @@ from spunge.evaluators.multiple_choice import MultipleChoice
 from spunge.evaluators.perplexity import Perplexity
 from spunge.evaluators.toxicity import Toxicity
 from spunge.interfaces import Evaluator, Forecast
+from spunge.metrics import Metric
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,8 +30,6 @@ Asked = Annotated[MultipleChoice | Toxicity | Perplexity | Memorization, Field(d
 
 class Attack(Evaluator):
     """Changes a variant as an attacker would, and asks a suite again."""
-
-    headline: ClassVar[tuple[str, ...]] = ("acc", "toxic", "extraction_strength", "perplexity")
 
     of: Asked
     """The suite to ask. Name it like one of the recipe's own with the same items: what that one finds is what this
@@ -47,9 +46,14 @@ class Attack(Evaluator):
         return replace(asked, operations=operations, disk=None if asked.disk is None else asked.disk * rounds)
 
     @property
+    def measures(self) -> tuple[Metric, ...]:
+        """What its suite measures."""
+        return self.of.measures
+
+    @property
     def described(self) -> dict[str, Any]:
         """As for any suite, and which one it asks again."""
-        return {**super().described, "attacks": self.of.suite}
+        return {**super().described, "offensive": self.of.offensive, "attacks": self.of.suite}
 
 
 @contextmanager
