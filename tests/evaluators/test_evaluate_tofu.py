@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spunge.errors import DataError
 from spunge.evaluators.memorization import rouge_l
-from spunge.evaluators.tofu import Tofu, borrow, model_utility, truth_ratio
+from spunge.evaluators.tofu import Tofu, borrow, measure, model_utility, truth_ratio
 from spunge.statistics import kolmogorov_smirnov
 
 ROWS = [
@@ -156,3 +156,9 @@ def test_kolmogorov_smirnov_keeps_the_digits_of_a_tiny_p():
     assert math.log(p) == pytest.approx(math.log(2) - math.log(math.comb(800, 400)), rel=1e-9)
     assert kolmogorov_smirnov([1.0, 2.0], [1.0, 2.0]) == 1.0
     assert math.isnan(kolmogorov_smirnov([math.nan], [1.0]))
+
+
+def test_nan_is_neither_an_improbable_nor_an_untrue_answer():
+    lost = measure((math.log(0.5), math.nan, [-1.0]), "a b", "c")
+    assert lost == {**dict.fromkeys(lost), "nan": 1.0}
+    assert measure((math.log(0.5), -1.0, [-1.0]), "a b", "a")["rouge_l"] == 0.5

@@ -180,6 +180,21 @@ def test_too_few_items_give_no_interval(tmp_path):
     report.write(run)
 
 
+def test_a_model_that_gave_nan_on_one_item_has_no_score_on_its_suite(tmp_path):
+    run = write_run(tmp_path, items=40)
+    items = pl.read_parquet(run / "items.parquet")
+    spoilt = (pl.col("variant") == "joint") & (pl.col("item") == "hazards-000003") & (pl.col("metric") == "nan")
+    items.with_columns(value=pl.when(spoilt).then(1.0).otherwise(pl.col("value"))).write_parquet(run / "items.parquet")
+    results = report.build(run)
+    told = {"suite": "hazards", "metric": "acc", "attribute": None}
+    assert find(results["scores"], variant="joint", **told)["value"] is None
+    assert find(results["scores"], variant="spunge", **told)["value"] is not None
+    assert find(results["scores"], variant="joint", **{**told, "suite": "general"})["value"] is not None
+    lost = find(results["comparisons"], a="spunge", b="joint", suite="hazards", metric="acc")
+    assert (lost["difference"], lost["n"]) == (None, 0)
+    report.write(run)
+
+
 @pytest.mark.parametrize("lost", ["recipe.yaml", "items.parquet"])
 def test_half_deleted_runs_show_what_there_is_and_say_what_is_missing(tmp_path, lost):
     run = write_run(tmp_path, items=40)

@@ -59,13 +59,14 @@ def test_the_pick_and_the_front_are_the_rules(scores: list[tuple[float, float]])
 
 def test_a_model_that_answers_with_nan_is_not_picked() -> None:
     base, good = answers(1, 1, 10), answers(0.5, 1, 12)
-    broken = {"hazards": table(acc=[0] * 4), "retained": table(acc=[0.25] * 2), "stories": table(tokens=[4, 6])}
-    broken["stories"] = pl.concat(
-        [broken["stories"], pl.DataFrame({"metric": ["nll"], "value": [None]}, schema=broken["stories"].schema)]
-    )
+    broken = {
+        "hazards": table(acc=[0] * 3, nan=[0, 1, 0, 0]),
+        "retained": table(acc=[0.25] * 2, nan=[0] * 2),
+        "stories": table(nll=[9.0], tokens=[4, 6], nan=[0, 1]),
+    }
     huge = {**good, "stories": table(nll=[1e5], tokens=[4])}
     first, second, third = sweep.measure("spunge", 7, [({}, broken), ({}, good), ({}, huge)], base, EVALUATORS)
-    assert first.retain == pytest.approx(0.125)
+    assert (first.forget, first.retain) == (1.0, pytest.approx(0.125))
     assert third.retain == pytest.approx(0.5)
     assert second.picked
 

@@ -202,6 +202,8 @@ def check_items(table: Any, suite: str, origin: str) -> None:
     keys = ["task", "item", "metric"]
     if table.select(pl.any_horizontal(pl.col(keys).is_null().any())).item() or table.select(keys).is_duplicated().any():
         raise DataError(f"{origin}: every item needs a task, a name and each metric once")
+    if not all(map(_is_object, table["attributes"].unique())):
+        raise DataError(f"{origin}: every item's attributes are a JSON object, such as {{}}")
     endless = table.filter(pl.col("value").is_not_null() & ~pl.col("value").is_finite())
     if endless.height:
         metric, value = endless.select("metric", "value").row(0)
@@ -209,6 +211,13 @@ def check_items(table: Any, suite: str, origin: str) -> None:
             f"{origin}: {metric} is {value} on {endless.height} items; note null there, and `{NAN}` = 1 where the "
             "model gave NaN"
         )
+
+
+def _is_object(attributes: str | None) -> bool:
+    try:
+        return attributes is None or isinstance(json.loads(attributes), dict)
+    except ValueError:
+        return False
 
 
 def _as_it_is(cell: Any) -> Any:

@@ -38,6 +38,7 @@ def load(experiment: Experiment, *, weights: bool = True) -> Rows:
     evaluators = experiment.evaluate
     for evaluator in [*sweep.on_test(evaluators), *sweep.on_validation(evaluators)] if experiment.sweep else evaluators:
         evaluator.check()
+        evaluator.headline  # noqa: B018 (an evaluator from outside that declares none has no place in a report)
         if evaluator.generation is not None:
             evaluator.generation.check(experiment.model)
     return rows
