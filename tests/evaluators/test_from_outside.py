@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from spunge.errors import DataError
-from spunge.recipe.experiment import Experiment
+from spunge.recipe.schema import Experiment
 from spunge.rows.items import SCHEMA, Item, Measurement, check_items, item_table
 from spunge.run import pipeline, subsets
 

@@ -21,8 +21,8 @@ from spunge.rows.sources import Source
 from spunge.settings import Settings
 from spunge.splitters import AnySplitter
 from spunge.unlearners import AnyUnlearner
-from spunge.weights.language_model import LanguageModel
 from spunge.variants import Control
+from spunge.weights.language_model import LanguageModel
 
 M = TypeVar("M", bound=Settings)
 
