@@ -28,7 +28,7 @@ from pydantic import Field
 from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError, MissingExtra, RecipeError, first_line
 from spunge.files import replaced
-from spunge.interfaces import Evaluator, LoadedVariant, Work, Forecast
+from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Work
 from spunge.metrics import ACCURACY, ACCURACY_BY_LENGTH, P_CORRECT, Metric
 from spunge.rows.items import NAN, Item, ItemTable, Measurement, item_table
 from spunge.rows.sources import Source, item_id, load_corpus

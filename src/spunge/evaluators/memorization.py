@@ -16,7 +16,7 @@ from pydantic import Field
 
 from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError
-from spunge.interfaces import Evaluator, LoadedVariant, Work, Forecast
+from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Work
 from spunge.metrics import ROUGE_L, TEXT_PERPLEXITY, Metric
 from spunge.rows.items import NAN, Item, ItemTable, Measurement, Part, item_table, suite_items
 from spunge.rows.sources import Source, item_id

@@ -16,7 +16,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -25,7 +25,7 @@ from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError
 from spunge.evaluators import benchmarks
 from spunge.evaluators.benchmarks import BENCHMARKS, Asked
-from spunge.interfaces import Evaluator, LoadedVariant, Progress, Work, silent, Forecast
+from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Progress, Work, silent
 from spunge.metrics import ACCURACY, ACCURACY_BY_LENGTH, P_CORRECT, Metric
 from spunge.rows.items import NAN, Item, ItemTable, Measurement, Part, item_table, load_items, suite_items
 from spunge.rows.sources import Source

@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import polars as pl
@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from spunge.asking.batching import Batching
 from spunge.asking.generation import Completion, Completions, Engine, choose_engine, read_completions
 from spunge.errors import DataError, ModelError
-from spunge.interfaces import Evaluator, LoadedVariant, Progress, Scorer, Work, silent, Forecast, Generation
+from spunge.interfaces import Evaluator, Forecast, Generation, LoadedVariant, Progress, Scorer, Work, silent
 from spunge.metrics import Metric
 from spunge.rows.groups import toxigen_groups
 from spunge.rows.items import NAN, Item, ItemTable, Measurement, Part, item_table, load_items, suite_items
