@@ -139,7 +139,7 @@ def test_single_steps_without_a_recipe(world: dict[str, Any], write_recipe: Writ
 def test_a_recipe_takes_what_a_search_found(world: dict[str, Any], write_recipe: Write, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "forget.jsonl").read_text().splitlines()]
     (tmp_path / "other.jsonl").write_text("".join(json.dumps({"what": row["text"]}) + "\n" for row in rows))
-    sets = ["--forget", "a=other.jsonl", "--retain", "retain.jsonl", "--text-column", "what"]
+    sets = ["--forget", "a=other.jsonl", "--retain", "retain.jsonl", "--columns", "text=what"]
     model = world["model"]["id"]
     done = spunge("search", "--model", model, *sets, "--layers", "1,2", "max_steps=2", "--out", "found", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -193,6 +193,14 @@ def test_a_recipe_takes_what_a_search_found(world: dict[str, Any], write_recipe:
         (["report", "nowhere"], r"nowhere: not a run"),
         (["unlearn", "--model", "MODEL", "--forget", "forget.jsonl", "layer=2", "--out", "new"], r"retain"),
         (["unlearn", "--model", "MODEL", "--forget", "none.jsonl", "layer=2", "--out", "new"], r"none\.jsonl: no such"),
+        (
+            ["unlearn", "--model", "m", "--forget", "a=x.jsonl", "--forget", "y.jsonl", "layer=2", "--out", "new"],
+            r"--forget y\.jsonl: give it a topic too, as a=… has one",
+        ),
+        (
+            ["unlearn", "--model", "m", "--forget", "x.jsonl", "layer=2", "--columns", "body", "--out", "new"],
+            r"--columns 'body': write Spunge's name and the file's own",
+        ),
     ],
 )
 def test_mistakes_get_one_line(

@@ -125,6 +125,5 @@ def test_a_backslash_ends_no_text() -> None:
 def test_polars_reads_files_when_it_is_not_checked(tmp_path: Path) -> None:
     # Should this fail one day, the check may go.
     (tmp_path / "rows.csv").write_text("secret\n1\n")
-    expression = pl.sql_expr(f"n IN (SELECT n FROM read_csv('{tmp_path / 'rows.csv'}'))")
     with pytest.raises(pl.exceptions.ColumnNotFoundError, match="secret"):
-        ROWS.select(expression)
+        pl.sql_expr(f"n IN (SELECT n FROM read_csv('{tmp_path / 'rows.csv'}'))")

@@ -82,4 +82,4 @@ def check(expression: str) -> None:
 def _check_call(before: str, word: str) -> None:
     """Refuses a call of what is no function of the list; a function's name in quotes is none either."""
     if before == "quoted" or (before == "word" and word.lower() not in FUNCTIONS | _KEYWORDS | _TYPES):
-        raise ValueError(f"{word}() is no function that may be used: docs/reliability.md lists those of one row")
+        raise ValueError(f"{word}() is no function that may be used: only those that give one value for each row")

@@ -283,7 +283,7 @@ def _check_text(source: Source, rows: pl.DataFrame) -> None:
     else:
         raise DataError(
             f"{source.path}: no column 'text' (nor 'prompt' and 'response'); {_columns_in_words(rows)}; "
-            "name yours with --text-column, or `columns: {text: …}` in a recipe"
+            "name yours with --columns text=…, or `columns: {text: …}` in a recipe"
         )
     for name in wanted:
         if rows[name].dtype != pl.String:

@@ -1,0 +1,262 @@
+"""Commands that take one step without a recipe: unlearn, merge, export, evaluate, and what prepares them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from spunge.cli.options import (
+    Columns,
+    Device,
+    Dtype,
+    Model,
+    NewOut,
+    Quiet,
+    Seed,
+    Track,
+    Words,
+    aside,
+    check_dtype,
+    retained_of,
+    screen,
+    settings_of,
+    sources_of,
+    split_words,
+    topics_of,
+    watch,
+)
+from spunge.cli.tracking import tracked
+from spunge.errors import RecipeError
+
+
+def unlearn(
+    model: Model,
+    forget: Annotated[list[str], typer.Option("--forget", help="[name=]FILE or hub id; several are topics.")],
+    out: NewOut,
+    words: Words = None,
+    retain: Annotated[list[str] | None, typer.Option("--retain", help="A file or hub id.")] = None,
+    method: Annotated[str, typer.Option("--method", help="`spunge methods` lists them.")] = "rmu",
+    columns: Columns = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    track: Track = None,
+    quiet: Quiet = False,
+) -> None:
+    """Unlearns one forget set from a model, and writes the task vector."""
+    from spunge.recipe import reading
+    from spunge.unlearners import AnyUnlearner
+
+    settings = settings_of(words)
+    unlearner = reading.validate(AnyUnlearner, {"method": method, **settings}, "unlearn")
+    topics, kept = topics_of(forget, columns), retained_of(retain or [], columns)
+    from spunge.cli import standalone
+
+    with watch(quiet) as display, tracked(display.step, track, out.name) as progress:
+        vector = standalone.unlearn(
+            model=model, forget=topics, retain=kept,
+            unlearner=unlearner, out=out, seed=seed, device=device, dtype=check_dtype(dtype), progress=progress,
+        )  # fmt: skip
+    if not quiet:
+        screen.print(f"{out}: {len(vector)} changed parameters, norm {vector.norm:.4g}")
+
+
+def merge(
+    base: Annotated[str, typer.Option("--base", help="The base model's directory or hub id.")],
+    out: NewOut,
+    words: Annotated[list[str] | None, typer.Argument(help="VARIANT … and settings key=value …")] = None,
+    method: Annotated[str, typer.Option("--method", help="`spunge methods` lists them.")] = "ties",
+    form: Annotated[str, typer.Option("--as", help="checkpoint, task-vector or adapter.")] = "checkpoint",
+    only: Annotated[list[str] | None, typer.Option("--only", help="Merge this variant; may be repeated.")] = None,
+    without: Annotated[list[str] | None, typer.Option("--except", help="Leave this one out; may be repeated.")] = None,
+    rank: Annotated[int, typer.Option("--rank", min=1, help="Of an adapter that is not exact.")] = 64,
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Merges variants of one base: task vectors, PEFT adapters or checkpoints."""
+    from spunge.mergers import AnyMerger
+    from spunge.recipe import reading
+
+    settings, variants = split_words(words)
+    if not variants:
+        raise RecipeError("nothing to merge: name at least one task-vector, adapter or checkpoint directory")
+    merger = reading.validate(AnyMerger, {"method": method, **settings}, "merge")
+    from spunge.cli import standalone
+
+    with watch(quiet) as display:
+        diagnostics = standalone.merge(
+            base=base, variants=variants, merger=merger, out=out, form=form, seed=seed, device=device,
+            progress=display.step, only=only or (), without=without or (), rank=rank,
+        )  # fmt: skip
+    if not quiet:
+        screen.print(f"{out}: {' and '.join(diagnostics['variants'])} merged by {method}")
+        overall = diagnostics["overall"]
+        for name, share in overall["coverage"].items():
+            if share is not None:
+                screen.print(f"  {name}: {share:.0%} of this removal is in the merged task vector")
+        screen.print(f"  signs conflict in {overall['sign_conflict'] or 0:.1%} of the changed weights")
+        if diagnostics.get("rounding") is not None:
+            screen.print(
+                f"  {diagnostics['rounding']:.2g} of the delta's energy is lost to the base model's number format"
+            )
+        if diagnostics.get("energy") is not None:
+            screen.print(f"  the adapter keeps {diagnostics['energy']:.1%} of the merged delta's energy")
+        for warning in diagnostics["warnings"]:
+            aside.print(f"spunge: warning: {warning}", soft_wrap=True)
+
+
+def export(
+    out: NewOut,
+    run: Annotated[Path | None, typer.Argument(help="A run's directory: its merged model.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Without a run: a model directory or hub id.")] = None,
+    task_vector: Annotated[Path | None, typer.Option("--task-vector", help="Without a run: a task vector.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Which of the run's seeds; default: its first.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Writes a run's merged model, or model + task vector, as a Hugging Face checkpoint with a model card."""
+    from spunge.cli import standalone
+
+    if run is not None and model is None and task_vector is None:
+        standalone.export_run(run=run, out=out, seed=seed)
+    elif run is None and model is not None and task_vector is not None and seed is None:
+        standalone.export(model=model, task_vector=task_vector, out=out)
+    else:
+        raise RecipeError("export: give a run's directory, or --model and --task-vector")
+    if not quiet:
+        screen.print(f"{out}: a checkpoint that AutoModelForCausalLM loads")
+
+
+def evaluate(
+    model: Model,
+    suite: Annotated[str, typer.Option("--suite", help="A recipe, or a YAML list of evaluators.")],
+    out: NewOut,
+    task_vector: Annotated[Path | None, typer.Option("--task-vector", help="A task-vector directory.")] = None,
+    words: Words = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    quiet: Quiet = False,
+) -> None:
+    """Asks a model, or model + task vector, the questions of a suite."""
+    from spunge.recipe import reading
+
+    evaluators = reading.read_suite(suite, words or [])
+    from spunge.cli import standalone
+
+    with watch(quiet) as display:
+        scores = standalone.evaluate(
+            model=model, task_vector=task_vector, evaluators=evaluators, out=out,
+            device=device, dtype=check_dtype(dtype), progress=display.step,
+        )  # fmt: skip
+    if not quiet:
+        table = Table("suite", "task", "metric", "value", "n")
+        for score in scores:
+            table.add_row(score["suite"], score["task"], score["metric"], f"{score['value']:.4f}", str(score["n"]))
+        screen.print(table)
+
+
+def finetune(
+    model: Model,
+    text: Annotated[list[str], typer.Option("--data", help="A file or hub id of rows to learn; may be repeated.")],
+    out: NewOut,
+    words: Words = None,
+    columns: Columns = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    track: Track = None,
+    quiet: Quiet = False,
+) -> None:
+    """Trains a model to say some rows, such as a benchmark's fictional authors, and writes a checkpoint."""
+    from spunge.cli import standalone
+    from spunge.recipe import reading
+    from spunge.training.settings import Tuning
+
+    settings = settings_of(words)
+    with watch(quiet) as display, tracked(display.step, track, out.name) as progress:
+        standalone.finetune(
+            model=model,
+            sources=sources_of(text, columns),
+            settings=reading.validate(Tuning, {"lora": None, **settings}, "finetune"),
+            out=out,
+            seed=seed,
+            device=device,
+            dtype=check_dtype(dtype),
+            progress=progress,
+        )
+    if not quiet:
+        screen.print(f"{out}: a checkpoint that AutoModelForCausalLM loads")
+
+
+def search(
+    model: Model,
+    forget: Annotated[list[str], typer.Option("--forget", help="[name=]FILE or hub id; several are topics.")],
+    retain: Annotated[list[str], typer.Option("--retain", help="A file or hub id.")],
+    layers: Annotated[str, typer.Option("--layers", help="The layers to try, such as 3,5,7.")],
+    out: NewOut,
+    words: Words = None,
+    columns: Columns = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    quiet: Quiet = False,
+) -> None:
+    """Finds RMU's layer, steering coefficient and alpha for a model nobody has tuned it for, in short runs."""
+    from spunge.cli import standalone
+    from spunge.recipe import reading
+    from spunge.unlearners import AdaptiveRMU
+
+    settings = settings_of(words)
+    if not all(part.isdecimal() for part in layers.split(",")):
+        raise RecipeError(f"--layers {layers}: write numbers with commas, such as 3,5,7")
+    numbers = [int(part) for part in layers.split(",")]
+    with watch(quiet) as display:
+        trials = standalone.search(
+            model=model,
+            forget=topics_of(forget, columns),
+            retain=retained_of(retain, columns),
+            settings=reading.validate(AdaptiveRMU, {"layer": numbers[0], "max_steps": 40, **settings}, "search"),
+            layers=numbers,
+            out=out,
+            seed=seed,
+            device=device,
+            dtype=check_dtype(dtype),
+            progress=display.step,
+        )
+    if not quiet:
+        table = Table("layer", "steering_coefficient", "alpha", "forget cosine", "retain cosine", "score")
+        for trial in trials:
+            figures = (trial.forget_cosine, trial.retain_cosine, trial.score)
+            coefficient = "diverged" if trial.steering_coefficient is None else f"{trial.steering_coefficient:.3g}"
+            shown = (coefficient, f"{trial.alpha:g}", *(f"{value:.3f}" for value in figures))
+            table.add_row(str(trial.layer), *shown)
+        screen.print(table)
+        screen.print(f"a recipe takes the best with unlearn: {{method: rmu, search: {out}}}")
+
+
+def train_classifier(
+    text: Annotated[list[str], typer.Option("--data", help="A file or hub id of labelled rows; may be repeated.")],
+    label: Annotated[str, typer.Option("--label", help="A polars SQL expression: which rows are positive.")],
+    out: NewOut,
+    words: Words = None,
+    columns: Columns = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Trains a small text classifier for toxicity where no published one can be had, and states its AUC."""
+    from spunge.asking.train_classifier import ClassifierTraining, LabelledTexts
+    from spunge.asking.train_classifier import train_classifier as train
+    from spunge.recipe import reading
+    from spunge.rows.sources import load_corpus
+
+    given = settings_of(words)
+    settings = reading.validate(ClassifierTraining, given, "train-classifier")
+    rows = load_corpus(sources_of(text, columns))
+    with watch(quiet) as display:
+        examples = LabelledTexts(rows.texts, rows.mask(label, label="--label"))
+        done = train(examples, out, settings=settings, seed=seed, progress=display.step)
+    if not quiet:
+        screen.print(f"{out}: AUC {done.auc:.3f}, accuracy {done.accuracy:.3f} on {done.held_out} held-out rows")
