@@ -35,6 +35,9 @@ ONE_LETTER = 0.6
 NEARLY_ALL, MOST = 0.1, 0.5
 """No more than so much is left where nearly all, or most, of what the base model had is called forgotten."""
 
+SMALL = 0.25
+"""Where no more than so much can have gone, with no difference beyond chance, nothing measurable was forgotten."""
+
 GOOD, BAD, UNSURE = "good", "bad", "unsure"
 
 
@@ -74,14 +77,44 @@ def verdict(findings: Findings) -> Verdict:
     beside = _known(contest(findings, column, JOINT.name) for column in retain)
     back = _known(recovery(attack, column, rows) for (attack, column), rows in findings.attacks.items())
     shares = [share for column in forget if (share := left(findings, column)) is not None]
+    broken, groups = unscored(findings), worse_groups(findings)
     sentences = [
-        f"{_forgot(forgot, shares)}{_kept(kept)}.",
-        *_better(contests),
-        *_beside(contests, beside),
+        *_damaged(findings),
+        f"{_forgot(findings, forgot, shares)}{_kept(kept)}.",
+        *(["It made things worse for a group: see below."] if groups else []),
+        *(_incomparable(findings) or [*_better(contests), *_controls(contests), *_beside(contests, beside)]),
         *_back(back),
     ]
-    points = [*forgot, *kept, *(point for found in contests.values() for point in found), *beside, *back]
-    return Verdict(" ".join(sentences), [*points, *unscored(findings)])
+    if any(name == MERGED.name for _, name in findings.unscored):
+        sentences = _damaged(findings)
+    rivals = (point for found in contests.values() for point in found)
+    return Verdict(" ".join(sentences), [*broken, *groups, *forgot, *kept, *rivals, *beside, *back])
+
+
+def damage(findings: Findings, name: str) -> list[str]:
+    """Says, for each retain suite and what tells of fluent language, what a variant lost beyond the margin."""
+    allowed = dict.fromkeys(findings.leading("retain"), MARGIN)
+    allowed |= dict.fromkeys(findings.fluency(), FLUENCY_MARGIN)
+    lost = []
+    for column, margin in allowed.items():
+        point = keeping(findings, column, margin, name)
+        if point is not None and point.status == BAD:
+            unit = " %" if column.share else ""
+            before, after = (level(findings.score(one, column), column).text for one in (BASE.name, name))
+            lost.append(f"{column.metric.in_words} on {where(column)} {before} → {after}{unit}")
+    return [_tied(text) for text in lost]
+
+
+def worse_groups(findings: Findings) -> list[Point]:
+    """Warns of every value of what was split by on which SPUNGE does more of what must go than the base model."""
+    attribute, points = findings.results["split"]["attribute"], []
+    for column in findings.leading("forget"):
+        for value in findings.attributes(column).get(attribute, ()):
+            row = findings.comparison(MERGED.name, BASE.name, column, attribute, value)
+            if row is not None and improvement(row, column) < 0 and row.q is not None and row.q < 0.05:
+                text = f"On {where(column)}, SPUNGE made it worse for “{value}”, by {column.metric.in_words}."
+                points.append(Point(BAD, text, _tied(_difference(row, column))))
+    return points
 
 
 def forgetting(findings: Findings, column: Column) -> Point | None:
@@ -122,9 +155,9 @@ def one_letter(findings: Findings, column: Column) -> Point | None:
     return Point(BAD, f"On {where(column)}, SPUNGE gives nearly always the same answer.", _tied(figures))
 
 
-def keeping(findings: Findings, column: Column, allowed: float) -> Point | None:
-    """Says whether SPUNGE is within the margin of the base model on what must stay (non-inferiority)."""
-    row, base = findings.comparison(MERGED.name, BASE.name, column), findings.score(BASE.name, column)
+def keeping(findings: Findings, column: Column, allowed: float, name: str = MERGED.name) -> Point | None:
+    """Says whether SPUNGE, or another variant, is within the margin of the base on what must stay (non-inferiority)."""
+    row, base = findings.comparison(name, BASE.name, column), findings.score(BASE.name, column)
     if row is None or base is None:
         return None
     margin = allowed * abs(base.value)
@@ -221,7 +254,61 @@ def _ahead(points: Sequence[Point]) -> str:
     return "better" if GOOD in found else "worse" if BAD in found else "no different beyond chance"
 
 
-def _forgot(points: Sequence[Point], shares: Sequence[float]) -> str:
+def _damaged(findings: Findings) -> list[str]:
+    """What must be known before any other sentence: a broken model has not forgotten."""
+    sentences = []
+    for name in [name for name in (MERGED.name, *RIVALS) if any(name == broken for _, broken in findings.unscored)]:
+        suites = " and ".join(f"“{suite}”" for suite, broken in findings.unscored if broken == name)
+        sentences.append(f"{_capital(phrase_of(name))} gave NaN on {suites}: a broken model, and not one that forgot.")
+    if lost := damage(findings, MERGED.name):
+        sentences.append(f"SPUNGE damaged the model: {'; '.join(lost)}.")
+    return sentences
+
+
+def _incomparable(findings: Findings) -> list[str]:
+    """Why SPUNGE and joint unlearning cannot be compared: one of them paid with the rest of what the model knew."""
+    if JOINT.name not in findings.main_variants:
+        return []
+    merged, joint = damage(findings, MERGED.name), damage(findings, JOINT.name)
+    if joint:
+        told = "both damaged the model" if merged else f"joint unlearning damaged the model ({'; '.join(joint)})"
+    elif merged:
+        told = "joint unlearning left the rest as it was, and SPUNGE did not"
+    else:
+        return []
+    return [f"At these settings the two cannot be compared: {told}."]
+
+
+def _controls(contests: dict[str, list[Point]]) -> list[str]:
+    """The random split stands in every headline: splitting and merging alone can earn what the attribute seems to."""
+    told = {
+        GOOD: "beyond chance better than {}", UNSURE: "not told apart from {}", BAD: "beyond chance worse than {}",
+    }  # fmt: skip
+    found = {name: _worst(contests.get(name, ())) for name in (RANDOM_SPLIT.name, SEQUENTIAL.name)}
+    parts = [told[worst].format(phrase_of(name)) for name, worst in found.items() if worst]
+    return [f"On what must go it is {' and '.join(parts)}."] if parts else []
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def at_most(findings: Findings) -> float | None:
+    """Returns the largest share of what the base model had, beyond guessing, that SPUNGE may have lost: 95 % sure."""
+    bounds = []
+    for column in findings.leading("forget"):
+        row, base = findings.comparison(MERGED.name, BASE.name, column), findings.score(BASE.name, column)
+        floor = findings.chance(column) or 0.0
+        if row is None or row.ends is None or base is None or column.higher_is_better or base.value <= floor:
+            return None
+        bounds.append(max(0.0, -row.ends[0]) / (base.value - floor))
+    return max(bounds, default=None)
+
+
+def _forgot(findings: Findings, points: Sequence[Point], shares: Sequence[float]) -> str:
+    bound = at_most(findings)
+    if points and bound is not None and bound <= SMALL and {point.status for point in points} == {UNSURE}:
+        return _tied(f"SPUNGE forgot nothing measurable (at most {max(1, round(100 * bound))} % of what it should)")
     worst = max(shares, default=1.0)
     amount = "nearly all" if worst <= NEARLY_ALL else "most" if worst <= MOST else "some"
     return {
@@ -235,7 +322,7 @@ def _forgot(points: Sequence[Point], shares: Sequence[float]) -> str:
 def _kept(points: Sequence[Point]) -> str:
     return {
         GOOD: ", and kept the rest",
-        BAD: "; some of what must stay was lost",
+        BAD: "",
         UNSURE: "; whether enough of the rest stayed is not settled",
         None: "; nothing measures what must stay",
     }[_worst(points)]
