@@ -115,16 +115,10 @@ def test_a_checkpoint_that_is_a_pickle_of_something_else_is_not_unpickled(tmp_pa
     import torch
 
     from spunge.interfaces import Work
-    from spunge.steering import loop
-    from spunge.training import state
+    from spunge.training.record import CHECKPOINT, Record
     from spunge.weights.language_model import Resident
 
-    work = Work(Resident(), tmp_path, tmp_path)
-    for name in (loop.CHECKPOINT, "state.pt"):
-        torch.save({"fingerprint": Evil(tmp_path / "ran"), "key": Evil(tmp_path / "ran")}, tmp_path / name)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    torch.save({"key": Evil(tmp_path / "ran")}, tmp_path / CHECKPOINT)
     with pytest.warns(RuntimeWarning, match="damaged, so the run begins anew"):
-        state.Run(tmp_path / "state.pt", "fingerprint", {}, optimizer).resume()
-    with pytest.warns(RuntimeWarning, match="damaged, so the run begins anew"):
-        loop.Journal(work, "key")._saved_state()
+        assert Record(Work(Resident(), tmp_path, tmp_path), "key").resume() is None
     assert not (tmp_path / "ran").exists()

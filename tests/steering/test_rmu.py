@@ -24,6 +24,7 @@ from spunge.steering.forecast import States, forecast
 from spunge.steering.search import attempt, search
 from spunge.steering.settings import TABLE, of_topic
 from spunge.steering.truncated import load_truncated
+from spunge.training import record
 from spunge.unlearners.adaptive_rmu import AdaptiveRMU
 from spunge.unlearners.rmu import RMU
 from spunge.weights.language_model import LanguageModel, Resident
@@ -151,7 +152,7 @@ def test_a_shared_device_changes_no_bit(tmp_path: Path, base: LanguageModel, mon
 
 
 def metrics(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (directory / "output" / loop.METRICS).read_text().splitlines()]
+    return [json.loads(line) for line in (directory / "output" / record.METRICS).read_text().splitlines()]
 
 
 def test_batches_take_turns(tmp_path: Path, base: LanguageModel) -> None:
@@ -178,7 +179,7 @@ def test_batches_take_turns(tmp_path: Path, base: LanguageModel) -> None:
 def test_a_killed_run_ends_with_the_same_bytes(
     tmp_path: Path, base: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(record, "SAVE_SECONDS", 0)
     forget, retain = make_corpus(40, 0), make_corpus(40, 1)
     for settings in (RMU(**TINY), RMU(**TINY, optimizer="hf_adamw", shuffle=True, epochs=2)):
         place = tmp_path / settings.optimizer
@@ -193,7 +194,7 @@ def test_a_killed_run_ends_with_the_same_bytes(
         steps: list[int] = []
         work = make_work(place / "killed", progress=lambda _what, done, _total, /, steps=steps, **_: steps.append(done))
         unlearn(settings, base, forget, retain, work).save(work.output)
-        assert steps[0] == 7
+        assert 1 < steps[0] <= 7  # from the last checkpoint: saving takes at most a twentieth of the time
         for file in whole.iterdir():
             assert file.read_bytes() == (work.output / file.name).read_bytes()
 
@@ -201,18 +202,18 @@ def test_a_killed_run_ends_with_the_same_bytes(
 def test_a_checkpoint_of_another_task_or_a_damaged_one_is_not_resumed(
     tmp_path: Path, base: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(record, "SAVE_SECONDS", 0)
     forget, retain = make_corpus(16, 0), make_corpus(16, 1)
     expected = unlearn(RMU(**TINY), base, forget, retain, make_work(tmp_path / "fresh"))
     work = make_work(tmp_path / "used")
     unlearn(RMU(**TINY), base, make_corpus(16, 5), retain, work)
-    assert (work.scratch / loop.CHECKPOINT).exists()
+    assert (work.scratch / record.CHECKPOINT).exists()
     again = unlearn(RMU(**TINY), base, forget, retain, work)
     assert all(torch.equal(again.delta(name), expected.delta(name)) for name in NAMES)
-    saved = (work.scratch / loop.CHECKPOINT).read_bytes()
+    saved = (work.scratch / record.CHECKPOINT).read_bytes()
     damages = b"PK not a checkpoint", saved.replace(b"masters", b"\xffasters"), saved.replace(b"key", b"kex", 1)
     for damaged in damages:
-        (work.scratch / loop.CHECKPOINT).write_bytes(damaged)
+        (work.scratch / record.CHECKPOINT).write_bytes(damaged)
         with pytest.warns(RuntimeWarning, match="begins anew"):
             again = unlearn(RMU(**TINY), base, forget, retain, work)
         assert all(torch.equal(again.delta(name), expected.delta(name)) for name in NAMES)
@@ -265,7 +266,7 @@ def test_a_diverging_run_says_where_and_keeps_the_last_good_weights(
             make_corpus(16, 1),
             work,
         )
-    assert TaskVector.load(work.scratch / loop.LAST_GOOD).norm == 0
+    assert TaskVector.load(work.scratch / record.LAST_GOOD).norm == 0
 
 
 def test_shuffling_is_another_order_from_the_seed(tmp_path: Path, base: LanguageModel) -> None:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import pickle
-import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spunge.errors import ArtifactError, DataError, TrainingDiverged
+from spunge.errors import DataError, TrainingDiverged
 from spunge.interfaces import Work, require_retain
 from spunge.rows.sources import Corpus
 from spunge.steering.batches import Batch, Cut, orders, pad, tokenise
@@ -28,20 +25,16 @@ from spunge.steering.estimate import check_memory, estimate
 from spunge.steering.optimisers import AdamWEpsilonOutside
 from spunge.steering.settings import SteeredUnlearner, of_topic
 from spunge.steering.truncated import Call, TruncatedModel, choose_parameters, load_truncated, positions
+from spunge.training.record import LAST_GOOD, Record
 from spunge.weights.language_model import LanguageModel, Resident
 from spunge.weights.task_vector import TaskVector
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-METRICS = "metrics.jsonl"
 CONTROL_VECTORS = "control_vectors.safetensors"
-CHECKPOINT = "steering.pt"
-LAST_GOOD = "last_good"
-CHECKPOINT_SECONDS = 60.0
-"""A killed run repeats at most this much; when it was saved cannot change what comes out."""
 
-Record = dict[str, Any]
+Figures = dict[str, Any]
 
 
 def steer(
@@ -91,9 +84,12 @@ def steer(
     safetensors.torch.save_file(controls, work.output / CONTROL_VECTORS)
     targets = {topic: control.to(model.device, _loss_dtype(settings, model)) for topic, control in controls.items()}
 
-    journal = Journal(work, _key(settings, base, forget, task.retain, work))
+    record = Record(work, _key(settings, base, forget, task.retain, work))
     stopped = "finished"
-    done = journal.resume(matrices)
+    saved = record.resume()
+    if saved is not None:
+        matrices.load(saved)
+    done = len(record.figures)
     for step, (topic, forget_batch, retain_batch) in islice(enumerate(batches), done, steps):
         forget_batch, retain_batch = forget_batch.to(model.device), retain_batch.to(model.device)
         figures = gradients(
@@ -103,20 +99,20 @@ def steer(
         if not (_finite(figures) and matrices.finite_gradients()):
             matrices.roll_back()
             _diverged(settings, step, model.stored(matrices.deltas()), work)
-        journal.write({"step": step, "topic": topic, **figures})
+        record.add({"step": step, "topic": topic, **figures})
         work.progress(_method(settings), step + 1, steps, **{k: v for k, v in figures.items() if v is not None})
         done = step
         if settings.retain_floor is not None and figures["retain_cosine"] < settings.retain_floor:
             matrices.roll_back()
             done, stopped = max(0, step - 1), "retain_floor"
             break
-        if settings.early_stop_cosine is not None and steered(settings, journal.records, topics):
+        if settings.early_stop_cosine is not None and steered(settings, record.figures, topics):
             stopped = "early_stop_cosine"
             break
         matrices.update()
         done = step + 1
         if done < steps:
-            journal.checkpoint(done, matrices)
+            record.save(matrices.state)
         else:  # nothing has looked at the weights since the last update
             loss, cosine = retained(states, matrices, retain_batch)
             if not math.isfinite(loss):
@@ -149,7 +145,7 @@ def gradients(
     alpha: float,
     *,
     measured: bool,
-) -> Record:
+) -> Figures:
     """Accumulates the gradients of one step, the forget loss first, and returns its figures."""
     model, start = states.model, states.start
     hidden, calls = states.entering(forget)
@@ -327,7 +323,7 @@ def kept(uses: Mapping[Cut, int], resident: Resident) -> frozenset[Cut]:
     return frozenset(cut for cut, count in uses.items() if resident.shared or count > 1)
 
 
-def steered(settings: SteeredUnlearner, records: Sequence[Record], topics: Sequence[str]) -> bool:
+def steered(settings: SteeredUnlearner, records: Sequence[Figures], topics: Sequence[str]) -> bool:
     """Whether every topic's forget cosine, averaged over its last measurements, is below the threshold."""
     assert settings.early_stop_cosine is not None
     window = settings.early_stop_window
@@ -516,67 +512,13 @@ class Matrices:
             optimiser.load_state_dict(value)
 
 
-class Journal:
-    """The figures of every step as JSON lines, and the mid-run checkpoint."""
-
-    def __init__(self, work: Work, key: str) -> None:
-        self.records: list[Record] = []
-        self._metrics = work.output / METRICS
-        self._checkpoint = work.scratch / CHECKPOINT
-        self._key = key
-        self._saved = time.monotonic()
-
-    def resume(self, matrices: Matrices) -> int:
-        """Restores the last checkpoint of the same task, if there is one; returns how many steps are done."""
-        state = self._saved_state()
-        if state is not None:
-            matrices.load(state)
-            self.records = state["records"]
-        self._metrics.write_text("".join(_line(record) for record in self.records))
-        return state["done"] if state is not None else 0
-
-    def _saved_state(self) -> dict[str, Any] | None:
-        if not self._checkpoint.exists():
-            return None
-        try:
-            state = torch.load(self._checkpoint, weights_only=True)
-            damaged = None if isinstance(state, dict) and "key" in state else "it is not a checkpoint"
-        # torch raises whatever the damaged bytes lead its unpickler to.
-        except (OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError,
-                pickle.UnpicklingError) as error:  # fmt: skip
-            state, damaged = {}, error
-        if damaged is not None:
-            warnings.warn(
-                f"{self._checkpoint}: damaged, so the run begins anew: {damaged}", RuntimeWarning, stacklevel=4
-            )
-            return None
-        return state if state["key"] == self._key else None
-
-    def write(self, record: Record) -> None:
-        self.records.append(record)
-        with self._metrics.open("a") as stream:
-            stream.write(_line(record))
-
-    def checkpoint(self, done: int, matrices: Matrices) -> None:
-        """Saves everything that the rest of the run depends on, when the last time is long enough ago."""
-        if time.monotonic() - self._saved < CHECKPOINT_SECONDS:
-            return
-        building = self._checkpoint.with_suffix(".new")
-        try:
-            torch.save({"key": self._key, "done": done, "records": self.records, **matrices.state()}, building)
-            building.replace(self._checkpoint)
-        except (OSError, RuntimeError) as error:
-            raise ArtifactError(f"{self._checkpoint}: the checkpoint cannot be written: {error}") from error
-        self._saved = time.monotonic()
-
-
 def _optimiser(settings: SteeredUnlearner, master: Tensor) -> torch.optim.Optimizer:
     if settings.optimizer == "hf_adamw":
         return AdamWEpsilonOutside([master], lr=settings.learning_rate)
     return torch.optim.AdamW([master], lr=settings.learning_rate, weight_decay=0.0, fused=master.is_cuda)
 
 
-def _finite(figures: Record) -> bool:
+def _finite(figures: Figures) -> bool:
     return math.isfinite(figures["forget_loss"]) and math.isfinite(figures["retain_loss"])
 
 
@@ -608,7 +550,3 @@ def _key(settings: SteeredUnlearner, base: LanguageModel, forget: Corpus, retain
 def _generator(*names: Any) -> torch.Generator:
     digest = hashlib.sha256(json.dumps(names).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-
-
-def _line(record: Record) -> str:
-    return json.dumps(record) + "\n"

@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from spunge.errors import RecipeError, TrainingDiverged
 from spunge.interfaces import Work, silent
 from spunge.rows.sources import Corpus
-from spunge.steering.loop import METRICS, steer
+from spunge.steering.loop import steer
 from spunge.steering.settings import TABLE, SteeredUnlearner
 from spunge.steering.truncated import skeleton_of
+from spunge.training.record import METRICS
 from spunge.weights.language_model import LanguageModel
 
 RATIOS = (1.0, 2.0, 4.0, 8.0)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +14,12 @@ from torch import Tensor, nn
 from spunge.errors import TrainingDiverged
 from spunge.interfaces import Unlearner, Work, scale_of
 from spunge.training import losses, sharding
+from spunge.training.record import LAST_GOOD, Record
 from spunge.training.rows import Batch, Encoded, Step, plan
 from spunge.training.seeding import seed_of, seeded
-from spunge.training.settings import Tuning
-from spunge.training.state import Run, fingerprint
+from spunge.training.state import TrainingState, fingerprint
 from spunge.training.trainee import Trainee
-from spunge.weights.task_vector import Entry, TaskVector
-
-METRICS = "metrics.jsonl"
-STATE = "training_state.pt"
-LAST_GOOD = "last_good"
+from spunge.weights.task_vector import TaskVector
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +88,8 @@ def train(trainee: Trainee, objective: Objective, work: Work) -> TaskVector:
     terms, probe = objective.terms, objective.probe
     with trainee.as_base():
         base_retain = _nll(trainee, probe.retain) if probe else 0.0
-    with Course(trainee.settings, trainee.parameters, terms, work, trainee.entries) as course:
+    course = Course(trainee, terms, work)
+    with seeded(work.seed, work.device):
         while course.batches is not None:
             figures = _backward(trainee, terms, course, objective.combine)
             figures |= course.descend()
@@ -101,55 +97,40 @@ def train(trainee: Trainee, objective: Objective, work: Work) -> TaskVector:
                 figures |= probe.measure(trainee)
                 figures["utility"] = math.exp(min(base_retain - figures["probe_retain"], 700.0))
                 if probe.floor is not None:
-                    course.run.keep_best(figures, probe.floor)
+                    course.state.keep_best(figures, probe.floor)
             course.note(figures)
     if probe and probe.floor is not None:
-        course.run.take_best(probe.floor)
+        course.state.take_best(probe.floor)
     return TaskVector(trainee.entries(), provenance={"steps": len(course.steps)})
 
 
 class Course:
-    """One training on its way: its batches, its optimiser, its metrics and its saved state. A context manager."""
+    """One training on its way: its batches, its optimiser, its record and its state."""
 
-    def __init__(
-        self,
-        settings: Tuning,
-        parameters: Mapping[str, nn.Parameter],
-        terms: Sequence[Term],
-        work: Work,
-        entries: Callable[[], dict[str, Entry]],
-    ) -> None:
-        self.settings, self.work, self.entries = settings, work, entries
-        self.parameters = list(parameters.values())
+    def __init__(self, trainee: Trainee, terms: Sequence[Term], work: Work) -> None:
+        settings = trainee.settings
+        self.trainee, self.settings, self.work = trainee, settings, work
+        self.parameters = list(trainee.parameters.values())
         self.steps = plan([term.rows for term in terms], settings, torch.Generator().manual_seed(work.seed))
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        same = fingerprint(settings, work.seed, parameters, {term.name: term.rows for term in terms})
-        self.run = Run(work.scratch / STATE, same, parameters, self.optimizer)
-        self.run.resume()
+        self.state = TrainingState(trainee.parameters, self.optimizer)
+        rows = {term.name: term.rows for term in terms}
+        self.record = Record(work, fingerprint(settings, work.seed, trainee.parameters, rows))
+        saved = self.record.resume()
+        if saved is not None:
+            self.state.load(saved)
 
     @property
     def done(self) -> int:
         """The number of steps done."""
-        return len(self.run.metrics)
+        return len(self.record.figures)
 
     @property
     def batches(self) -> Step | None:
         """The batches of the next step; None after the last."""
         return self.steps[self.done] if self.done < len(self.steps) else None
-
-    def __enter__(self) -> Course:
-        self.work.output.mkdir(parents=True, exist_ok=True)
-        self._log = (self.work.output / METRICS).open("w", encoding="utf-8")
-        self._log.writelines(self.run.metrics)
-        self._seeded = seeded(self.work.seed, self.work.device)
-        self._seeded.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._seeded.__exit__(*error)
-        self._log.close()
 
     def descend(self) -> dict[str, float]:
         """Takes the step that the gradients ask for, and returns its figures.
@@ -169,10 +150,8 @@ class Course:
 
     def note(self, figures: Mapping[str, float]) -> None:
         """Notes that the step is done."""
-        self.run.metrics.append(json.dumps({"step": self.done + 1, **figures}) + "\n")
-        self._log.write(self.run.metrics[-1])
-        self._log.flush()
-        self.run.save_now_and_then()
+        self.record.add({"step": self.done + 1, **figures})
+        self.record.save(self.state.content)
         self.work.progress("training", self.done, len(self.steps), **figures)
 
     def check(self, what: str, value: float) -> None:
@@ -187,9 +166,9 @@ class Course:
 
     def _keep(self) -> Path:
         scale = scale_of(self.settings) if isinstance(self.settings, Unlearner) else 1.0
-        reached = TaskVector(self.entries(), provenance={"steps": self.done}).scaled(scale)
-        place = self.work.scratch / LAST_GOOD
-        return reached.save(place) if sharding.rank() == 0 else place
+        reached = TaskVector(self.trainee.entries(), provenance={"steps": self.done}).scaled(scale)
+        directory = self.work.scratch / LAST_GOOD
+        return reached.save(directory) if sharding.rank() == 0 else directory
 
 
 def schedule(kind: Literal["cosine", "linear", "constant"], step: int, steps: int, warmup: float) -> float:

@@ -1,17 +1,12 @@
-"""How far a run has come, and what a killed one leaves behind for the next."""
+"""What a training depends on as it goes, and the name it is known by when it is taken up again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import os
-import pickle
-import time
-import warnings
 from array import array
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +18,6 @@ from spunge.training.rows import Encoded
 from spunge.training.settings import Tuning
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-SAVE_SECONDS = 60.0
-"""The least time between two saved states; saving takes at most a twentieth of the time."""
 
 
 def fingerprint(
@@ -40,72 +33,38 @@ def fingerprint(
     return digest.hexdigest()
 
 
-class Run:
-    """How far a run has come, and what a killed one leaves behind for the next."""
+class TrainingState:
+    """The parameters, the optimiser's moments, and the best step so far: what a training depends on as it goes."""
 
-    def __init__(
-        self, path: Path, fingerprint: str, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-    ) -> None:
-        self.path = path
-        self.fingerprint = fingerprint
+    def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         self.parameters = parameters
         self.optimizer = optimizer
-        self.due = time.monotonic() + SAVE_SECONDS
-        self.metrics: list[str] = []
-        """A line for every step done."""
         self.best: dict[str, Any] = {}
         """The most forgetful probed step that kept to the utility floor, and its parameters."""
         self.highest_utility = 0.0
 
-    def resume(self) -> None:
-        """Takes up the saved state of the same training, if there is one."""
-        if not self.path.exists():
-            return
-        try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            warnings.warn(f"{self.path}: damaged, so the run begins anew: {error}", RuntimeWarning, stacklevel=3)
-            return
-        if state["fingerprint"] != self.fingerprint:
-            return
-        self._set(state["parameters"])
-        moments = state["optimizer"]["state"]
-        for parameter, moment in zip(self.parameters.values(), moments.values(), strict=True):
-            moment |= {name: sharding.piece(moment[name], parameter) for name in _MOMENTS}
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.metrics, self.best, self.highest_utility = state["metrics"], state["best"], state["highest_utility"]
-
-    def save_now_and_then(self) -> None:
-        """Saves the state when the time has come; a reader finds the old file or the new one, never half of one."""
-        started = time.monotonic()
-        if not sharding.agreed(started >= self.due, str(next(iter(self.parameters.values())).device)):
-            return
+    def content(self) -> dict[str, Any]:
+        """Returns everything whole, for a checkpoint; all processes call this together."""
         optimizer = self.optimizer.state_dict()
         optimizer["state"] = {
             number: {**moments, **{name: _in_one(moments[name]) for name in _MOMENTS}}
             for number, moments in optimizer["state"].items()
         }
-        state = {
-            "fingerprint": self.fingerprint,
+        return {
             "parameters": {name: _in_one(parameter.detach()) for name, parameter in self.parameters.items()},
             "optimizer": optimizer,
-            "metrics": self.metrics,
             "best": self.best,
             "highest_utility": self.highest_utility,
         }
-        if sharding.rank() == 0:
-            self._write(state)
-        finished = time.monotonic()
-        self.due = finished + max(SAVE_SECONDS, 20 * (finished - started))
 
-    def _write(self, state: Mapping[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        building = self.path.with_suffix(f".{os.getpid()}")
-        with building.open("wb") as stream:
-            torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        building.replace(self.path)
+    def load(self, content: Mapping[str, Any]) -> None:
+        """Takes up a checkpoint's content."""
+        self._set(content["parameters"])
+        moments = content["optimizer"]["state"]
+        for parameter, moment in zip(self.parameters.values(), moments.values(), strict=True):
+            moment |= {name: sharding.piece(moment[name], parameter) for name in _MOMENTS}
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.best, self.highest_utility = content["best"], content["highest_utility"]
 
     def keep_best(self, figures: Mapping[str, float], floor: float) -> None:
         """Keeps the parameters if no step has forgotten more without falling below the floor."""
