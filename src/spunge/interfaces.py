@@ -89,6 +89,8 @@ class Forecast:
     """Bytes of what it leaves in the store."""
     operations: float | None = None
     """Floating-point operations."""
+    calls: int = 0
+    """Calls of a decoder layer, forwards or backwards, each of which takes some time however little it computes."""
     changed: int | None = None
     """Numbers of the base that it changes, as dense matrices: what a merger is given."""
     notes: Mapping[str, str] = field(default_factory=dict)

@@ -12,6 +12,7 @@ import pytest
 from spunge.foretell import plan as planning
 from spunge.recipe.schema import Experiment
 from spunge.run import pipeline
+from spunge.run.store import Store
 from spunge.weights.language_model import LanguageModel
 from spunge.weights.shape import shape_of
 
@@ -42,7 +43,7 @@ def config_only(directory: Path, name: str, tokenizer: Path) -> Path:
 def forecast(world: dict[str, Any], tmp_path: Path, *, memory: float = 80e9, **changes: Any) -> dict[str, dict]:
     steps = planning.forecast(
         Experiment.model_validate({**world, **changes}), out=tmp_path / "runs", memory=int(memory)
-    )
+    ).steps
     return {f"{step['stage']} {step['name']}": step for step in steps}
 
 
@@ -105,10 +106,35 @@ def test_the_disk_that_is_foretold_is_the_disk_that_is_used(world: dict[str, Any
 def test_as_many_steps_as_all_subsets_together_take_as_long(world: dict[str, Any], tmp_path: Path) -> None:
     steps = forecast(world, tmp_path, controls=["joint", "joint_equal_steps", "sequential"])
     together = sum(steps[f"unlearn subset:{name}"]["seconds"] for name in "ab")
-    assert steps["unlearn joint_equal_steps"]["seconds"] == pytest.approx(together)
-    assert steps["unlearn sequential"]["seconds"] == pytest.approx(together)
+    publishing = steps["split ByColumn"]["seconds"]  # once, not for each subset
+    assert steps["unlearn joint_equal_steps"]["seconds"] == pytest.approx(together - publishing)
+    assert steps["unlearn sequential"]["seconds"] == pytest.approx(together - publishing)
 
 
 def test_what_is_there_already_takes_nothing(world: dict[str, Any], tmp_path: Path) -> None:
     pipeline.run(Experiment.model_validate({**world, "controls": []}), out=tmp_path / "runs")
     assert {step["memory"] for step in forecast(world, tmp_path, controls=[]).values()} == {None}
+
+
+def test_the_critical_path_is_the_longest_task_of_every_round(world: dict[str, Any], tmp_path: Path) -> None:
+    plan = planning.forecast(Experiment.model_validate(world), out=tmp_path / "runs")
+    path, rounds = plan.critical_path, dict(zip((step["key"] for step in plan.steps), plan.rounds, strict=True))
+    assert next(step["stage"] for step in path if step["stage"] != "split") == "unlearn"
+    assert path[-1]["stage"] == "evaluate"
+    assert [rounds[step["key"]] for step in path] == sorted({rounds[step["key"]] for step in path})
+    for step in path:
+        rivals = [each["seconds"] or 0 for each in plan.steps if rounds[each["key"]] == rounds[step["key"]]]
+        assert step["seconds"] == max(rivals)
+
+
+def test_a_plan_reads_every_manifest_once(
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.run(Experiment.model_validate({**world, "controls": []}), out=tmp_path / "runs")
+    asked: list[str] = []
+    stored_inputs = Store.stored_inputs
+    monkeypatch.setattr(Store, "stored_inputs", lambda store, stage: asked.append(stage) or stored_inputs(store, stage))
+    other = Experiment.model_validate({**world, "controls": [], "unlearn": {**world["unlearn"], "alpha": 3.0}})
+    steps = planning.plan(other, out=tmp_path / "runs")
+    assert sorted(asked) == ["evaluate", "merge", "unlearn"]
+    assert any("unlearner.alpha" in why for step in steps if step["stage"] == "unlearn" for why in step["why"])

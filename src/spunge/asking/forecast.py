@@ -15,7 +15,13 @@ _UNKNOWN = 512
 
 
 def forecast_asking(
-    model: LanguageModel, texts: Sequence[str], *, batch_size: int, written: int = 0, rounds: int = 1
+    model: LanguageModel,
+    texts: Sequence[str],
+    *,
+    batch_size: int,
+    scored: int | None = 1,
+    written: int = 0,
+    prefix: str = "",
 ) -> Forecast:
     """Says what it takes to have a model read texts, and write so many tokens after each.
 
@@ -23,17 +29,21 @@ def forecast_asking(
         model: The model that is asked.
         texts: What it reads; none where that is not known, and then neither is how long it takes.
         batch_size: How many texts go through the model at once.
+        scored: Tokens of each text whose logits are kept at once; None: those of the whole text.
         written: Tokens that it writes after each text.
-        rounds: How many times all of them are asked.
+        prefix: What all texts begin with: read once, and held for every text of a batch.
     """
     shape = shape_of(model)
-    lengths = token_counts(texts)
-    longest = max(lengths, default=_UNKNOWN) + written
-    # The cache, the hidden states of one layer, and the logits of as many positions as an answer has.
-    batch = longest * (shape.cached * shape.bytes + 8 * shape.width) + max(written, 32) * shape.vocabulary * 4
-    operations = 2.0 * shape.inner * (sum(lengths) + written * len(lengths)) * rounds
+    lengths = [min(length, shape.window) for length in token_counts(model, texts)]
+    shared = token_counts(model, [prefix])[0] if prefix else 0
+    longest = min(max(lengths, default=_UNKNOWN) + shared + written, shape.window)
+    # Of every token its keys and values, and one layer's states; logits twice, as they come and as log-softmax.
+    states = longest * (shape.cached * shape.bytes + shape.activations * shape.bytes)
+    logits = min(longest, scored or longest) * shape.vocabulary * (4 + max(4, shape.bytes + 4 * (shape.bytes < 4)))
+    batches = -(-len(texts) // batch_size)
     return Forecast(
-        memory=shape.parameters * shape.bytes + batch_size * batch,
-        disk=_TABLE + (_ITEM + 2 * written) * len(lengths) * rounds,
-        operations=operations if texts else None,
+        memory=shape.parameters * shape.bytes + batch_size * (states + logits),
+        disk=_TABLE + (_ITEM + 2 * written) * len(lengths),
+        operations=2.0 * shape.inner * (shared + sum(lengths) + written * len(lengths)) if texts else None,
+        calls=shape.layers * batches * (1 + written),
     )

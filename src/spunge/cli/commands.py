@@ -161,47 +161,19 @@ def plan(
     memory: Annotated[
         float | None, typer.Option("--memory", min=0, help="Plan for a device with so many GB, not for this one.")
     ] = None,
+    every_task: Annotated[bool, typer.Option("--all", help="Say it of each task.")] = False,
 ) -> None:
-    """Says what a run would fetch, compute or reuse and why, what each task takes, and what would not fit."""
+    """Says what a run would fetch, compute or reuse and why, how long that takes, and what would not fit."""
+    aside.print(f"planning {recipe} …")  # at once: what follows imports for seconds
     experiment = _read(recipe, words, seeds, offline_root)
-    from spunge.files import format_bytes, format_duration
+    from spunge.cli.plan import show_fetches, show_plan
+    from spunge.foretell import plan as planning
     from spunge.foretell.fetching import to_fetch
 
-    fetches = to_fetch(experiment)
-    for fetch in fetches:  # before anything is: a plan itself needs the rows and the model's configuration
-        size = "unknown size" if fetch.bytes is None else format_bytes(fetch.bytes)
-        screen.print(
-            f"to fetch: {fetch.kind} {fetch.name}, {', '.join(filter(None, (size, fetch.note)))}", soft_wrap=True
-        )
-    from spunge.foretell import plan as planning
-
-    room = None if memory is None else int(memory * 1e9)
-    steps = planning.forecast(experiment, out=out, device=device, memory=room)
-    table = Table("stage", "name", "seed", "status", "memory", "disk", "time", "why")
-    for step in steps:
-        why = "; ".join(step["why"][:4]) + (" …" if len(step["why"]) > 4 else "")
-        figures = ("" if step[figure] is None else format_bytes(step[figure]) for figure in ("memory", "disk"))
-        time = "" if step["seconds"] is None else format_duration(step["seconds"])
-        table.add_row(step["stage"], step["name"], str(step["seed"]), step["status"], *figures, time, why)
-    screen.print(table)
-    for subject, note in {subject: note for step in steps for subject, note in step["notes"].items()}.items():
-        screen.print(f"{subject}: {note}", soft_wrap=True)
-    for step in steps:
-        if step["advice"]:
-            screen.print(f"{step['stage']} {step['name']}: {step['advice']}", soft_wrap=True)
-    for control, why in experiment.left_out.items():
-        screen.print(f"not run: {control.replace('_', ' ')}: {why}", soft_wrap=True)
-    computed = [step for step in steps if step["status"] == "computed"]
-    if computed:
-        fetched = sum(fetch.bytes or 0 for fetch in fetches)
-        most = max((step["memory"] or 0 for step in computed), default=0)
-        disk, seconds = (sum(step[figure] or 0 for step in computed) for figure in ("disk", "seconds"))
-        screen.print(
-            f"estimated in all: {format_bytes(fetched)} to fetch, {format_bytes(disk)} on the disk, "
-            f"{format_bytes(most)} of memory at once, {format_duration(seconds)} one after the other",
-            soft_wrap=True,
-        )
-    screen.print(f"{len(computed)} of {len(steps)} stages would be computed, {len(steps) - len(computed)} reused")
+    show_fetches(screen, to_fetch(experiment))
+    free = None if memory is None else int(memory * 1e9)
+    foretold = planning.forecast(experiment, out=out, device=device, memory=free)
+    show_plan(screen, experiment, foretold, every_task=every_task)
 
 
 def report(

@@ -78,9 +78,9 @@ class Memorization(Evaluator):
     def forecast(self, base: LanguageModel) -> Forecast:
         """Says what scoring every response takes, and writing an answer as long as the longest."""
         pairs = self._asked()[1]
-        written = max(token_counts([response for _, response in pairs])) if self.generate else 0
+        written = max(token_counts(base, [response for _, response in pairs])) if self.generate else 0
         texts = [f"{prompt or ''} {response}" for prompt, response in pairs]
-        return forecast_asking(base, texts, batch_size=self.batch_size, written=written)
+        return forecast_asking(base, texts, batch_size=self.batch_size, scored=None, written=written)
 
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns the metrics of every row, and the greedy answer.

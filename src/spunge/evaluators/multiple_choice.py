@@ -29,6 +29,7 @@ from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Progress, Work
 from spunge.metrics import ACCURACY, ACCURACY_BY_LENGTH, P_CORRECT, Metric
 from spunge.rows.items import NAN, Item, ItemTable, Measurement, Part, item_table, load_items, suite_items
 from spunge.rows.sources import Source
+from spunge.weights.shape import token_counts
 
 if TYPE_CHECKING:
     from spunge.asking.encoding import Request
@@ -109,7 +110,13 @@ class MultipleChoice(Evaluator):
         """Says what reading every question with all its answers takes."""
         asked = [question for group in self.questions().values() for question in group]
         texts = ["".join((*dict.fromkeys(question.contexts), *question.targets)) for question in asked]
-        return forecast_asking(base, texts, batch_size=self.batch_size)
+        before = {question.before for question in asked}
+        if len(before) > 1:
+            texts = [question.before + text for question, text in zip(asked, texts, strict=True)]
+        targets = [target for question in asked for target in question.targets]
+        scored = 1 if self.style == "letters" else max(token_counts(base, targets))
+        prefix = before.pop() if len(before) == 1 else ""
+        return forecast_asking(base, texts, batch_size=self.batch_size, scored=scored, prefix=prefix)
 
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns acc, acc_norm, acc_bytes, p_correct, margin, chosen, answer, nan, truncated, choice_loglikelihood:i.

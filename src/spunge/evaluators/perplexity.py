@@ -53,7 +53,7 @@ class Perplexity(Evaluator):
     def forecast(self, base: LanguageModel) -> Forecast:
         """Says what reading every text takes."""
         texts = [str(item.row["text"]) for item in suite_items(self, "text")]
-        return forecast_asking(base, texts, batch_size=self.batch_size)
+        return forecast_asking(base, texts, batch_size=self.batch_size, scored=None)
 
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns nll, tokens and perplexity of every row.

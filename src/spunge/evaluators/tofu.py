@@ -87,12 +87,12 @@ class Tofu(Evaluator):
     def forecast(self, base: LanguageModel) -> Forecast:
         """Says what scoring every answer takes, right or wrong, and writing one as long as the longest response."""
         loaded, answers = self._items()
-        written = max(token_counts([str(item.row["response"]) for item in loaded]))
+        written = max(token_counts(base, [str(item.row["response"]) for item in loaded]))
         texts = [
             f"{self._asked(item.row)} {item.row['response']} {right} {' '.join(wrong)}"
             for item, (right, wrong) in zip(loaded, answers, strict=True)
         ]
-        return forecast_asking(base, texts, batch_size=self.batch_size, written=written)
+        return forecast_asking(base, texts, batch_size=self.batch_size, scored=written, written=written)
 
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
         """Returns the metrics of every row, the greedy answer, and the figures of the whole set.

@@ -144,6 +144,7 @@ class Toxicity(Evaluator):
             written,
             memory=max(each.memory or 0 for each in (written, *read)),
             operations=sum(each.operations or 0.0 for each in (written, *read)),
+            calls=sum(each.calls for each in (written, *read)),
         )
 
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
@@ -231,7 +232,8 @@ class Judged(Scorer):
 
     def forecast(self, generation: Generation) -> Forecast:
         """Says what reading every prompt with its completion takes; the judge reads what the variant writes."""
-        return generation.forecast(self.judge)
+        asked = generation.forecast(self.judge)
+        return replace(asked, calls=asked.calls // (1 + getattr(generation, "max_new_tokens", 0)))  # read at once
 
     def score(self, written: pl.DataFrame, work: Work) -> pl.DataFrame:
         """Returns `nll`, summed over the judge's `tokens`.

@@ -9,8 +9,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from spunge.interfaces import Forecast
 from spunge.steering.estimate import free_memory
 
+_CALL = 3e-4
+"""Seconds for calling one layer, whatever it computes: Python, and the start of a dozen kernels."""
+_TASK = 0.05
+"""Seconds to publish any artifact: two fsyncs and a rename."""
 PROCESS = 450 * 2**20
 """Bytes of a process with its libraries, which count where it computes on the CPU."""
 
@@ -26,6 +31,10 @@ class Machine:
     """Bytes that are free on the disk."""
     process: int
     """Bytes of that memory which a process takes before it holds anything."""
+
+    def seconds(self, takes: Forecast, dtype: str) -> float:
+        """Returns how long work takes here, if nobody else uses the machine."""
+        return _TASK + takes.calls * _CALL + (takes.operations or 0.0) / rate(self.device, dtype)
 
 
 def look_at(device: str, out: Path, memory: int | None = None) -> Machine:
@@ -47,7 +56,10 @@ def look_at(device: str, out: Path, memory: int | None = None) -> Machine:
 
 @lru_cache(maxsize=4)
 def rate(device: str, dtype: str) -> float:
-    """Returns half the floating-point operations a second that a device shows in a matrix product."""
+    """Returns half the floating-point operations a second that a device shows in a matrix product.
+
+    On a CPU that others use too, its share of the time counts rather than the clock: a plan is for an idle machine.
+    """
     import torch
 
     kind = torch.float32 if dtype == "float32" or device == "cpu" else torch.bfloat16
@@ -55,8 +67,10 @@ def rate(device: str, dtype: str) -> float:
     a, b = (torch.ones(width, width, device=device, dtype=kind) for _ in range(2))
     torch.mm(a, b)
     fastest = math.inf
-    for _ in range(5):  # others may be using the machine too
-        begun = time.perf_counter()
+    for _ in range(5):
+        begun, used = time.perf_counter(), time.process_time()
         (a @ b)[0, 0].item()
         fastest = min(fastest, time.perf_counter() - begun)
+        if device == "cpu":
+            fastest = min(fastest, (time.process_time() - used) / torch.get_num_threads())
     return width**3 / fastest  # 2 · width³ operations, and half the rate

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spunge.errors import ArtifactError, SpungeError
 from spunge.foretell.advice import advise
-from spunge.foretell.machine import look_at, rate
+from spunge.foretell.machine import Machine, look_at
 from spunge.interfaces import Forecast
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
@@ -26,13 +27,31 @@ def plan(experiment: Experiment, *, out: str | Path = "runs") -> list[dict[str, 
     return planned.steps
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do, and what that takes on a machine."""
+
+    steps: list[dict[str, Any]]
+    """Every task's `stage`, `name`, `seed`, `key`, `status` and `why`; `memory` and `disk` in bytes, `seconds`,
+    `notes`, and `advice`: what to change where it does not fit. None where that cannot be told."""
+    rounds: list[int]
+    """Of every step: tasks of one round do not depend on each other, and wait for those of all rounds before."""
+    machine: Machine
+
+    @property
+    def critical_path(self) -> list[dict[str, Any]]:
+        """The longest task of every round, which no number of processes makes any shorter."""
+        longest: dict[int, dict[str, Any]] = {}
+        for step, number in zip(self.steps, self.rounds, strict=True):
+            if step["seconds"] is not None and step["seconds"] > longest.get(number, {"seconds": 0.0})["seconds"]:
+                longest[number] = step
+        return [longest[number] for number in sorted(longest)]
+
+
 def forecast(
     experiment: Experiment, *, out: str | Path = "runs", device: str = "auto", memory: int | None = None
-) -> list[dict[str, Any]]:
+) -> Plan:
     """Returns the plan with what every task that would run takes, from the model's configuration and the rows alone.
-
-    Each step gains `memory` and `disk` in bytes, `seconds`, `notes`, and `advice`: what to change where a task does not
-    fit into the memory of the device, or what all of them leave not onto the disk. None where that cannot be told.
 
     Args:
         experiment: The recipe; of its model only the configuration is read.
@@ -48,14 +67,14 @@ def forecast(
         takes = planned.forecasts.get(step["key"], Forecast()) if step["status"] == "computed" else Forecast()
         step |= {"memory": None, "disk": takes.disk, "seconds": None, "notes": takes.notes, "advice": None}
         if takes.operations is not None:
-            step["seconds"] = takes.operations / rate(machine.device, experiment.model.dtype)
+            step["seconds"] = machine.seconds(takes, experiment.model.dtype)
         if takes.memory is not None:
             step["memory"] = takes.memory + machine.process
             step["advice"] = advise(task, takes.memory, machine.memory - machine.process)
         disk -= takes.disk or 0
         if disk < 0:
             step["advice"] = "the disk is full by then: give an --out with more room, or see `spunge store gc`"
-    return planned.steps
+    return Plan(planned.steps, planned.rounds, machine)
 
 
 def needed(out: str | Path) -> dict[str, list[str]]:

@@ -198,9 +198,11 @@ class Unlearn:
     def forecast(self, work: Work, earlier: Mapping[str, Forecast]) -> Forecast:
         """Says what `make` will take; as many steps as all subsets took together are as many operations."""
         forecast = self.unlearner.forecast(self.base.model, self.forget, self.retain, work)
-        parts = [earlier[path.name].operations if path.name in earlier else None for path in self.steps_of[1:]]
-        together = sum(operations for operations in parts if operations is not None)
-        return replace(forecast, operations=together) if parts and None not in parts else forecast
+        parts = [earlier[path.name] for path in self.steps_of[1:] if path.name in earlier]
+        together = [part.operations for part in parts if part.operations is not None]
+        if not together or len(together) < len(self.steps_of) - 1:
+            return forecast
+        return replace(forecast, operations=sum(together), calls=sum(part.calls for part in parts))
 
     def make(self, work: Work) -> Mapping[str, Any]:
         """Unlearns, and saves the task vector."""
@@ -308,6 +310,7 @@ class UnlearnInTurn:
             memory=max((one.memory for one in each if one.memory is not None), default=None),
             disk=max((one.disk for one in each if one.disk is not None), default=None),
             operations=sum(operations) if len(operations) == len(each) else None,
+            calls=sum(one.calls for one in each),
             notes={self.name: "one checkpoint of the model lies in the store while it is made"},
         )
 

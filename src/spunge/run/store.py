@@ -6,10 +6,11 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,24 +219,38 @@ class Store:
             if manifest is not None and isinstance(manifest.get("inputs"), dict):
                 yield manifest
 
-    def why(self, stage: str, inputs: Mapping[str, Any]) -> list[str]:
-        """Says which inputs differ from the most similar artifact of the stage, field by field."""
+    def stored_inputs(self, stage: str) -> list[Mapping[str, Any]]:
+        """Returns what every artifact of a stage was made from, field by field, the newest first; see `why`."""
+        return [_flat(manifest["inputs"]) for manifest in self.manifests(stage)]
+
+    def why(
+        self, stage: str, inputs: Mapping[str, Any], stored: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[str]:
+        """Says which inputs differ from the most similar artifact of the stage, field by field.
+
+        Args:
+            stage: The stage.
+            inputs: What an artifact would be made from.
+            stored: What `stored_inputs` returned, for who asks more than once.
+        """
         path = self.root / stage / key(stage, inputs)
         if path.exists() and (damage := _damage_of(path)) is not None:
             return [f"{damage} is damaged"]
         wanted = _flat(inputs)
-        best: list[str] | None = None
-        for manifest in self.manifests(stage):
-            have = _flat(manifest["inputs"])
-            names = dict.fromkeys([*wanted, *have])
-            differences = [
-                f"{name}: {_show(have.get(name))} → {_show(wanted.get(name))}"
-                for name in names
-                if have.get(name) != wanted.get(name)
-            ]
-            if best is None or len(differences) < len(best):
-                best = differences
-        return ["nothing of this stage in the store yet"] if best is None else best
+        best: Mapping[str, Any] | None = None
+        fewest = math.inf
+        for have in self.stored_inputs(stage) if stored is None else stored:
+            differing = sum(have.get(name) != value for name, value in wanted.items())
+            if differing < fewest:
+                differing += sum(value is not None and name not in wanted for name, value in have.items())
+                best, fewest = (have, differing) if differing < fewest else (best, fewest)
+        if best is None:
+            return ["nothing of this stage in the store yet"]
+        return [
+            f"{name}: {_show(best.get(name))} → {_show(wanted.get(name))}"
+            for name in dict.fromkeys([*wanted, *best])
+            if best.get(name) != wanted.get(name)
+        ]
 
 
 def key(stage: str, inputs: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from spunge.errors import DataError
 from spunge.interfaces import Forecast, Progress, Splitter, Work
 from spunge.rows.sources import Corpus
 from spunge.weights.language_model import LanguageModel
-from spunge.weights.shape import CHARACTERS
+from spunge.weights.shape import token_counts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,8 +49,10 @@ class ByCluster(Splitter):
 
     def forecast(self, forget: Corpus, base: LanguageModel) -> Forecast:
         """Says what reading every row takes, cut to `max_length`; the clustering itself is little beside it."""
-        texts = [text[: self.max_length * CHARACTERS] for text in forget.texts]
-        return replace(forecast_asking(self.model or base, texts, batch_size=self.batch_size), disk=0)
+        model = self.model or base
+        lengths = token_counts(model, forget.texts)
+        texts = [text[: len(text) * self.max_length // n] for text, n in zip(forget.texts, lengths, strict=True)]
+        return replace(forecast_asking(model, texts, batch_size=self.batch_size), disk=0)
 
     def split(self, forget: Corpus, base: LanguageModel, work: Work) -> list[tuple[str, ...]]:
         """Returns each row's subset name.

@@ -48,6 +48,7 @@ def forecast(
         memory=expected.needed,
         disk=expected.task_vector,
         operations=_operations(settings, task, find_layers(skeleton)),
+        calls=task.steps * (2 * (settings.layer + 1) + 5 * (settings.layer + 1 - settings.updated[0])),
         changed=expected.task_vector // 4,
         notes={"hidden states kept for reuse": str(states)},
     )

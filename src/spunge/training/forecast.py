@@ -25,16 +25,21 @@ def forecast_training(settings: Tuning, base: LanguageModel, forget: Corpus, ret
         adapted = [size for name, size in shape.matrices.items() if _is_adapted(name, settings.lora, shape)]
         changed = sum(numbers for numbers, _ in adapted)
         trained = settings.lora.rank * sum(sides for _, sides in adapted)
-    tokens = settings.batch_size * min(settings.max_length, max(token_counts(forget.texts), default=1))
+    lengths = [min(settings.max_length, length) for length in token_counts(base, forget.texts)]
+    longest = max(lengths, default=1)
+    tokens = settings.batch_size * longest
     kept = shape.width if settings.gradient_checkpointing else shape.activations
     activations = tokens * shape.layers * kept * shape.bytes + 3 * tokens * shape.vocabulary * 4
     # Forward 2, gradients of the activations 2, those of the weights 2 where there is no adapter; recomputed 2.
     passes = 4 + (0 if settings.lora else 2) + (2 if settings.gradient_checkpointing else 0)
     batches = steps * settings.accumulation * (1 if retain is None else 2)
+    # Rows of a batch are padded to its longest: more than they hold, less than the longest of all.
+    padded = settings.batch_size * (longest + sum(lengths) / max(len(lengths), 1)) / 2
     return Forecast(
         memory=shape.parameters * shape.bytes + trained * 16 + activations,
         disk=trained * 4,
-        operations=float(passes * shape.inner * tokens * batches),
+        operations=passes * shape.inner * padded * batches,
+        calls=shape.layers * batches * passes // 2,
         changed=changed,
     )
 

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-CHARACTERS = 4
-"""Of a token, about: no tokenizer is asked."""
+_WINDOWS = ("n_positions", "max_position_embeddings", "n_ctx")
+_SAMPLE = 128
+"""So many texts are tokenised to know how long a token is: all would take seconds."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Shape:
     layers: int
     width: int
     vocabulary: int
+    window: int
+    """Tokens that it reads at once."""
     cached: int
     """Numbers that a token leaves in the key-value cache."""
     activations: int
@@ -76,15 +79,25 @@ def _shape_of(model: LanguageModel, directory: Path) -> Shape:
         layers=len(layers),
         width=text.hidden_size,
         vocabulary=text.vocab_size,
+        window=next((int(n) for name in _WINDOWS if (n := getattr(text, name, None)) is not None), 2048),
         cached=2 * len(layers) * heads * head,
         activations=activations_of(layers[-1]),
         bytes=number_size(config, model.dtype),
     )
 
 
-def token_counts(texts: Sequence[str]) -> list[int]:
-    """Returns about how many tokens each text has, one at least."""
-    return [max(1, len(text) // CHARACTERS) for text in texts]
+def token_counts(model: LanguageModel, texts: Sequence[str]) -> list[int]:
+    """Returns about how many tokens each text has, one at least: from its length, and what a sample's tokens are."""
+    sample = list(texts[:: max(1, len(texts) // _SAMPLE)])
+    tokenizer = _tokenizer_of(model, model.directory(weights=False))  # pyright: ignore[reportArgumentType]: as above
+    ids = tokenizer(sample, verbose=False)["input_ids"] if sample else []
+    tokens, characters = sum(map(len, ids)), sum(map(len, sample))
+    return [max(1, round(len(text) * tokens / max(characters, 1))) for text in texts]
+
+
+@cache
+def _tokenizer_of(model: LanguageModel, directory: Path) -> Any:  # a hub id may come to mean another directory
+    return model.load_tokenizer()
 
 
 def activations_of(layer: nn.Module) -> int:

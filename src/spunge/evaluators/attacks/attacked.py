@@ -43,7 +43,8 @@ class Attack(Evaluator):
         """What asking the suite so many times takes."""
         asked = self.of.forecast(base)
         operations = None if asked.operations is None else asked.operations * rounds
-        return replace(asked, operations=operations, disk=None if asked.disk is None else asked.disk * rounds)
+        disk = None if asked.disk is None else asked.disk * rounds
+        return replace(asked, operations=operations, disk=disk, calls=asked.calls * rounds)
 
     @property
     def measures(self) -> tuple[Metric, ...]:
