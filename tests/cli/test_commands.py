@@ -61,7 +61,9 @@ def test_run_twice_then_report(world: dict[str, Any], write_recipe: Write, tmp_p
     assert "kept" not in planned.stdout  # everything that would keep something is reused
     planned = spunge("plan", "recipe.yaml", "unlearn.layer=1", cwd=tmp_path)
     assert "memory" in planned.stdout
-    assert re.search(r"hidden states kept for reuse: .* [KM]iB .* pays: spares \d+% of the frozen passes", planned.stdout)
+    assert re.search(
+        r"hidden states kept for reuse: .* [KM]iB .* pays: spares \d+% of the frozen passes", planned.stdout
+    )
     page = tmp_path / "runs" / "tiny" / "report" / "index.html"
     before = page.read_bytes()
     assert spunge("report", "runs/tiny", cwd=tmp_path).returncode == 0
