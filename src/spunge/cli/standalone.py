@@ -127,7 +127,7 @@ def export_run(*, run: Path, out: Path, seed: int | None) -> Path:
     """
     manifest = artifacts.read(run).manifest
     merged = {
-        variant.seed: variant.task_vector
+        variant.seed: variant
         for variant in manifest.variants
         if variant.name == MERGED.name and variant.task_vector
     }
@@ -138,18 +138,31 @@ def export_run(*, run: Path, out: Path, seed: int | None) -> Path:
         raise ArtifactError(f"{run}: no merged model of seed {seed}; there are {', '.join(map(str, merged))}")
     base = manifest.model
     return export(
-        model=base.id, revision=base.revision, task_vector=run / merged[chosen], out=out, about=report.card(run)
+        model=base.id,
+        revision=base.revision,
+        task_vector=run / str(merged[chosen].task_vector),
+        out=out,
+        about=report.card(run),
+        scale=merged[chosen].scale,
     )
 
 
-def export(*, model: str, task_vector: Path, out: Path, revision: str | None = None, about: str | None = None) -> Path:
-    """Writes model + task vector as a checkpoint with a model card: `about`, or a plain one.
+def export(
+    *,
+    model: str,
+    task_vector: Path,
+    out: Path,
+    revision: str | None = None,
+    about: str | None = None,
+    scale: float = 1.0,
+) -> Path:
+    """Writes model + scale × task vector as a checkpoint with a model card: `about`, or a plain one.
 
     Raises:
         SpungeError: Something is missing or wrong; `out` does not exist afterwards.
     """
     checkpoint = LanguageModel(id=model, revision=revision).checkpoint()
-    vector = merging.open_variant(task_vector, checkpoint)
+    vector = merging.open_variant(task_vector, checkpoint).scaled(scale)
     merging.check_base({str(task_vector): vector}, checkpoint)
     if about is None:
         made = {name: vector.provenance.get(name) for name in ("method", "settings", "data", "seed")}

@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, WrapValidator, field_validator, model_validator
 
@@ -97,6 +97,31 @@ class Joint(Settings):
         }
 
 
+class Damage(Settings):
+    """The damage to the rest at which variants are compared: the mean KL divergence per token from the base model."""
+
+    outside_key: ClassVar[frozenset[str]] = frozenset({"headline"})
+
+    budgets: list[float] = Field(default=[0.01, 0.03, 0.1], min_length=1)
+    """Nats per token; for each the λ is found that does so much."""
+    headline: float = 0.03
+    """The budget at which every rival and the merged model are asked the suites."""
+    tokens: int = Field(default=400, ge=1)
+    """How many tokens of the retain set are read for it."""
+    length: int = Field(default=128, ge=2)
+    """Of how many tokens each text is; the first token alone would not tell."""
+    longest: float = Field(default=8.0, gt=0)
+    """The largest λ to try."""
+
+    @model_validator(mode="after")
+    def _headline_is_a_budget(self) -> Damage:
+        if not all(budget > 0 for budget in self.budgets):
+            raise ValueError("budgets: each must be above 0")
+        if self.headline not in self.budgets:
+            raise ValueError(f"headline: {self.headline:g} is none of the budgets; add it to them")
+        return self
+
+
 class Experiment(Settings):
     """One experiment: what to forget, how to split it, how to unlearn, merge and evaluate."""
 
@@ -123,6 +148,9 @@ class Experiment(Settings):
     sweep: dict[str, list[Any]] = {}
     """`merge.density: [0.1, 0.2]` and so on: every combination is merged and evaluated on the validation part of the
     items, and the best goes into the tables, which are of the other items; λ is also tried on the joint baselines."""
+    damage: Damage | None = None
+    """Compare the merged model, the joint baselines, the random split and the subsets in turn at the same damage to the
+    retain set, each at the λ that does it; null: each at its own."""
     evaluate: list[AnyEvaluate] = Field(min_length=1)
     """What every variant is asked."""
     controls: list[Control] = ["joint", "joint_equal_steps", "random_split"]
@@ -158,6 +186,12 @@ class Experiment(Settings):
     def _subsets_can_be_matched(self) -> Experiment:
         if self.retain is not None and self.retain.match and not self.split.comparable:
             raise ValueError(f"retain.match: {type(self.split).__name__}'s subsets are of the forget set alone")
+        return self
+
+    @model_validator(mode="after")
+    def _damage_can_be_measured(self) -> Experiment:
+        if self.damage is not None and self.retain is None:
+            raise ValueError("damage: it is measured on the retain set: say where `retain` is")
         return self
 
     @model_validator(mode="after")

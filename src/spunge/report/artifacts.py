@@ -35,6 +35,8 @@ class Variant(_Record):
     norm: float | None = None
     steps: int | None = None
     task_vector: str | None = None
+    scale: float = 1.0
+    """What the task vector was multiplied by when this variant was asked."""
 
 
 class Suite(_Record):

@@ -52,15 +52,21 @@ def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
 
         # merge; of a sweep's settings each variant takes the one that does best on the validation part of the items
         rivals = [steps.scaled(context, variant) for variant in [*baselines, *prolonged]]
-        merged = [steps.merge(context, "spunge", unlearned, subsets)]
+        tried = [steps.merge(context, "spunge", unlearned, subsets)]
         if random:
-            merged.append(steps.merge(context, "random_split", unlearned_at_random, random))
-        picked, points = steps.pick(context, [*rivals, *merged])
+            tried.append(steps.merge(context, "random_split", unlearned_at_random, random))
+        picked, points = steps.pick(context, [*rivals, *tried])
+
+        # bring all that are compared to the same damage, where the recipe says how much
+        (baselines, merged, in_turn), matches = steps.match_damage(
+            context, picked[: len(rivals)], picked[len(rivals) :], in_turn
+        )
 
         # evaluate every variant on what must go and what must stay
         base = Variant("base", "base", seed)
-        variants = [base, *picked[: len(rivals)], *in_turn, *unlearned, *picked[len(rivals) :]]
+        variants = [base, *baselines, *in_turn, *unlearned, *merged]
         outcome.evaluations += steps.evaluate(context, variants)
         outcome.variants += variants
         outcome.points += points
+        outcome.matches += matches
     return outcome

@@ -16,6 +16,7 @@ from spunge.files import replace_text
 from spunge.recipe.schema import Experiment
 from spunge.rows.items import RUN_FORMAT
 from spunge.run import sweep
+from spunge.run.damage import MatchDamage, cautions
 from spunge.run.executors import Task
 from spunge.run.stages import Evaluate, Generate, Merge, Score, Split, Unlearn, Variant, digest
 from spunge.run.store import Artifact
@@ -38,6 +39,8 @@ class Outcome:
     """For every variant the artifacts of its evaluations."""
     points: list[Point] = field(default_factory=list)
     """Of a sweep: every setting that was tried, as it did on the validation part."""
+    matches: list[Mapping[str, Any]] = field(default_factory=list)
+    """Of budgets of damage: where each variant spends the headline's, and its line of λ."""
 
 
 @dataclass
@@ -59,7 +62,7 @@ class Journal:
     def note(self, task: Task, artifact: Artifact) -> None:
         """Notes a finished task."""
         manifest = artifact.manifest
-        if isinstance(task, Unlearn | Generate | Score | Evaluate) and "device" in manifest:
+        if isinstance(task, Unlearn | MatchDamage | Generate | Score | Evaluate) and "device" in manifest:
             self.devices[manifest["device"].partition(":")[0]] += 1
         self.stages.append({
             "stage": task.stage, "name": task.name, "seed": task.seed, "key": artifact.key,
@@ -94,8 +97,8 @@ class Journal:
             "split": self._settled(), "variants": [_described(variant) for variant in outcome.variants],
             "stages": self.stages, "merge": self.merges, "search": getattr(experiment.unlearn, "trials", []),
             "sweep": sweep.described(experiment.sweep, sweep.on_validation(experiment.evaluate), outcome.points),
-            "environment": environment(self.device),
-            "warnings": [*self._cautions(), *warnings], "not_run": self._not_run(),
+            "damage": outcome.matches, "environment": environment(self.device),
+            "warnings": [*self._cautions(), *cautions(outcome.matches), *warnings], "not_run": self._not_run(),
         }  # fmt: skip
         replace_text(self.directory / "manifest.json", redacted(json.dumps(manifest, indent=1, ensure_ascii=False)))
 
@@ -116,8 +119,9 @@ class Journal:
         cautions = []
         factor = self.experiment.merge.lambda_
         swept = "merge.lambda" in self.experiment.sweep
+        matched = self.experiment.damage is not None
         joint = {name for name, role in ROLES.items() if role.kind == "joint"}
-        if factor != 1.0 and not swept and joint & set(self.experiment.controls):
+        if factor != 1.0 and not swept and not matched and joint & set(self.experiment.controls):
             cautions.append(
                 f"The merged model's task vector is scaled by λ = {factor:g}, the joint baselines' are not: "
                 "a difference between them may be one of scale."
@@ -172,4 +176,5 @@ def _described(variant: Variant) -> dict[str, Any]:
         "norm": artifact.manifest.get("norm") if artifact else None,
         "steps": artifact.manifest.get("steps") if artifact else None,
         "task_vector": f"../store/{artifact.manifest['stage']}/{artifact.key}" if artifact else None,
+        "scale": variant.scale,
     }  # fmt: skip

@@ -12,6 +12,7 @@ from spunge.interfaces import RETAIN, Merger, strength_of
 from spunge.recipe.schema import Experiment
 from spunge.rows.sources import SUBSET, Corpus
 from spunge.run import sweep
+from spunge.run.damage import MatchDamage
 from spunge.run.executors import Executor
 from spunge.run.stages import Base, Evaluate, Generate, Merge, Score, Split, Unlearn, UnlearnInTurn, Variant
 from spunge.run.store import Artifact
@@ -180,6 +181,29 @@ def pick(context: Context, tried: Sequence[Candidates]) -> tuple[list[Variant], 
         points += measured
         picked += [variant for (_, variant), point in zip(candidates, measured, strict=True) if point.picked]
     return picked, points
+
+
+def match_damage(context: Context, *compared: Sequence[Variant]) -> tuple[list[list[Variant]], list[Mapping[str, Any]]]:
+    """Returns lists of variants at the λ that does the damage of the headline budget, and where each was matched.
+
+    While that is not known, as in a plan, they stay as they are; without budgets anyway.
+    """
+    experiment, retain = context.experiment, context.rows.retain
+    if (damage := experiment.damage) is None or retain is None:
+        return [list(variants) for variants in compared], []
+    tasks = [MatchDamage(variant, damage, retain, context.base) for variants in compared for variant in variants]
+    artifacts = iter(context.executor.run(tasks))
+    matches: list[Mapping[str, Any]] = []
+
+    def at_headline(variant: Variant) -> Variant:
+        manifest = next(artifacts).manifest
+        if "matches" not in manifest:
+            return variant
+        at = next(match for match in manifest["matches"] if match["budget"] == damage.headline)
+        matches.append({"variant": variant.name, "seed": variant.seed, **at, "line": manifest["line"]})
+        return replace(variant, scale=variant.scale * at["scale"])
+
+    return [[at_headline(variant) for variant in variants] for variants in compared], matches
 
 
 def evaluate(context: Context, variants: Sequence[Variant]) -> list[tuple[Variant, Artifact]]:

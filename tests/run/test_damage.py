@@ -1,0 +1,141 @@
+"""Variants brought to the same damage: measured again from what is stored, reused, and told where that cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spunge.cli import standalone
+from spunge.errors import DataError, RecipeError
+from spunge.foretell import plan as planning
+from spunge.recipe import reading
+from spunge.recipe.schema import Damage, Experiment
+from spunge.rows.sources import load_corpus
+from spunge.run import pipeline
+from spunge.run.damage import MatchDamage
+from spunge.run.stages import Base, Variant
+from spunge.weights.language_model import LanguageModel, Resident
+from spunge.weights.task_vector import TaskVector
+
+COMPARED = {"joint", "joint_equal_steps", "spunge", "random_split", "sequential"}
+
+
+@pytest.fixture
+def matched(world: dict[str, Any]) -> dict[str, Any]:
+    controls = ["joint", "joint_equal_steps", "random_split", "sequential"]
+    damage = {"budgets": [0.0001, 0.001], "headline": 0.001, "tokens": 60, "length": 20, "longest": 64}
+    return {**world, "controls": controls, "damage": damage}
+
+
+def manifest_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "manifest.json").read_text())
+
+
+def naive_damage(experiment: Experiment, vector: Path, scale: float) -> float:
+    """The divergence per token of base + scale · vector, each text read at once in float64."""
+    resident = Resident()
+    model, tokenizer = resident.base(experiment.model)
+    assert experiment.damage is not None
+    assert experiment.retain is not None
+    retain = load_corpus(experiment.retain.sources)
+    task = MatchDamage(Variant("spunge", "merged", 0), experiment.damage, retain, Base(experiment.model))
+    texts = task.texts(tokenizer)
+
+    def logs() -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [model(torch.tensor([list(ids)])).logits[0].double().log_softmax(-1) for ids in texts]
+
+    before = logs()
+    with resident.variant(experiment.model, TaskVector.load(vector).scaled(scale)):
+        after = logs()
+    kl = [(p.exp() * (p - q)).sum(-1) for p, q in zip(before, after, strict=True)]
+    return float(torch.cat(kl).mean())
+
+
+def test_all_that_are_compared_are_asked_at_the_same_damage(matched: dict[str, Any], tmp_path: Path) -> None:
+    experiment = Experiment.model_validate(matched)
+    run = pipeline.run(experiment, out=tmp_path / "runs")
+    manifest = manifest_of(run)
+    assert {found["variant"] for found in manifest["damage"]} == COMPARED
+    vectors = {variant["name"]: variant["task_vector"] for variant in manifest["variants"]}
+    for found in manifest["damage"]:
+        assert found["status"] == "matched", found
+        assert 0.00095 <= found["damage"] <= 0.001
+        measured = naive_damage(experiment, run / vectors[found["variant"]], found["scale"])
+        assert measured == pytest.approx(found["damage"], rel=0.02, abs=2e-6)
+        assert [0.0, 0.0] in found["line"]
+    assert not [warning for warning in manifest["warnings"] if "budget" in warning]
+
+    # What is exported is what was asked: the merged model at its λ.
+    spunge = next(match for match in manifest["damage"] if match["variant"] == "spunge")
+    exported = LanguageModel(id=str(standalone.export_run(run=run, out=tmp_path / "exported", seed=None))).checkpoint()
+    vector = TaskVector.load(run / vectors["spunge"]).scaled(spunge["scale"])
+    for name in vector:
+        assert torch.equal(exported.read(name), experiment.model.checkpoint().changed(vector, name))
+
+    # What is asked is the scaled variant: another λ, another evaluation, and nothing of it is made twice.
+    evaluated = {stage["name"]: stage["key"] for stage in manifest["stages"] if stage["stage"] == "evaluate"}
+    plain = pipeline.run(Experiment.model_validate({**matched, "damage": None, "name": "plain"}), out=tmp_path / "runs")
+    without = {stage["name"]: stage["key"] for stage in manifest_of(plain)["stages"] if stage["stage"] == "evaluate"}
+    differ = {name.partition(" on ")[0] for name in evaluated if evaluated[name] != without[name]}
+    assert differ == COMPARED
+    assert {step["status"] for step in planning.plan(experiment, out=tmp_path / "runs")} == {"reused"}
+
+
+def test_another_headline_measures_nothing_again(matched: dict[str, Any], tmp_path: Path) -> None:
+    matched["controls"] = ["joint"]
+    experiment = Experiment.model_validate(matched)
+    pipeline.run(experiment, out=tmp_path / "runs")
+    other = reading.parse(reading.dump(experiment), overrides=["damage.headline=0.0001"])
+    manifest = manifest_of(pipeline.run(other, out=tmp_path / "runs"))
+    assert {stage["status"] for stage in manifest["stages"] if stage["stage"] == "damage"} == {"reused"}
+    assert all(0.000095 <= found["damage"] <= 0.0001 for found in manifest["damage"])
+
+
+def test_a_variant_that_never_does_so_much_is_said_so(matched: dict[str, Any], tmp_path: Path) -> None:
+    matched["controls"] = []
+    matched["damage"] = {**matched["damage"], "longest": 0.01}
+    manifest = manifest_of(pipeline.run(Experiment.model_validate(matched), out=tmp_path / "runs"))
+    [found] = manifest["damage"]
+    assert (found["status"], found["scale"]) == ("unreached", 0.01)
+    [warning] = [warning for warning in manifest["warnings"] if "budget" in warning]
+    assert warning.startswith("spunge (seed 0) does less damage than the budget at every λ tried")
+
+
+def test_a_retain_set_of_less_than_one_text_is_refused_before_anything_is_unlearned(
+    matched: dict[str, Any], tmp_path: Path
+) -> None:
+    matched["damage"] = {**matched["damage"], "length": 100_000}
+    with pytest.raises(DataError, match="100000 tokens"):
+        pipeline.run(Experiment.model_validate(matched), out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"damage": {"headline": 0.5}}, "headline"),
+        ({"damage": {"budgets": [0.0], "headline": 0.0}}, "above 0"),
+        ({"damage": {}, "retain": None}, "retain"),
+    ],
+)
+def test_budgets_that_cannot_be_are_refused(world: dict[str, Any], change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        reading.parse(json.dumps({**world, **change}))
+
+
+def test_the_same_texts_for_all(matched: dict[str, Any]) -> None:
+    """Another variant or seed is measured on the same texts, drawn from the whole set."""
+    experiment = Experiment.model_validate(matched)
+    assert experiment.retain is not None
+    retain, base = load_corpus(experiment.retain.sources), Base(experiment.model)
+    tokenizer = LanguageModel(id=experiment.model.id).load_tokenizer()
+    damage = Damage(tokens=40, length=20)
+    one = MatchDamage(Variant("joint", "joint", 0), damage, retain, base).texts(tokenizer)
+    other = MatchDamage(Variant("spunge", "merged", 5), damage, retain, base).texts(tokenizer)
+    assert one == other
+    assert all(len(ids) == 20 for ids in one)
