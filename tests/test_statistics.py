@@ -421,3 +421,10 @@ def test_the_bootstrap_interval_of_few_clusters_is_that_of_student():
 def test_what_is_not_paired_is_refused(call):
     with pytest.raises(ValueError, match="needed"):
         call()
+
+
+def test_kolmogorov_smirnov_of_ties_stays_a_probability():
+    rng = np.random.default_rng(0)
+    ps = [S.kolmogorov_smirnov(*rng.integers(0, 3, size=(2, n))) for n in (5, 7, 14) for _ in range(100)]
+    assert all(0 < p <= 1 for p in ps)
+    assert max(ps) == 1.0

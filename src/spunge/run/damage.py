@@ -74,7 +74,7 @@ class MatchDamage:
         """Says what reading the texts takes, at as many λ as budgets usually ask for.
 
         Raises:
-            DataError: The retain set is shorter than one text; found where the tokenizer is at hand, before a run begins.
+            DataError: The retain set is shorter than one text; said where the weights are there, before a run begins.
         """
         if self.base.weights:
             self.texts(self.base.model.load_tokenizer())
