@@ -127,9 +127,7 @@ def export_run(*, run: Path, out: Path, seed: int | None) -> Path:
     """
     manifest = artifacts.read(run).manifest
     merged = {
-        variant.seed: variant
-        for variant in manifest.variants
-        if variant.name == MERGED.name and variant.task_vector
+        variant.seed: variant for variant in manifest.variants if variant.name == MERGED.name and variant.task_vector
     }
     if not merged:
         raise ArtifactError(f"{run}: the run has no merged model yet (its status is {manifest.status!r})")
