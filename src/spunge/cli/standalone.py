@@ -105,7 +105,7 @@ def merge(
     opened = merging.open_variants(variants, checkpoint, only=only, without=without)
     options = {"seed": seed, "device": choose_device(device), "progress": progress}
     if form == "adapter":
-        options["names"] = linear_names(given.outline(), checkpoint)
+        options["names"] = linear_names(given.outline(), checkpoint.tensors)
         return merging.write_adapter(merger, opened, out, base=checkpoint, rank=rank, model=base, **options)
     if form == "checkpoint":
         method = getattr(merger, "method", type(merger).__name__)

@@ -386,12 +386,12 @@ class Merge:
     def _grams(self, work: Work, changed: frozenset[str]) -> Mapping[str, Mapping[str, Tensor]] | None:
         """Gram matrices of what goes into the changed matrices; kept beside the resident base for other merges."""
         from spunge import merging
-        from spunge.weights.language_model import checkpoint_names
+        from spunge.weights.conversion import ParameterNames
 
         if not self.fitted_on:
             return None
         model, tokenizer = work.resident.base(self.base.model)
-        stored = checkpoint_names(model, self.base.model.checkpoint())
+        stored = ParameterNames(model, self.base.model.checkpoint().tensors).renamed
         names = {ours: theirs for ours, theirs in stored.items() if theirs in changed}
         limit = self.merger.needs().grams
 

@@ -16,8 +16,8 @@ from torch.func import functional_call
 
 from spunge.errors import ModelError
 from spunge.rows.hub import as_model_error
-from spunge.weights.checkpoint import Checkpoint
-from spunge.weights.language_model import LanguageModel, checkpoint_names, no_bars
+from spunge.weights.conversion import ParameterNames
+from spunge.weights.language_model import LanguageModel, no_bars
 from spunge.weights.shape import find_layers
 
 if TYPE_CHECKING:
@@ -51,14 +51,16 @@ class TruncatedModel:
     Nothing here ever changes its weights: a pass with other matrices is given them.
     """
 
-    def __init__(self, decoder: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    def __init__(self, decoder: PreTrainedModel, parts: Mapping[str, str]) -> None:
         self.decoder = decoder
-        self.checkpoint = checkpoint
+        self.parts = parts
+        """What it was loaded from: the name given to transformers → the checkpoint's."""
         self.layers = find_layers(decoder)
         self.prefix = next(name for name, module in decoder.named_modules() if module is self.layers)
         self.hidden_size: int = decoder.config.hidden_size
         self.kernel = str(decoder.config._attn_implementation)
-        self._wraps = False
+        self._outputs = 0
+        """How many things a layer returns in a tuple; 0: hidden states alone, in none."""
         self._check_replay()
 
     @property
@@ -89,7 +91,7 @@ class TruncatedModel:
 
         def skip(*args: Any, **kwargs: Any) -> Any:
             states = args[0] if args else kwargs["hidden_states"]
-            return (states,) if self._wraps else states
+            return (states, *[None] * (self._outputs - 1)) if self._outputs else states
 
         def note(*args: Any, **kwargs: Any) -> Any:
             entering.append(args[0] if args else kwargs["hidden_states"])
@@ -143,23 +145,9 @@ class TruncatedModel:
         Raises:
             ModelError: The checkpoint keeps a parameter in a way that transformers cannot convert back to.
         """
-        from transformers.core_model_loading import revert_weight_conversion
-
-        names = checkpoint_names(self.decoder, self.checkpoint)
         loaded = {f"{self.prefix}.{layer}.{name}": delta for (layer, name), delta in deltas.items()}
-        found = {names[name]: delta for name, delta in loaded.items() if name in names}
-        fused = {name: delta for name, delta in loaded.items() if name not in names}
-        prefix = self.decoder.base_model_prefix + "."
-        for name, delta in (revert_weight_conversion(self.decoder, fused) if fused else {}).items():
-            candidates = (name, name.removeprefix(prefix), prefix + name)
-            theirs = next((candidate for candidate in candidates if candidate in self.checkpoint.tensors), None)
-            if theirs is None or self.checkpoint.tensors[theirs].shape != tuple(delta.shape):
-                raise ModelError(
-                    f"{_architecture(self.decoder)}: the checkpoint keeps {name} in a form that is not supported; "
-                    "choose others with `parameters`"
-                )
-            found[theirs] = delta
-        return found
+        stored = ParameterNames(self.decoder, self.parts).store(loaded)
+        return {self.parts[name]: delta for name, delta in stored.items()}
 
     @torch.no_grad()
     def _check_replay(self) -> None:
@@ -171,8 +159,8 @@ class TruncatedModel:
         try:
             self.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
             handle.remove()
-            self._wraps = isinstance(outputs[0], tuple)
-            expected = outputs[0][0] if self._wraps else outputs[0]
+            self._outputs = len(outputs[0]) if isinstance(outputs[0], tuple) else 0
+            expected = outputs[0][0] if self._outputs else outputs[0]
             start = len(self.layers) - 1
             replayed = self.run(*self.enter(ids, mask, start), start)
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
@@ -181,7 +169,7 @@ class TruncatedModel:
             ) from error
         finally:
             handle.remove()
-        if not torch.equal(expected, replayed):
+        if not torch.equal(expected, replayed):  # pyright: ignore[reportArgumentType]
             raise ModelError(f"{_architecture(self.decoder)}: this architecture's layers cannot be run one by one")
 
 
@@ -193,16 +181,20 @@ def load_truncated(base: LanguageModel, layers: int, *, device: str, dtype: str 
     """
     no_bars()
     skeleton = skeleton_of(base, layers)
-    checkpoint = base.checkpoint(lambda names: _wanted(skeleton, names, layers))
-    places = {name: checkpoint.tensors[name] for name in _wanted(skeleton, checkpoint.tensors, layers)}
+    checkpoint = base.checkpoint(lambda names: _parts(base, skeleton, names).values())
+    parts = _parts(base, skeleton, checkpoint.tensors)
+    stored = {name: checkpoint.tensors[theirs] for name, theirs in parts.items()}
     wanted = dtype or base.dtype
+    if wanted == "auto" and skeleton.config.dtype is None:  # a part's configuration does not say, but the whole's may
+        wanted = str(base.config().dtype or next(t.dtype for t in stored.values() if t.dtype.is_floating_point))
+        wanted = wanted.removeprefix("torch.")
     with ExitStack() as stack:
         shards = {
             file: stack.enter_context(safe_open(file, framework="pt"))
-            for file in sorted({p.file for p in places.values()})
+            for file in sorted({tensor.file for tensor in stored.values()})
         }
         # Slices are read only when transformers converts them, one by one: there is never a second copy in memory.
-        slices = {name: shards[place.file].get_slice(name) for name, place in places.items()}
+        slices = {name: shards[tensor.file].get_slice(parts[name]) for name, tensor in stored.items()}
         with as_model_error(f"{base.id}: cannot be loaded as a decoder"):
             loaded: Any = type(skeleton).from_pretrained(
                 None,  # pyright: ignore[reportArgumentType]: the weights come as slices
@@ -215,7 +207,7 @@ def load_truncated(base: LanguageModel, layers: int, *, device: str, dtype: str 
     if report["missing_keys"]:
         raise ModelError(f"{base.id}: the checkpoint lacks {sorted(report['missing_keys'])[0]}")
     decoder.requires_grad_(False)
-    return TruncatedModel(decoder.to(device).eval(), checkpoint)
+    return TruncatedModel(decoder.to(device).eval(), parts)
 
 
 def choose_parameters(
@@ -266,21 +258,21 @@ def output_projections(layer: nn.Module, hidden_size: int) -> list[str]:
 
 def positions(base: LanguageModel) -> int | None:
     """Returns how many tokens the model reads at once; None where it does not say."""
-    return getattr(base.config(), "max_position_embeddings", None)
+    return getattr(base.config().get_text_config(), "max_position_embeddings", None)
 
 
 def skeleton_of(base: LanguageModel, layers: int) -> PreTrainedModel:
-    """Builds the truncated decoder without weights.
+    """Builds the truncated decoder of text without weights, also of a model that sees too.
 
     Raises:
-        ModelError: It is no text decoder, or has fewer layers.
+        ModelError: It is no decoder, or has fewer layers.
     """
     from transformers import AutoModel
 
-    config = base.config()
-    kind = type(config).__name__.removesuffix("Config")
-    if config.is_encoder_decoder or config.get_text_config() is not config:
-        raise ModelError(f"{base.id}: {kind} is not a decoder of text alone; steering does not handle it")
+    whole = base.config()
+    config, kind = whole.get_text_config(), type(whole).__name__.removesuffix("Config")
+    if whole.is_encoder_decoder:
+        raise ModelError(f"{base.id}: {kind} is an encoder with a decoder; Spunge unlearns decoders alone: choose one")
     if layers > config.num_hidden_layers:
         raise ModelError(
             f"{base.id}: there is no layer {layers - 1}: the model has {config.num_hidden_layers} layers, "
@@ -295,19 +287,29 @@ def skeleton_of(base: LanguageModel, layers: int) -> PreTrainedModel:
     return skeleton
 
 
-def _wanted(skeleton: PreTrainedModel, names: Collection[str], layers: int) -> list[str]:
-    """Returns the names of the checkpoint's tensors that the truncated decoder is made of."""
+def _parts(base: LanguageModel, skeleton: PreTrainedModel, names: Collection[str]) -> dict[str, str]:
+    """Returns what the truncated decoder is made of: a name that its own class knows → the checkpoint's."""
     stem = next(name for name, module in skeleton.named_modules() if module is find_layers(skeleton))
-    prefix = skeleton.base_model_prefix + "."
-    prefixed = any(name.startswith(prefix) for name in names)
+    layers = len(find_layers(skeleton))
 
     def belongs(name: str) -> bool:
-        if prefixed and not name.startswith(prefix):
-            return False
-        number = re.match(rf"{re.escape(stem)}\.(\d+)\.", name.removeprefix(prefix))
+        number = re.match(rf"{re.escape(stem)}\.(\d+)\.", name)
         return number is None or int(number[1]) < layers
 
-    return [name for name in names if belongs(name)]
+    config, prefix = base.config(), skeleton.base_model_prefix + "."
+    if config.get_text_config() is config:
+        # Some checkpoints were saved without the causal model's prefix (`h.0…` for `transformer.h.0…`).
+        start = prefix if any(name.startswith(prefix) for name in names) else ""
+        return {name: name for name in names if name.startswith(start) and belongs(name.removeprefix(prefix))}
+    # Within a model that sees, the decoder has names that its own class would not know.
+    whole = base.outline()
+    decoder = whole.get_decoder()
+    inside = next(name for name, module in whole.named_modules() if module is decoder) + "."
+    return {
+        name.removeprefix(inside): theirs
+        for name, theirs in ParameterNames(whole, names).unfused.items()
+        if name.startswith(inside) and belongs(name.removeprefix(inside))
+    }
 
 
 def _matches(name: str, pattern: str) -> bool:

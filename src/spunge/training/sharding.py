@@ -78,7 +78,8 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """Returns a model's decoder layers, in order."""
     from transformers.modeling_layers import GradientCheckpointingLayer  # transformers' word for them
 
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    # A tower that sees has such layers too.
+    return [module for module in model.get_decoder().modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def whole(value: Tensor) -> Tensor:

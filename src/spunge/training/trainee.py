@@ -24,7 +24,8 @@ from spunge.training import losses, sharding
 from spunge.training.rows import Batch, Encoded, collate, cut, encode
 from spunge.training.settings import Tuning
 from spunge.training.tuned import chosen_weights, with_lora, with_pieces, with_weights
-from spunge.weights.language_model import LanguageModel, checkpoint_names
+from spunge.weights.conversion import ParameterNames
+from spunge.weights.language_model import LanguageModel
 from spunge.weights.task_vector import Entry
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Trainee:
         What follows the deepest of them is not computed, unless that is the model's last or the model is in pieces.
         """
         blocks = sharding.decoder_layers(self.model)
-        depth = self.model.config.num_hidden_layers
+        depth = self.model.config.get_text_config().num_hidden_layers
         if max(layers) + 1 == depth or len(blocks) != depth or sharding.size() > 1:
             outputs = self._ask(batch, keep=1, output_hidden_states=True)
             return torch.stack([outputs.hidden_states[layer + 1] for layer in layers])
@@ -126,7 +127,9 @@ class Trainee:
 
     def encode(self, corpus: Corpus, *, response: str = "response") -> list[Encoded]:
         """Turns rows into tokens, as the settings say and no longer than the model can read."""
-        positions = getattr(self.model.config, "max_position_embeddings", None) or self.settings.max_length
+        positions = (
+            getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or self.settings.max_length
+        )
         rows = encode(
             corpus,
             self.tokenizer,
@@ -179,7 +182,7 @@ def borrow(settings: Tuning, base: LanguageModel, work: Work) -> Iterator[Traine
     sharding.check(settings)
     own = settings.quantize is not None or sharding.size() > 1
     model, tokenizer = _own_copy(settings, base, work) if own else work.resident.base(base)
-    names = checkpoint_names(model, base.checkpoint())
+    names = ParameterNames(model, base.checkpoint().tensors)
     trainable = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
     in_bfloat16 = settings.precision == "bfloat16" or model.dtype in (torch.bfloat16, torch.float16)
     with ExitStack() as stack:

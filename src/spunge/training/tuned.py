@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spunge.errors import RecipeError
 from spunge.training import sharding
 from spunge.training.seeding import seeded
 from spunge.training.settings import Lora
+from spunge.weights.conversion import ParameterNames
+from spunge.weights.language_model import language_parameters
 from spunge.weights.task_vector import Entry, LowRank
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ Trainable = tuple[dict[str, nn.Parameter], Callable[[], dict[str, Entry]], Calla
 
 @contextmanager
 def with_lora(
-    model: PreTrainedModel, names: Mapping[str, str], *, lora: Lora, seed: int, device: str
+    model: PreTrainedModel, names: ParameterNames, *, lora: Lora, seed: int, device: str
 ) -> Iterator[Trainable]:
     """Puts a LoRA with float32 factors in; its dropout is the only one that is active.
 
@@ -47,9 +49,17 @@ def with_lora(
         rank_pattern=dict(lora.rank_pattern),
         alpha_pattern=dict(lora.alpha_pattern),  # pyright: ignore[reportArgumentType]
     )
+    # PEFT takes the names of a transformers model for those of an older version, in which experts were not fused, and
+    # puts factors where none were asked for. In a module that is no such model names are names.
+    holder = nn.Module()
+    holder.model = model
     with seeded(seed, device), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # found out from the layer, as it says
-        tuner = LoraModel(model, config, _ADAPTER)
+        try:
+            tuner = LoraModel(holder, config, _ADAPTER)
+        except BaseException:  # the model is borrowed: it must not keep the half of an adapter
+            _take_out(model)
+            raise
     layers: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     for layer in layers.values():
         layer.lora_A.float()
@@ -59,8 +69,8 @@ def with_lora(
         sharding.shard(model, device)
 
     def entries() -> dict[str, Entry]:
-        return {
-            names[f"{name}.weight"]: LowRank(
+        deltas = {
+            f"{name}.weight": LowRank(
                 sharding.whole(layer.lora_A[_ADAPTER].weight.detach()).cpu().clone(),
                 b.clone(),
                 scaling=float(layer.scaling[_ADAPTER]),
@@ -69,6 +79,10 @@ def with_lora(
             for name, layer in layers.items()
             if bool((b := sharding.whole(layer.lora_B[_ADAPTER].weight.detach()).cpu()).any())  # missing is zero
         }
+        renamed = {names.renamed[name]: entry for name, entry in deltas.items() if name in names.renamed}
+        # What the checkpoint keeps as part of a larger tensor has no factors there.
+        fused = names.store({name: entry.dense() for name, entry in deltas.items() if name not in names.renamed})
+        return {**renamed, **fused}
 
     @contextmanager
     def as_base() -> Iterator[None]:
@@ -84,11 +98,39 @@ def with_lora(
         tuner.unload()
 
 
-def _lora_targets(model: PreTrainedModel, names: Mapping[str, str], lora: Lora) -> list[str]:
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+def _take_out(model: PreTrainedModel) -> None:
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            model.set_submodule(name, module.get_base_layer())
+
+
+def linear_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Returns the layers that a LoRA can be put on, by name: those that read and write text, and are called as such."""
     from transformers.pytorch_utils import Conv1D
 
-    linear = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    language, modules = language_parameters(model), dict(model.named_modules())
+    return {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, (nn.Linear, Conv1D))
+        # Some routers of experts are linear by descent alone: they return the chosen experts, not a product.
+        and not type(module).__name__.endswith("Router")
+        and f"{name}.weight" in language
+        and not (name.endswith(".out_proj") and _scans(modules[name.rpartition(".")[0]]))
+    }
+
+
+def _scans(module: nn.Module) -> bool:
+    """Whether a module is Mamba's scan: its kernels multiply with the output projection's weight past any adapter."""
+    return hasattr(module, "A_log") and hasattr(module, "D")
+
+
+def _lora_targets(model: PreTrainedModel, names: ParameterNames, lora: Lora) -> list[str]:
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+
+    linear = list(linear_modules(model))
     there_are = f"there are: {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}"
     wanted = lora.target_modules
     if wanted is None:
@@ -119,8 +161,7 @@ def _lora_targets(model: PreTrainedModel, names: Mapping[str, str], lora: Lora) 
     for name in targets:
         if id(model.get_submodule(name).weight) in tied:
             raise RecipeError(f"lora.target_modules: {name} shares its weight with another layer; leave it out")
-        if f"{name}.weight" not in names:
-            raise RecipeError(f"lora.target_modules: the checkpoint does not hold {name} as such; leave it out")
+        names.check(f"{name}.weight")
     return list(dict.fromkeys(targets))
 
 
@@ -133,23 +174,24 @@ def _tied(model: PreTrainedModel) -> set[int]:
 
 @contextmanager
 def with_weights(
-    model: PreTrainedModel, names: Mapping[str, str], chosen: Mapping[str, nn.Parameter]
+    model: PreTrainedModel, names: ParameterNames, chosen: Mapping[str, nn.Parameter]
 ) -> Iterator[Trainable]:
     """Puts float32 copies in the place of the chosen weights."""
     # A tied weight is met under each of its names, and the checkpoint may hold it under more than one.
-    stored = {theirs: model.get_parameter(ours) for ours, theirs in names.items()}
+    stored = {name: value for name, value in model.named_parameters(remove_duplicate=False) if names.holds(name)}
     masters = {name: nn.Parameter(weight.detach().to(torch.float32, copy=True)) for name, weight in chosen.items()}
     to_master = {id(chosen[name]): masters[name] for name in chosen}
     to_original = {id(masters[name]): chosen[name] for name in chosen}
 
     def entries() -> dict[str, Entry]:
-        deltas: dict[str, Entry] = {}
-        for name, original in stored.items():
-            if id(original) in to_master:
-                delta = to_master[id(original)].detach() - original.detach().float()
-                if bool(delta.any()):  # a missing name is a zero
-                    deltas[name] = delta.cpu()
-        return deltas
+        return changes(
+            names,
+            (
+                (name, to_master[id(original)].detach() - original.detach().float())
+                for name, original in stored.items()
+                if id(original) in to_master
+            ),
+        )
 
     @contextmanager
     def as_base() -> Iterator[None]:
@@ -168,7 +210,7 @@ def with_weights(
 
 @contextmanager
 def with_pieces(
-    model: PreTrainedModel, names: Mapping[str, str], chosen: Mapping[str, nn.Parameter], device: str
+    model: PreTrainedModel, names: ParameterNames, chosen: Mapping[str, nn.Parameter], device: str
 ) -> Iterator[Trainable]:
     """Makes the chosen weights float32, and cuts the model into one piece a process, for good."""
     _swap(model, {id(weight): nn.Parameter(weight.detach().float()) for weight in chosen.values()})
@@ -176,7 +218,11 @@ def with_pieces(
     sharding.shard(model, device)
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     ids = {id(value): name for name, value in parameters.items()}
-    stored = {theirs: ids.get(id(model.get_parameter(ours))) for ours, theirs in names.items()}
+    stored = {
+        name: ids[id(value)]
+        for name, value in model.named_parameters(remove_duplicate=False)
+        if id(value) in ids and names.holds(name)
+    }
     base = {name: sharding.local_piece(value).clone() for name, value in parameters.items()}
 
     def exchange() -> None:
@@ -193,18 +239,23 @@ def with_pieces(
 
     def entries() -> dict[str, Entry]:
         """Put together everywhere, as it must be, but kept by the first process only."""
-        deltas: dict[str, Entry] = {}
-        for theirs, name in stored.items():
-            if name is not None:
-                after = sharding.whole(parameters[name].detach()).cpu()
-                sharding.exchange(parameters[name], base[name])
-                delta = after - sharding.whole(parameters[name].detach()).cpu()
-                sharding.exchange(parameters[name], base[name])
-                if bool(delta.any()) and sharding.rank() == 0:  # a missing name is a zero
-                    deltas[theirs] = delta
-        return deltas
+        deltas: dict[str, Tensor] = {}
+        for alias, name in stored.items():
+            after = sharding.whole(parameters[name].detach()).cpu()
+            sharding.exchange(parameters[name], base[name])
+            delta = after - sharding.whole(parameters[name].detach()).cpu()
+            sharding.exchange(parameters[name], base[name])
+            if sharding.rank() == 0:
+                deltas[alias] = delta
+        return changes(names, deltas.items())
 
     yield parameters, entries, as_base
+
+
+def changes(names: ParameterNames, deltas: Iterable[tuple[str, Tensor]]) -> dict[str, Entry]:
+    """Returns what of some parameters' deltas is not zero, by the checkpoint's names: a missing name is a zero."""
+    changed = {name: delta.cpu() for name, delta in deltas if bool(delta.any())}
+    return {name: delta for name, delta in names.store(changed).items() if bool(delta.any())}
 
 
 def _swap(model: PreTrainedModel, replacements: Mapping[int, nn.Parameter]) -> None:
@@ -216,23 +267,24 @@ def _swap(model: PreTrainedModel, replacements: Mapping[int, nn.Parameter]) -> N
 
 
 def chosen_weights(
-    model: PreTrainedModel, names: Mapping[str, str], wanted: Sequence[str] | None
+    model: PreTrainedModel, names: ParameterNames, wanted: Sequence[str] | None
 ) -> dict[str, nn.Parameter]:
     """Returns the weights that `parameters` of the settings names, all for None.
 
     Raises:
-        RecipeError: It names no weight of the model, or one that the checkpoint does not hold.
+        RecipeError: It names no weight of the model.
+        ModelError: It names one that the checkpoint does not hold, or in a form that cannot be converted back to.
     """
     chosen = {name: model.get_parameter(name) for name in _matching(model, wanted)}
-    places = {id(model.get_parameter(ours)) for ours in names}
+    aliases = {id(value): name for name, value in model.named_parameters(remove_duplicate=False) if names.holds(name)}
     for name, weight in chosen.items():
-        if id(weight) not in places:
-            raise RecipeError(f"parameters: the checkpoint does not hold {name} as such; choose weights without it")
+        names.check(aliases.get(id(weight), name))
     return chosen
 
 
 def _matching(model: PreTrainedModel, wanted: Sequence[str] | None) -> list[str]:
-    names = [name for name, parameter in model.named_parameters() if parameter.is_floating_point()]
+    language = language_parameters(model)
+    names = [name for name, parameter in model.named_parameters() if parameter.is_floating_point() and name in language]
     if wanted is None:
         return names
     for one in wanted:

@@ -51,7 +51,7 @@ class CircuitBreaker(TrainedUnlearner):
         from spunge.training import losses
         from spunge.training.loop import Objective, Term
 
-        depth = trainee.model.config.num_hidden_layers
+        depth = trainee.model.config.get_text_config().num_hidden_layers
         if not all(0 <= layer < depth for layer in self.layers):
             raise RecipeError(f"layers: the model has {depth} layers, 0 to {depth - 1}, not {list(self.layers)}")
         assert retain is not None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -18,6 +20,10 @@ from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.safetensors_files import StoredTensor, read_header
 from spunge.weights.task_vector import Difference, Entry, LowRank, TaskVector
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+T = TypeVar("T")
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -50,42 +56,143 @@ def read(directory: str | Path, base: Checkpoint) -> TaskVector:
         raise ArtifactError(f"{directory}: no {WEIGHTS}: only safetensors weights are read, never pickles") from error
     except ModelError as error:
         raise ArtifactError(str(error)) from error
-    factors: dict[tuple[str, bool], dict[str, StoredTensor]] = {}
-    entries: dict[str, Entry] = {}
+    factors: dict[str, dict[str, StoredTensor]] = {}
+    whole: dict[str, StoredTensor] = {}
+    embedded: set[str] = set()
     for key, stored in sorted(tensors.items()):
         inner = key.removeprefix(_PREFIX)
-        matched = _FACTOR.fullmatch(inner)
-        if matched:
-            factors.setdefault((matched["module"], bool(matched["embedding"])), {})[matched["side"]] = stored
-            continue
-        # What is no factor is a weight saved whole: under a LoRA for the record, or because it was trained itself.
-        name = _base_name(inner.replace(".base_layer.", "."), base, directory)
-        base.check(name, stored.shape, str(directory))
-        if not stored.equals(base.tensors[name]):
-            entries[name] = Difference(stored, base.tensors[name])
-    for (module, embedding), pair in factors.items():
-        if len(pair) != 2:
-            raise ArtifactError(f"{directory}: {module} has only one of its two LoRA factors")
-        name = _base_name(f"{module}.weight", base, directory)
-        a, b = pair["A"].load().float(), pair["B"].load().float()
-        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-            raise ArtifactError(
-                f"{directory}: {module}: LoRA factors of shapes {list(a.shape)} and {list(b.shape)} are not of matrices"
-            )
-        if name in entries:
-            raise ArtifactError(f"{directory}: cannot be merged: {module} was trained both whole and as a LoRA")
-        rank = _by_pattern(config.get("rank_pattern"), module, config["r"])
-        if a.shape[0] != rank:
-            raise ArtifactError(f"{directory}: {module}: factors of rank {a.shape[0]}, but {CONFIG} says {rank}")
+        if matched := _FACTOR.fullmatch(inner):
+            factors.setdefault(matched["module"], {})[matched["side"]] = stored
+            embedded |= {matched["module"]} if matched["embedding"] else set()
+        else:  # a weight saved whole: under a LoRA for the record, or because it was trained itself
+            whole[inner.replace(".base_layer.", ".")] = stored
+    names = _Names(base, directory)
+    entries: dict[str, Entry] = {}
+    for name, stored in names.untied(whole, _same_values).items():
+        theirs = names.stored(name)
+        _check_rows(name, stored, base.tensors[theirs], directory)
+        base.check(theirs, stored.shape, str(directory))
+        if not stored.equals(base.tensors[theirs]):
+            entries[theirs] = Difference(stored, base.tensors[theirs])
+    changes: dict[str, LowRank] = {}
+    for module, pair in factors.items():
         # PEFT notes the layout of the layer it came to last, so the flag is only asked where the model does not tell.
-        transposed = embedding or stores_transposed(base, name, default=bool(config.get("fan_in_fan_out")))
-        entry = LowRank(a, b, _scaling(config, module), transposed)
-        base.check(name, entry.shape, str(directory))
-        entries[name] = entry
+        default = bool(config.get("fan_in_fan_out"))
+        transposed = module in embedded or stores_transposed(base, names.stored(f"{module}.weight"), default=default)
+        changes[f"{module}.weight"] = _low_rank(module, pair, config, transposed, directory)
+    for name, change in names.untied(changes, _same_change).items():
+        theirs = names.stored(name)
+        if theirs in entries:
+            raise ArtifactError(f"{directory}: cannot be merged: {name} was trained both whole and as a LoRA")
+        base.check(theirs, change.shape, str(directory))
+        entries[theirs] = change
     provenance: dict[str, Any] = {"method": "lora", "settings": {"adapter": directory.name}}
     if model := config.get("base_model_name_or_path"):
         provenance["base"] = {"id": model, "revision": config.get("revision")}
     return TaskVector(entries, 1.0, provenance)
+
+
+def _low_rank(
+    module: str, pair: Mapping[str, StoredTensor], config: Mapping[str, Any], transposed: bool, directory: Path
+) -> LowRank:
+    if len(pair) != 2:
+        raise ArtifactError(f"{directory}: {module} has only one of its two LoRA factors")
+    a, b = pair["A"].load().float(), pair["B"].load().float()
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+        raise ArtifactError(
+            f"{directory}: {module}: LoRA factors of shapes {list(a.shape)} and {list(b.shape)} are not of matrices"
+        )
+    rank = _by_pattern(config.get("rank_pattern"), module, config["r"])
+    if a.shape[0] != rank:
+        raise ArtifactError(f"{directory}: {module}: factors of rank {a.shape[0]}, but {CONFIG} says {rank}")
+    return LowRank(a, b, _scaling(config, module), transposed)
+
+
+class _Names:
+    """What the base's checkpoint calls the parameters that an adapter names, which are those of the loaded model."""
+
+    def __init__(self, base: Checkpoint, directory: Path) -> None:
+        self._base = base
+        self._directory = directory
+
+    @cached_property
+    def _outline(self) -> PreTrainedModel:
+        from spunge.weights.language_model import LanguageModel
+
+        return LanguageModel(id=str(self._base.directory)).outline()
+
+    @cached_property
+    def _renamed(self) -> Mapping[str, str]:
+        from spunge.weights.conversion import ParameterNames
+
+        return ParameterNames(self._outline, self._base.tensors).renamed
+
+    @cached_property
+    def _tied(self) -> dict[str, str]:
+        """Parameter → the one whose weight it shares."""
+        return self._outline.get_expanded_tied_weights_keys(all_submodels=True)
+
+    def stored(self, name: str) -> str:
+        """Returns the checkpoint's name of a parameter, or of the one that it is tied to."""
+        tensors = self._base.tensors
+        if name in tensors:
+            return name
+        # Saved with or without the model's prefix, the checkpoint or the adapter.
+        similar = [theirs for theirs in tensors if theirs.endswith(f".{name}") or name.endswith(f".{theirs}")]
+        if len(similar) == 1:
+            return similar[0]
+        for candidate in (name, *self._partners(name)):
+            if candidate in self._renamed:
+                return self._renamed[candidate]
+        raise IncompatibleTaskVectors(
+            f"{self._directory}: changes {name!r}, which {self._base.directory} does not have"
+        )
+
+    def untied(self, changes: Mapping[str, T], same: Callable[[T, T], bool]) -> dict[str, T]:
+        """Returns the changes, one of each tied weight; refuses those that would untie it.
+
+        PEFT lets a layer that shares its weight have a change of its own: the live model is then untied, and so is
+        what merge_and_unload makes of a weight saved whole. Of a LoRA it merges into the shared weight what only one
+        layer had.
+        """
+        kept: dict[str, T] = {}
+        for name, change in changes.items():
+            # A weight of a layer is tied to nothing, and the outline of the model is not to be had of every base.
+            partners = [] if re.search(r"\.\d+\.", name) else self._partners(name)
+            if any(partner in kept for partner in partners):
+                continue
+            for partner in partners:
+                if partner not in changes or not same(change, changes[partner]):
+                    raise IncompatibleTaskVectors(
+                        f"{self._directory}: changes {name}, but not {partner} alike, and in {self._base.directory} "
+                        "they are one weight: train with ensure_weight_tying=True; or load the base, set "
+                        "tie_word_embeddings=false, save it with both, and name that as the model"
+                    )
+            kept[name] = change
+        return kept
+
+    def _partners(self, name: str) -> list[str]:
+        source = self._tied.get(name, name)
+        return [other for other in (source, *self._tied) if other != name and self._tied.get(other, other) == source]
+
+
+def _same_values(one: StoredTensor, other: StoredTensor) -> bool:
+    return one.equals(other)
+
+
+def _same_change(one: LowRank, other: LowRank) -> bool:
+    """Whether two LoRAs make the same change, as those of an embedding and of a head that is tied to it."""
+    other_a, other_b = (other.A, other.B) if one.transposed == other.transposed else (other.B.T, other.A.T)
+    return one.scaling == other.scaling and torch.equal(one.A, other_a) and torch.equal(one.B, other_b)
+
+
+def _check_rows(name: str, stored: StoredTensor, base: StoredTensor, directory: Path) -> None:
+    """Says what an embedding of another number of rows comes from; other shapes are the base's to check."""
+    if len(stored.shape) == len(base.shape) == 2 and stored.shape[1:] == base.shape[1:] != stored.shape:
+        raise IncompatibleTaskVectors(
+            f"{directory}: {name} has {stored.shape[0]} rows, and the base model's has {base.shape[0]}: its vocabulary "
+            "was resized for the training; resize the base's too, save it, and name that as the model"
+        )
 
 
 def save(
@@ -177,6 +284,9 @@ def _read_config(directory: Path) -> dict[str, Any]:
         "its LoRA layers have biases; export the model and merge that": bool(config.get("lora_bias")),
         f"init_lora_weights={initial} changes the base model itself; convert it to a plain LoRA first": initial
         .startswith(_CHANGES_BASE),
+        "it has factors for fused experts (target_parameters); merge it with PEFT, save the model, and name that": bool(
+            config.get("target_parameters")
+        ),
         "it repeats layers of the base model (layer_replication)": bool(config.get("layer_replication")),
     }  # fmt: skip
     for reason, holds in reasons.items():
@@ -215,16 +325,6 @@ def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -
     return default
 
 
-def _base_name(name: str, base: Checkpoint, directory: Path) -> str:
-    """Finds an adapter's parameter in the checkpoint, which may have been saved with or without the model's prefix."""
-    if name in base.tensors:
-        return name
-    candidates = [stored for stored in base.tensors if stored.endswith(f".{name}") or name.endswith(f".{stored}")]
-    if len(candidates) != 1:
-        raise IncompatibleTaskVectors(f"{directory}: changes {name!r}, which {base.directory} does not have")
-    return candidates[0]
-
-
 def stores_transposed(base: Checkpoint, name: str, *, default: bool = False) -> bool:
     """Whether a weight is of transformers' Conv1D, which stores [in, out]; `default` if the model has none of these."""
     try:
@@ -248,6 +348,6 @@ def check_target(name: str, shape: tuple[int, ...], names: Mapping[str, str] | N
     linear = looks_linear if names is None else name in names
     if len(shape) != 2 or not linear:
         raise IncompatibleTaskVectors(
-            f"{name}: not the weight of a linear layer of the loaded model, so no adapter can hold it; "
-            "write a checkpoint or a task vector"
+            f"{name}: no adapter can hold it: it is not the weight of a linear layer of the loaded model, "
+            "or one that PEFT takes for an expert's; write a checkpoint or a task vector"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -150,13 +150,12 @@ class LanguageModel(Settings):
             ModelError: The directory does not hold a causal language model that transformers can load.
         """
         import torch
-        from transformers import AutoModelForCausalLM
 
         no_bars()
         directory = self.checkpoint().directory
         wanted = dtype or self.dtype
         with as_model_error(f"{self.id}: cannot be loaded as a causal language model"):
-            model = AutoModelForCausalLM.from_pretrained(
+            model = self._auto_class(self.config()).from_pretrained(
                 directory,
                 dtype=wanted if wanted == "auto" else getattr(torch, wanted),
                 use_safetensors=True,
@@ -186,14 +185,36 @@ class LanguageModel(Settings):
             ModelError: The configuration is not of a causal language model that transformers can build.
         """
         import torch
-        from transformers import AutoModelForCausalLM
 
         config = self.config()
         with as_model_error(f"{self.id}: cannot be built as a causal language model"), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
+            return self._auto_class(config).from_config(config, trust_remote_code=self.trust_remote_code)
+
+    def _auto_class(self, config: PreTrainedConfig) -> Any:
+        """Returns the class of transformers that builds the model: with what sees beside the text, where it has that.
+
+        Raises:
+            ModelError: It has an encoder of text, whose part in what the decoder knows is nobody's to say.
+        """
+        from transformers import (
+            MODEL_FOR_CAUSAL_LM_MAPPING,
+            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+            AutoModelForCausalLM,
+            AutoModelForImageTextToText,
+        )
+
+        if config.is_encoder_decoder:
+            raise ModelError(
+                f"{self.id}: {config.model_type} is an encoder with a decoder; Spunge unlearns decoders alone"
+            )
+        sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+        return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Loads the tokenizer; a missing pad token becomes the end-of-text token.
+        """Loads the tokenizer; a pad token that is missing, or has no row in the embeddings, becomes one that has.
+
+        Pads are masked wherever they stand, so which token they are moves no result; but it must be one that the model
+        has a row for, which the pad token of a vocabulary that was extended later need not be.
 
         Raises:
             ModelError: The directory holds no tokenizer.
@@ -204,8 +225,11 @@ class LanguageModel(Settings):
             tokenizer = AutoTokenizer.from_pretrained(
                 self.directory(weights=False), trust_remote_code=self.trust_remote_code, local_files_only=True
             )
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
+        rows = getattr(self.config().get_text_config(), "vocab_size", None) or len(tokenizer)
+        ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0)
+        pad = next(id for id in ids if isinstance(id, int) and id < rows)
+        if pad != tokenizer.pad_token_id:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
         return tokenizer
 
 
@@ -226,31 +250,36 @@ def no_bars() -> None:
     logging.disable_progress_bar()
 
 
-def checkpoint_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
-    """Maps the loaded model's parameter names to the checkpoint's; a parameter stored elsewhere (tied) is left out.
+def language_parameters(model: PreTrainedModel) -> frozenset[str]:
+    """Returns the names of the parameters that read and write text: of a model that sees or hears too, not all."""
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    if model.config.get_text_config() is model.config:
+        return frozenset(names)
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    parts = [f"{name}." for name, module in model.named_modules() if module is decoder or module is head]
+    return frozenset(name for name in names if name.startswith(tuple(parts)))
 
-    Some checkpoints were saved without the causal-LM prefix (`h.0…` for `transformer.h.0…`).
+
+def linear_names(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
+    """Maps a checkpoint's names of the weights of linear layers to the model's own, which are what PEFT looks for.
+
+    Without those that PEFT, on loading, would take for experts that older versions of transformers kept apart: the
+    factors of a shared expert's `gate_proj` would end nowhere.
     """
-    prefix = model.base_model_prefix + "."
-    names = {}
-    for name, _ in model.named_parameters(remove_duplicate=False):
-        for candidate in (name, name.removeprefix(prefix), prefix + name):
-            if candidate in checkpoint.tensors:
-                names[name] = candidate
-                break
-    return names
-
-
-def linear_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
-    """Maps the checkpoint's names of the weights of linear layers to the model's own, which are what PEFT looks for."""
     import torch
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
-    modules = dict(model.named_modules())
+    from spunge.weights.conversion import ParameterNames
+
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) or _is_conv1d(layer)]
+    config = LoraConfig(target_modules=linear)
+    convert_peft_config_for_transformers(config, model, None)
+    known = set(config.target_modules or ())
     return {
         theirs: ours
-        for ours, theirs in checkpoint_names(model, checkpoint).items()
-        if ours.endswith(".weight")
-        and (isinstance(layer := modules[ours.removesuffix(".weight")], torch.nn.Linear) or _is_conv1d(layer))
+        for ours, theirs in ParameterNames(model, stored).renamed.items()
+        if ours.removesuffix(".weight") in known and ours.endswith(".weight")
     }
 
 
@@ -288,33 +317,35 @@ class Resident:
 
         The weights equal those that `checkpoint.export` writes, bit for bit.
         """
+        from spunge.weights.conversion import ParameterNames
+
         model, _ = self.base(handle)
         if task_vector is None:
             yield model
             return
+        import torch
+
         checkpoint = handle.checkpoint()
-        stored = {theirs: ours for ours, theirs in checkpoint_names(model, checkpoint).items()}
-        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name in task_vector:
+            checkpoint.check(name, task_vector.shape(name))
+        names = self.cached(("names", handle), lambda: ParameterNames(model, checkpoint.tensors))
+        values = model.state_dict(keep_vars=True)
+
+        def changed(name: str) -> torch.Tensor:
+            return checkpoint.changed(task_vector, name) if name in task_vector else checkpoint.read(name)
+
+        def fill(read: Callable[[str], torch.Tensor]) -> None:
+            with torch.no_grad():
+                for name, value in names.load(task_vector, read):
+                    values[name].copy_(value)
+
         try:
-            for name in task_vector:
-                changed = checkpoint.changed(task_vector, name)
-                _copy(parameters, stored, name, changed)
+            fill(changed)
             yield model
         finally:
-            for name in task_vector:
-                if name in stored:
-                    _copy(parameters, stored, name, checkpoint.read(name))
+            fill(checkpoint.read)
 
     def close(self) -> None:
         """Lets go of the model and everything cached."""
         self._base = None
         self._cache.clear()
-
-
-def _copy(parameters: dict[str, Any], stored: dict[str, str], name: str, value: torch.Tensor) -> None:
-    if name not in stored:
-        raise ModelError(f"{name}: in the checkpoint, but the loaded model keeps it under another name")
-    import torch
-
-    with torch.no_grad():
-        parameters[stored[name]].copy_(value)

@@ -117,9 +117,13 @@ def find_layers(decoder: PreTrainedModel) -> nn.ModuleList:
     from torch import nn
 
     count = decoder.config.num_hidden_layers
-    for _, module in decoder.named_children():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
+    lists = [
+        (name.count("."), module)
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    if lists:  # the outermost: a layer may hold as many experts as there are layers, and OPT has its layers one deeper
+        return min(lists, key=lambda pair: pair[0])[1]
     raise ModelError(f"{type(decoder).__name__}: no list of {count} decoder layers in this architecture")
 
 
