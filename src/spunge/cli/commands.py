@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -136,13 +136,18 @@ def run(
         return
     from spunge.run import pipeline
 
+    def listen(kind: str, content: Mapping[str, Any], /) -> None:
+        for caution in content["warnings"] if kind == "warned" and not as_json else ():
+            _warn(caution)
+        display.event(kind, content)
+
     with watch(quiet, as_json) as display, tracked(display.step, track, experiment.name) as progress:
         directory = pipeline.run(
             experiment,
             out=out,
             dtype=check_dtype(dtype),
             progress=progress,
-            listener=display.event,
+            listener=listen,
             **options,
             command=shlex.join(["spunge", *sys.argv[1:]]),
         )
@@ -172,7 +177,7 @@ def plan(
 
     show_fetches(screen, to_fetch(experiment))
     free = None if memory is None else int(memory * 1e9)
-    foretold = planning.forecast(experiment, out=out, device=device, memory=free)
+    foretold = planning.forecast(experiment, out=out, device=device, memory=free, warn=_warn)
     show_plan(screen, experiment, foretold, every_task=every_task)
 
 

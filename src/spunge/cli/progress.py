@@ -36,7 +36,7 @@ class Display:
         """A step of a task (`interfaces.Progress`)."""
 
     def event(self, kind: str, content: Mapping[str, Any], /) -> None:
-        """What `pipeline.run` tells: `planned`, with its steps, and `finished`, with the task that has ended."""
+        """What `pipeline.run` tells: `warned`, `planned` with its steps, `finished` with the task that has ended."""
 
 
 @contextmanager
@@ -62,6 +62,7 @@ def watch(console: Console, out: TextIO, *, quiet: bool = False, as_json: bool =
 class JsonLines(Display):
     """One JSON object a line: `event`, `at` (seconds since the start) and what the event tells.
 
+    - `warned`: `warnings`, a line each, only if there are any.
     - `planned`: `steps`, each with `stage`, `name`, `seed`, `key`, `status` (`computed` or `reused`) and `why`.
     - `step`: `what`, `done`, `total`, `figures`; of one task at most once a second, and its last.
     - `finished`: `stage`, `name`, `seed`, `key`, `status`, `seconds`, `peak_memory`, `figures`; of an evaluation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from spunge.foretell.machine import Machine, look_at
 from spunge.interfaces import Forecast
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
+from spunge.run.cautions import cautions_of_rows, cautions_of_subsets
 from spunge.run.executors.planned import Planned
 from spunge.run.flow import flow
 from spunge.run.pipeline import choose_device
@@ -49,7 +51,12 @@ class Plan:
 
 
 def forecast(
-    experiment: Experiment, *, out: str | Path = "runs", device: str = "auto", memory: int | None = None
+    experiment: Experiment,
+    *,
+    out: str | Path = "runs",
+    device: str = "auto",
+    memory: int | None = None,
+    warn: Callable[[str], object] = str,
 ) -> Plan:
     """Returns the plan with what every task that would run takes, from the model's configuration and the rows alone.
 
@@ -58,10 +65,16 @@ def forecast(
         out: The runs root.
         device: The torch device that is planned for.
         memory: Bytes to plan for instead of what is free on the device.
+        warn: Told what to know before the run is paid for, a line each.
     """
     machine = look_at(choose_device(device), Path(out), memory)
     with Planned(Store(Path(out) / "store"), machine.device) as planned:
-        flow(experiment, load(experiment, weights=False), planned)
+        rows = load(experiment, weights=False)
+        for caution in cautions_of_rows(experiment, rows):
+            warn(caution)
+        flow(experiment, rows, planned)
+        for caution in cautions_of_subsets(planned.tasks):
+            warn(caution)
     disk = machine.disk
     for step, task in zip(planned.steps, planned.tasks, strict=True):
         takes = planned.forecasts.get(step["key"], Forecast()) if step["status"] == "computed" else Forecast()

@@ -23,6 +23,9 @@ from spunge.run.store import Artifact
 from spunge.run.sweep import Point
 from spunge.variants import MERGED, RIVALS, ROLES, SUBSET
 
+MUCH_LOST = 0.5
+"""The share of a merged task vector's energy that rounding may take without a warning."""
+
 Listener = Callable[[str, Mapping[str, Any]], None]
 
 
@@ -52,6 +55,8 @@ class Journal:
     device: str
     command: str
     listener: Listener = unheard
+    warnings: Sequence[str] = ()
+    """What was known before the run began (see `cautions`)."""
     stages: list[dict[str, Any]] = field(default_factory=list)
     split: dict[str, Any] | None = None
     subsets: dict[str, int] = field(default_factory=dict)
@@ -116,7 +121,14 @@ class Journal:
 
     def _cautions(self) -> list[str]:
         """What a reader of the comparisons must know of the recipe."""
-        cautions = []
+        cautions = list(self.warnings)
+        lost = max((merge.get("rounding") or 0.0 for merge in self.merges.values()), default=0.0)
+        if lost > MUCH_LOST:
+            cautions.append(
+                f"Rounded to the base model's number format, the merged task vector loses {100 * lost:.0f} % of its "
+                "energy: most of what was learned is not in the weights; train longer or at a higher rate, or start "
+                "from a float32 copy of the base model."
+            )
         factor = self.experiment.merge.lambda_
         swept = "merge.lambda" in self.experiment.sweep
         matched = self.experiment.damage is not None

@@ -15,6 +15,7 @@ from spunge.files import locked, replace_text, replaced
 from spunge.interfaces import Progress, silent
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
+from spunge.run.cautions import cautions_of_rows, cautions_of_subsets, refuse_foreign
 from spunge.run.executors.cluster import Cluster
 from spunge.run.executors.local import Local
 from spunge.run.executors.planned import Planned
@@ -50,7 +51,8 @@ def run(
         executor: `local`, or `ray` for the hosts of a cluster.
         address: The Ray cluster's `host:port`.
         progress: Told of every step.
-        listener: Told of the run's events: `planned`, with its `steps`, and `finished`, with the task that has ended.
+        listener: Told of the run's events: `warned`, with what to know before it is paid for, `planned`, with its
+            `steps`, and `finished`, with the task that has ended.
         command: What the user typed, noted in the report.
 
     Returns:
@@ -63,12 +65,15 @@ def run(
     if dtype is not None:  # it can move a result, so it is part of what is run
         experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update={"dtype": dtype})})
     rows, store = load(experiment), Store(Path(out).absolute() / "store" if executor == "ray" else Path(out) / "store")
+    warnings = _tell(listener, cautions_of_rows(experiment, rows))
     with Planned(store, "cpu" if executor == "ray" else device) as planned:
         flow(experiment, rows, planned)  # what is wrong is found before anything is written
+    warnings += _tell(listener, cautions_of_subsets(planned.tasks))
     directory = Path(out) / experiment.name
+    refuse_foreign(directory)
     with locked(directory, "another run is at work there; wait for it, or give another --out"), store.held():
         replace_text(directory / "recipe.yaml", redacted(reading.dump(experiment)))
-        journal = Journal(directory, experiment, device, command, listener)
+        journal = Journal(directory, experiment, device, command, listener, warnings)
         if executor == "local":
             where = Local(store, slots(device, jobs), progress, journal.note)
         else:
@@ -82,6 +87,12 @@ def run(
         journal.write("done", outcome)
         report.write(directory)
     return directory
+
+
+def _tell(listener: Listener, warnings: list[str]) -> list[str]:
+    if warnings:
+        listener("warned", {"warnings": warnings})
+    return warnings
 
 
 @contextmanager
