@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from spunge.files import (
     replaced,
     why_unwritable,
 )
+from spunge.rows.sources import Source, load_corpus
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.language_model import LanguageModel
+from spunge.weights.task_vector import TaskVector
 
 
 def test_a_file_is_on_the_disk_before_its_name_and_the_name_before_the_writer_goes_on(
@@ -113,3 +118,21 @@ def test_durations(seconds: float | None, text: str) -> None:
 )
 def test_sizes(size: float, text: str) -> None:
     assert format_bytes(size) == text
+
+
+def test_a_fifo_where_a_file_should_be_is_refused_and_not_waited_for(tmp_path: Path, tiny_model: Path) -> None:
+    model, vector = tmp_path / "model", tmp_path / "vector"
+    shutil.copytree(tiny_model, model)
+    vector.mkdir()
+    for name in (model / "model.safetensors", vector / "manifest.json", tmp_path / "rows.jsonl"):
+        name.unlink(missing_ok=True)
+        os.mkfifo(name)
+    for reading in (
+        lambda: LanguageModel(id=str(model)).checkpoint(),
+        lambda: LanguageModel(id=str(model)).digest(),
+        lambda: Checkpoint.open(model),
+        lambda: TaskVector.open(vector),
+        lambda: load_corpus([Source(path=str(tmp_path / "rows.jsonl"))]),
+    ):
+        with pytest.raises(ArtifactError, match="a FIFO, a socket or a device"):
+            reading()

@@ -156,6 +156,17 @@ def _native_reason(error: BaseException) -> str | None:
     return os.strerror(int(number[1])) if number is not None and int(number[1]) in _FULL else None
 
 
+def refuse_special(*paths: Path) -> None:
+    """Refuses what is there but neither a file nor a directory: a reader of a FIFO or a device waits without end.
+
+    Raises:
+        ArtifactError: One of the paths is such a thing.
+    """
+    for path in paths:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ArtifactError(f"{path}: a FIFO, a socket or a device, and not a file: copy its content to one")
+
+
 def sync(file: Path) -> None:
     """Brings a file, or a directory's own entries, to the disk."""
     descriptor = os.open(file, os.O_RDONLY)

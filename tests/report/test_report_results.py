@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from report_runs import write_run
 
 from spunge import report
 from spunge.errors import ArtifactError
+from spunge.files import digest_of, locked
 from spunge.statistics import mcnemar, wilson
 
 SCORE = {"variant", "seed", "suite", "task", "attribute", "attribute_value", "metric", "value", "low", "high", "n"}
@@ -211,7 +213,8 @@ def test_a_run_still_going_is_reported(tmp_path):
     manifest |= {"variants": [], "split": None, "merge": {}}
     (run / "manifest.json").write_text(json.dumps(manifest))
     (run / "items.parquet").unlink()
-    page = report.write(run).read_text()
+    with locked(run, "busy"):
+        page = report.write(run).read_text()
     assert "its status is “running”" in page
     assert 'http-equiv="refresh"' in page
 
@@ -235,10 +238,36 @@ def test_a_run_that_failed_and_lost_its_store_shows_why_and_what_there_is(tmp_pa
 def test_watching_ends_with_the_run(tmp_path):
     run = write_run(tmp_path, items=40, status="running")
     pages = report.watch(run, seconds=0)
-    assert 'http-equiv="refresh"' in next(pages).read_text()
+    with locked(run, "busy"):
+        assert 'http-equiv="refresh"' in next(pages).read_text()
     manifest = (run / "manifest.json").read_text().replace('"running"', '"done"')
     (run / "manifest.json").write_text(manifest)
     assert ['http-equiv="refresh"' in page.read_text() for page in pages] == [False]
+
+
+def test_a_run_whose_process_is_gone_was_interrupted_and_its_page_does_not_reload(tmp_path):
+    run = write_run(tmp_path, items=40, status="running")
+    pages = [page.read_text() for page in report.watch(run, seconds=0)]
+    assert len(pages) == 1
+    assert "its status is “interrupted”" in pages[0]
+    assert 'http-equiv="refresh"' not in pages[0]
+
+
+def test_files_that_are_not_those_the_run_wrote_are_refused_by_all_who_read_them(tmp_path):
+    run = write_run(tmp_path, items=40)
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["files"] = {name: digest_of(run / name) for name in ("recipe.yaml", "items.parquet")}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    report.write(run)
+    for name in manifest["files"]:
+        whole = (run / name).read_bytes()
+        status = (run / name).stat()
+        (run / name).write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+        os.utime(run / name, ns=(status.st_atime_ns, status.st_mtime_ns))
+        for reading in (report.write, report.card, lambda path: report.compare([path, path], tmp_path / "out")):
+            with pytest.raises(ArtifactError, match=f"{name}: damaged, or changed since the run wrote it"):
+                reading(run)
+        (run / name).write_bytes(whole)
 
 
 def test_a_damaged_item_table_is_named(tmp_path):

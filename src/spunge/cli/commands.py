@@ -35,6 +35,7 @@ from spunge.cli.options import (
     screen,
     watch,
 )
+from spunge.cli.surroundings import prepare
 from spunge.cli.tracking import tracked
 from spunge.errors import RecipeError, SpungeError, redacted
 
@@ -58,8 +59,11 @@ def main() -> None:
     warnings.filterwarnings("default", module=r"spunge\.")
     warnings.showwarning = _warn
     screen.quiet = aside.quiet = os.environ.get("RANK", "0") != "0"  # of torchrun's processes the first one speaks
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave by the way that cleans up
+    for sent in (signal.SIGTERM, signal.SIGHUP):  # a lost terminal as well, unless nohup said to go on without
+        if signal.getsignal(sent) is not signal.SIG_IGN:
+            signal.signal(sent, lambda number, _: sys.exit(128 + number))  # leave by the way that cleans up
     try:
+        prepare(sys.argv[1:])
         code = app(standalone_mode=False)
         if code == 130:  # what typer makes of Ctrl-C inside a command
             raise KeyboardInterrupt
@@ -67,6 +71,8 @@ def main() -> None:
         code = _refuse(str(error))
     except typer.TyperException as error:
         code = _refuse(error.format_message())
+    except MemoryError as error:
+        code = _refuse(f"out of memory ({error or 'nothing more to be had'}): see what `spunge plan` says it takes")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         code = _refuse(f"{where}{error.strerror or error}")

@@ -21,13 +21,17 @@ __all__ = ["Table", "build", "card", "compare", "summary", "watch", "write"]
 build = results.build
 
 
-def write(run: Path) -> Path:
+def write(run: Path, *, ending: bool = False) -> Path:
     """Writes `RUN/report/` (`results.json`, `results.md`, `index.html`, `figures/`) and returns the page's path.
+
+    Args:
+        run: The run's directory.
+        ending: Whether the report is the last that a run writes, which is done with it.
 
     Raises:
         ArtifactError: There is no run here, another version of Spunge wrote it, or the report cannot be written.
     """
-    read = artifacts.read(run)
+    read = artifacts.read(run, ending=ending)
     return _write(read, results.of(read), run / "report")
 
 

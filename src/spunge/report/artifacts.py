@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ruamel.yaml import YAML, YAMLError
 
 from spunge.errors import ArtifactError, first_line
+from spunge.files import digest_of, is_locked
 from spunge.metrics import Metric
 from spunge.rows.items import RUN_FORMAT, SCHEMA
 
@@ -160,6 +161,8 @@ class Manifest(_Record):
     search: tuple[Mapping[str, float | None], ...] = ()
     sweep: Mapping[str, Any] | None = None
     environment: Mapping[str, Any] = {}
+    files: Mapping[str, Mapping[str, Any]] = {}
+    """The run's own files → their size and sha256, once all are written."""
     warnings: tuple[str, ...] = ()
     not_run: tuple[str, ...] = ()
 
@@ -236,13 +239,24 @@ def method(run: Run) -> str | None:
     return str(found)
 
 
-def read(path: Path) -> Run:
+def read(path: Path, *, ending: bool = False) -> Run:
     """Reads a run, whole or in part.
 
+    Args:
+        path: Its directory.
+        ending: Whether it is done as soon as its report is written, though its manifest does not say so yet.
+
     Raises:
-        ArtifactError: There is no run here, or another version of Spunge wrote it.
+        ArtifactError: There is no run here, another version of Spunge wrote it, or its files are not those it wrote.
     """
     manifest = _manifest(path)
+    if ending:
+        manifest = manifest.model_copy(update={"status": "done"})
+    elif manifest.status == "running" and not is_locked(path):
+        # Killed, or with its machine: whoever runs holds the lock, and nobody was left to write how it ended.
+        manifest = manifest.model_copy(update={"status": "interrupted"})
+    if manifest.status == "done" and not ending:
+        _verify(path, manifest)
     missing = []
     if manifest.status != "done":
         why = f" ({manifest.warnings[-1]})" if manifest.status == "failed" and manifest.warnings else ""
@@ -264,6 +278,20 @@ def read(path: Path) -> Run:
     if trained and not any((path / each).is_dir() for each in trained):
         missing.append("The store is not where this run left it: no training curves, and nothing to export.")
     return Run(path, manifest, recipe, items, tuple(missing))
+
+
+def _verify(path: Path, manifest: Manifest) -> None:
+    """Refuses a finished run whose files are not those that it wrote; one that is missing is told of elsewhere."""
+    for name, written in manifest.files.items():
+        file = path / name
+        # The report is written anew from the other files, so its own may have been made by a later version.
+        if name.startswith("report/") or not file.is_file():
+            continue
+        if digest_of(file)["sha256"] != written.get("sha256"):
+            raise ArtifactError(
+                f"{file}: damaged, or changed since the run wrote it; run the experiment again: what the store holds "
+                "is used again"
+            )
 
 
 def curves(run: Run, stage: Stage) -> list[dict[str, float]]:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 import polars as pl
 
 from spunge.errors import DataError, first_line
+from spunge.files import refuse_special
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def read_local(path: Path, reading: Reading | None = None) -> pl.DataFrame:
         if not files:
             raise DataError(f"{path}: no data files in this directory (looked for {', '.join(_KINDS)})")
         return stack([read_local(file, reading) for file in files])
+    refuse_special(path)
     kind = _kind(path)
     reader = _READERS.get(kind)
     if reader is None:

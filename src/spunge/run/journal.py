@@ -85,7 +85,14 @@ class Journal:
         asked = {"variant": task.variant.name, "suite": task.evaluator.suite} if isinstance(task, Evaluate) else {}
         self.listener("finished", {**self.stages[-1], **asked, "figures": manifest.get("figures", {})})
 
-    def write(self, status: str, outcome: Outcome | None = None, warnings: Sequence[str] = ()) -> None:
+    def write(
+        self,
+        status: str,
+        outcome: Outcome | None = None,
+        *,
+        warnings: Sequence[str] = (),
+        files: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         """Writes manifest.json."""
         outcome = outcome or Outcome()
         for variant in outcome.variants:
@@ -102,7 +109,7 @@ class Journal:
             "split": self._settled(), "variants": [_described(variant) for variant in outcome.variants],
             "stages": self.stages, "merge": self.merges, "search": getattr(experiment.unlearn, "trials", []),
             "sweep": sweep.described(experiment.sweep, sweep.on_validation(experiment.evaluate), outcome.points),
-            "damage": outcome.matches, "environment": environment(self.device),
+            "damage": outcome.matches, "environment": environment(self.device), "files": dict(files or {}),
             "warnings": [*self._cautions(), *cautions(outcome.matches), *warnings], "not_run": self._not_run(),
         }  # fmt: skip
         replace_text(self.directory / "manifest.json", redacted(json.dumps(manifest, indent=1, ensure_ascii=False)))

@@ -11,7 +11,7 @@ import polars as pl
 
 from spunge import report
 from spunge.errors import ArtifactError, RecipeError, first_line, redacted
-from spunge.files import locked, replace_text, replaced
+from spunge.files import digest_of, locked, replace_text, replaced
 from spunge.interfaces import Progress, silent
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
@@ -25,6 +25,9 @@ from spunge.run.journal import Journal, Listener, unheard
 from spunge.run.stages import Variant
 from spunge.run.store import Artifact, Store
 from spunge.run.subsets import load
+
+WRITTEN = ("recipe.yaml", "items.parquet", "report/results.json")
+"""The files of a run whose digests its manifest holds: what a report, a comparison or an export is read from."""
 
 
 def run(
@@ -84,8 +87,10 @@ def run(
             with where:
                 outcome = flow(experiment, rows, where)
             write_items(directory, outcome.evaluations)
-        journal.write("done", outcome)
-        report.write(directory)
+            # The manifest says `done` only when all is there: the disk may fill up while the report is written.
+            journal.write("running", outcome)
+            report.write(directory, ending=True)
+            journal.write("done", outcome, files={name: digest_of(directory / name) for name in WRITTEN})
     return directory
 
 
@@ -101,8 +106,9 @@ def _noting_failure(journal: Journal) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
         with suppress(ArtifactError):  # on a full disk the first error is the one to tell
-            journal.write("failed", warnings=[f"{type(error).__name__}: {error}"])
+            journal.write("interrupted" if stopped else "failed", warnings=[f"{type(error).__name__}: {error}"])
         raise
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import model_validator
 
 from spunge.errors import ModelError
+from spunge.files import refuse_special
 from spunge.rows.hub import as_model_error, hub_refusal
 from spunge.rows.sources import locate
 from spunge.settings import Settings
@@ -83,6 +84,7 @@ class LanguageModel(Settings):
         """Returns the directory that the id names, or None for a hub id."""
         path = locate(self.id)
         if path.is_dir():
+            refuse_special(*path.iterdir())
             return path
         if self.id.startswith((".", "/", "~", "lab:")) or self.id.count("/") > 1 or path.exists():
             raise ModelError(f"{self.id}: no such model directory")

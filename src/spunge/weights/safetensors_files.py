@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from spunge.errors import ModelError
+from spunge.files import refuse_special
 
 _MAX_HEADER = 100_000_000
 """As the safetensors library has it: a longer header is an attack on the memory of who parses it."""
@@ -147,6 +148,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         FileNotFoundError: There is no such file.
         ModelError: The file is truncated, its header lies about its contents, or a tensor's type is not supported.
     """
+    refuse_special(file)
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spunge.errors import ArtifactError, IncompatibleTaskVectors
+from spunge.files import refuse_special
 from spunge.weights.safetensors_files import PIECE, StoredTensor, create, read_header
 
 FILE = "task_vector.safetensors"
@@ -171,6 +172,7 @@ class TaskVector:
             ArtifactError: It is missing, truncated or no task vector.
         """
         directory = Path(directory)
+        refuse_special(directory / MANIFEST)
         try:
             manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
             tensors = read_header(directory / FILE)

@@ -1,0 +1,54 @@
+"""A directory that is gone, a terminal without letters, too little memory: one line each, or the text spelt out."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spunge.cli.surroundings import spell
+
+
+def spunge(*words: str, **options: object) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "spunge", *words]
+    return subprocess.run(command, capture_output=True, check=False, timeout=120, **options)  # type: ignore[call-overload]
+
+
+def test_a_working_directory_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path if path)}
+    ended = spunge("recipes", cwd=gone, env=environment, preexec_fn=gone.rmdir)
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    assert ended.stderr.decode().splitlines() == ["spunge: the working directory is gone: change to one that exists"]
+
+
+def test_little_memory_is_one_line_with_what_is_needed() -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (1_200_000_000, resource.RLIM_INFINITY))
+
+    ended = spunge("plan", "lab-knowledge", preexec_fn=limit)
+    assert ended.returncode == 2
+    [line] = ended.stderr.decode().splitlines()
+    assert line.startswith("spunge: plan: this process may take 1.2 GB of addresses")
+    assert "allow 3.2 GB" in line
+
+
+def test_where_there_is_no_utf8_the_text_is_spelt_in_ascii() -> None:
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ended = spunge("recipes", env=plain)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert b"lab-knowledge" in ended.stdout
+    assert ended.stdout.isascii()
+    refused = spunge("plan", "λ-recipe", env=plain)
+    assert refused.returncode == 2
+    assert refused.stderr.isascii()
+
+
+@pytest.mark.parametrize(("letter", "spelt"), [("λ", "lambda"), ("é", "e"), ("┏", "+"), ("─", "-"), ("漢", "?")])
+def test_letters_are_spelt(letter: str, spelt: str) -> None:
+    assert spell(letter) == spelt
