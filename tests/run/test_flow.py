@@ -108,6 +108,22 @@ def test_joint_equal_steps_takes_all_steps_together(world: dict[str, Any], tmp_p
     assert steps["joint_equal_steps"] == steps["subset:a"] + steps["subset:b"] > steps["joint"]
 
 
+def test_a_joint_baseline_that_takes_all_steps_as_it_is_stands_for_both(world: dict[str, Any], tmp_path: Path) -> None:
+    method = {"method": "task_vector_negation", "lora": None, "learning_rate": 1e-3, "batch_size": 4}
+    recipe = Experiment.model_validate({**world, "unlearn": method, "controls": ["joint", "joint_equal_steps"]})
+    manifest = manifest_of(pipeline.run(recipe, out=tmp_path / "runs"))
+    variants = {variant["name"]: variant for variant in manifest["variants"]}
+    both = [variants[name] for name in ("joint", "joint_equal_steps")]
+    assert [variant["steps"] for variant in both] == [4, 4]
+    assert both[0]["task_vector"] == both[1]["task_vector"]
+    assert [stage["name"] for stage in manifest["stages"] if stage["stage"] == "unlearn"] == [
+        "subset:a", "subset:b", "joint"
+    ]  # fmt: skip
+    assert sum(stage["stage"] == "evaluate" for stage in manifest["stages"]) == len(variants) - 1
+    assert any("also the one of equal steps" in warning for warning in manifest["warnings"])
+    assert not {step["status"] for step in planning.plan(recipe, out=tmp_path / "runs")} - {"reused"}
+
+
 def test_a_scaled_merge_beside_an_unscaled_baseline_is_cautioned_against(world: dict[str, Any], tmp_path: Path) -> None:
     world["merge"]["lambda"] = 1.5
     run = pipeline.run(Experiment.model_validate({**world, "controls": ["joint"]}), out=tmp_path / "runs")

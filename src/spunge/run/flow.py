@@ -35,19 +35,19 @@ def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
 
         # unlearn every subset apart, always from the base; and, as everybody does it, all of them jointly
         apart, joint = steps.subset_tasks(context, subsets), steps.joint_task(context, subsets)
-        unlearned, baselines = steps.unlearn(
-            context, apart, [joint] if controls & {"joint", "joint_equal_steps"} else []
-        )
+        jointly = [joint] if {"joint", "joint_equal_steps"} & controls else []
+        unlearned, baselines = steps.unlearn(context, apart, jointly)
 
         # the controls: joint with as many steps as all subsets together, the subsets in turn, and a split at random
-        longer, random = [], None
-        if "joint_equal_steps" in controls:
-            steps_of = tuple(variant.artifact.path for variant in [*baselines, *unlearned] if variant.artifact)
-            longer = [replace(joint, name="joint_equal_steps", steps_of=steps_of)]
-        if "random_split" in controls:
-            random = steps.split_at_random(context, subsets)
+        prolong, longer = "joint_equal_steps" in controls, []
+        if prolong and not steps.takes_all_steps(baselines[0], unlearned):
+            longer = [steps.longer_task(joint, [*baselines, *unlearned])]
+        random = steps.split_at_random(context, subsets) if "random_split" in controls else None
         drawn = steps.random_tasks(context, random) if random else []
         prolonged, unlearned_at_random = steps.unlearn(context, longer, drawn)
+        if prolong and not longer:
+            prolonged = [replace(baselines[0], name="joint_equal_steps")]
+            outcome.notes.append(steps.STANDS_FOR_BOTH)
         in_turn = [steps.unlearn_in_turn(context, apart)] if "sequential" in controls else []
 
         # merge; of a sweep's settings each variant takes the one that does best on the validation part of the items

@@ -44,6 +44,8 @@ class Outcome:
     """Of a sweep: every setting that was tried, as it did on the validation part."""
     matches: list[Mapping[str, Any]] = field(default_factory=list)
     """Of budgets of damage: where each variant spends the headline's, and its line of λ."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the report must know of how it came about."""
 
 
 @dataclass
@@ -110,7 +112,9 @@ class Journal:
             "stages": self.stages, "merge": self.merges, "search": getattr(experiment.unlearn, "trials", []),
             "sweep": sweep.described(experiment.sweep, sweep.on_validation(experiment.evaluate), outcome.points),
             "damage": outcome.matches, "environment": environment(self.device), "files": dict(files or {}),
-            "warnings": [*self._cautions(), *cautions(outcome.matches), *warnings], "not_run": self._not_run(),
+            "warnings": [
+                *self._cautions(), *cautions(outcome.matches), *dict.fromkeys(outcome.notes), *warnings
+            ], "not_run": self._not_run(),
         }  # fmt: skip
         replace_text(self.directory / "manifest.json", redacted(json.dumps(manifest, indent=1, ensure_ascii=False)))
 

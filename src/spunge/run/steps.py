@@ -13,9 +13,9 @@ from spunge.recipe.schema import Experiment
 from spunge.rows.sources import SUBSET, Corpus
 from spunge.run import sweep
 from spunge.run.damage import MatchDamage
-from spunge.run.executors import Executor
+from spunge.run.executors import Executor, Task
 from spunge.run.stages import Base, Evaluate, Generate, Merge, Score, Split, Unlearn, UnlearnInTurn, Variant
-from spunge.run.store import Artifact
+from spunge.run.store import Artifact, key
 from spunge.run.subsets import Rows, Subsets, check_settings_of_subsets, match_retain, process, read_subsets
 from spunge.run.sweep import Point
 from spunge.splitters import AtRandom
@@ -104,6 +104,28 @@ def joint_task(context: Context, subsets: Subsets) -> Unlearn:
         retain=context.rows.retain,
         seed=context.seed,
     )
+
+
+STANDS_FOR_BOTH = (
+    "The joint baseline takes as many steps as all subsets together as it is: its model is also the one of equal steps."
+)
+
+
+def takes_all_steps(joint: Variant, subsets: Sequence[Variant]) -> bool:
+    """Whether the joint baseline takes as many steps as all subsets; False while that is not known, as in a plan."""
+    counts = [variant.artifact.manifest.get("steps") for variant in [joint, *subsets] if variant.artifact is not None]
+    return None not in counts and counts[0] >= sum(counts[1:])
+
+
+def longer_task(joint: Unlearn, variants: Sequence[Variant]) -> Unlearn:
+    """Returns the task that unlearns all at once, in as many steps as the subsets took together.
+
+    Args:
+        joint: The task of the joint baseline.
+        variants: That baseline, then the subsets.
+    """
+    paths = tuple(variant.artifact.path for variant in variants if variant.artifact is not None)
+    return replace(joint, name="joint_equal_steps", steps_of=paths)
 
 
 def unlearn(context: Context, *tasks: Sequence[Unlearn]) -> list[list[Variant]]:
@@ -221,15 +243,30 @@ def _evaluate(executor: Executor, tasks: Sequence[Evaluate]) -> list[Artifact]:
         for number, task in enumerate(tasks)
         if (generation := task.evaluator.generation) is not None
     }
-    steps = {number: [artifact] for number, artifact in zip(writing, executor.run([*writing.values()]), strict=True)}
+    steps = {
+        number: [artifact]
+        for number, artifact in zip(writing, _run_each_once(executor, [*writing.values()]), strict=True)
+    }
     scoring = [
         (number, Score(scorer, steps[number][0], generate))
         for number, generate in writing.items()
         for scorer in tasks[number].evaluator.scorers
     ]
-    for (number, _), artifact in zip(scoring, executor.run([task for _, task in scoring]), strict=True):
+    for (number, _), artifact in zip(scoring, _run_each_once(executor, [task for _, task in scoring]), strict=True):
         steps[number].append(artifact)
-    return executor.run([replace(task, steps=tuple(steps.get(number, ()))) for number, task in enumerate(tasks)])
+    return _run_each_once(
+        executor, [replace(task, steps=tuple(steps.get(number, ()))) for number, task in enumerate(tasks)]
+    )
+
+
+def _run_each_once(executor: Executor, tasks: Sequence[Task]) -> list[Artifact]:
+    """Runs tasks of which some come to the same artifact, as variants with equal weights do: each of those once."""
+    keys = [key(task.stage, task.inputs) for task in tasks]
+    different: dict[str, Task] = {}
+    for name, task in zip(keys, tasks, strict=True):
+        different.setdefault(name, task)
+    artifacts = dict(zip(different, executor.run([*different.values()]), strict=True))
+    return [artifacts[name] for name in keys]
 
 
 def _titled(name: str, point: Mapping[str, Any]) -> str:
