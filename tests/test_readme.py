@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -19,3 +20,10 @@ def test_every_room_is_in_the_tree() -> None:
 def test_every_file_says_why_it_exists() -> None:
     for path in (ROOT / "src" / "spunge").rglob("*.py"):
         assert path.read_text(encoding="utf-8").startswith('"""'), path
+
+
+def test_every_file_of_the_walks_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_]+(?:/[a-z_]+)*\.py)`", page))
+    assert len(named) > 20
+    assert {name for name in named if not (ROOT / "src" / "spunge" / name).is_file()} == set()
