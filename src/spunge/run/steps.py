@@ -113,8 +113,9 @@ STANDS_FOR_BOTH = (
 
 def takes_all_steps(joint: Variant, subsets: Sequence[Variant]) -> bool:
     """Whether the joint baseline takes as many steps as all subsets; False while that is not known, as in a plan."""
-    counts = [variant.artifact.manifest.get("steps") for variant in [joint, *subsets] if variant.artifact is not None]
-    return None not in counts and counts[0] >= sum(counts[1:])
+    artifacts = [variant.artifact for variant in [joint, *subsets] if variant.artifact is not None]
+    taken, *others = (artifact.manifest.get("steps", 0) for artifact in artifacts)
+    return 0 < taken >= sum(others) and all(others)
 
 
 def longer_task(joint: Unlearn, variants: Sequence[Variant]) -> Unlearn:
