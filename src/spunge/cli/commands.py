@@ -175,7 +175,8 @@ def plan(
     every_task: Annotated[bool, typer.Option("--all", help="Say it of each task.")] = False,
 ) -> None:
     """Says what a run would fetch, compute or reuse and why, how long that takes, and what would not fit."""
-    aside.print(f"planning {recipe} …")  # at once: what follows imports for seconds
+    if aside.is_terminal:  # at once, as what follows imports for seconds; elsewhere an error stays one line
+        aside.print(f"planning {recipe} …", soft_wrap=True)
     experiment = _read(recipe, words, seeds, offline_root)
     from spunge.cli.plan import show_fetches, show_plan
     from spunge.foretell import plan as planning
