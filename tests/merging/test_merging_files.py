@@ -244,7 +244,9 @@ def test_leading_singular_vectors_of_a_large_matrix():
 
 
 def test_only_linear_layers_fit_into_an_adapter(tmp_path, base):
-    with pytest.raises(IncompatibleTaskVectors, match=r"model\.norm\.weight: not the weight of a linear layer"):
+    with pytest.raises(
+        IncompatibleTaskVectors, match=r"model\.norm\.weight: no adapter can hold it: it is not the weight of a linear"
+    ):
         merging.write_adapter(
             Ties(), {"a": TaskVector({"model.norm.weight": torch.ones(8)})}, tmp_path / "out", base=base
         )

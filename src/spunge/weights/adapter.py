@@ -188,7 +188,7 @@ def _same_change(one: LowRank, other: LowRank) -> bool:
 
 def _check_rows(name: str, stored: StoredTensor, base: StoredTensor, directory: Path) -> None:
     """Says what an embedding of another number of rows comes from; other shapes are the base's to check."""
-    if len(stored.shape) == len(base.shape) == 2 and stored.shape[1:] == base.shape[1:] != stored.shape:
+    if len(stored.shape) == len(base.shape) == 2 and stored.shape[1] == base.shape[1] and stored.shape != base.shape:
         raise IncompatibleTaskVectors(
             f"{directory}: {name} has {stored.shape[0]} rows, and the base model's has {base.shape[0]}: its vocabulary "
             "was resized for the training; resize the base's too, save it, and name that as the model"
