@@ -1,7 +1,6 @@
 """What can be done with which architecture: tiny random models of each are taken through everything, cell by cell.
 
     python benchmarks/models.py table [--only llama,olmoe] [--real DIR …]     # docs/models.md holds its output
-    python benchmarks/models.py fetch smollm2 DIR    # a real model, by its public source and hash
 
 A cell is `yes`, `refused` with the line that a user would read, or `NO` with what went wrong. The last is a fault.
 """
@@ -327,11 +326,11 @@ def build(architecture: Architecture, name: str, directory: Path) -> None:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.15)
-    model.save_pretrained(directory)
+    model.save_pretrained(str(directory))
     words = tokenizer()
     if architecture.kind == "pad beyond rows":
         words.add_special_tokens({"pad_token": "<a new pad>"})
-    words.save_pretrained(directory)
+    words.save_pretrained(str(directory))
 
 
 def tokenizer() -> Any:
@@ -354,7 +353,7 @@ def cell(step: Callable[[Trial], None], trial: Trial) -> str:
     try:
         step(trial)
     except SpungeError as refused:
-        return f"refused: {str(refused).replace(str(trial.folder), '…')}"
+        return f"refused: {str(refused).replace(str(trial.folder), '…').replace(trial.base.id, 'MODEL')}"
     except Unreached:
         return "–"
     except Wrong as wrong:
@@ -395,8 +394,8 @@ def table(names: list[str], real: list[Path]) -> bool:
 
     print(f"| architecture | kind | {' | '.join(CELLS)} |\n|{'---|' * (len(CELLS) + 2)}")
     for (name, kind), cells in rows.items():
-        written = [shown(cells.get(title, next(iter(cells.values())))) for title in CELLS]
-        print(f"| {name} | {kind} | {' | '.join(written)} |")
+        values = [shown(cells.get(title, next(iter(cells.values())))) for title in CELLS]
+        print(f"| {' | '.join((name, kind, *values))} |")
     print()
     for reason, number in notes.items():
         print(f"{number}. {reason}")

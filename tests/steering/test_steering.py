@@ -154,11 +154,12 @@ def test_parameters_are_chosen_by_name(tmp_path: Path) -> None:
         choose_parameters(base, (0,), 2, ["down_proj"])
 
 
-def test_an_encoder_with_a_decoder_is_refused_by_name(tmp_path: Path) -> None:
-    AutoConfig.for_model("t5").save_pretrained(tmp_path / "t5")
-    base = make_model(tmp_path / "other").model_copy(update={"id": str(tmp_path / "t5")})
-    with pytest.raises(ModelError, match="T5 is an encoder with a decoder"):
-        choose_parameters(base, (0,), 1, "auto")
+def test_a_model_that_is_no_decoder_is_refused_by_name(tmp_path: Path) -> None:
+    for kind, name in (("t5", "T5"), ("bart", "Bart")):
+        AutoConfig.for_model(kind).save_pretrained(tmp_path / kind)
+        base = make_model(tmp_path / "other").model_copy(update={"id": str(tmp_path / kind)})
+        with pytest.raises(ModelError, match=name):
+            choose_parameters(base, (0,), 1, "auto")
 
 
 def test_a_layer_beyond_the_model_is_refused_with_their_number(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from spunge.steering.loop import Prepared, kept, prepare, uses
 from spunge.steering.settings import SteeredUnlearner
 from spunge.steering.truncated import skeleton_of
 from spunge.weights.language_model import LanguageModel
-from spunge.weights.shape import find_layers, number_size
+from spunge.weights.shape import check_tokens, find_layers, number_size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +35,8 @@ def forecast(
         ModelError: The architecture, the layer or the parameters are not to be had.
         RecipeError: A setting has values for some topics, but not for all.
     """
+    for rows in (forget, retain):
+        check_tokens(base, rows.texts if rows is not None else ())
     task, dtype = prepare(settings, base, forget, retain, work.seed), work.resident.dtype
     expected = estimate(settings, base, task.parameters, tokens=task.batches.longest, dtype=dtype)
     states = work.resident.cached("forecast of hidden states", States)

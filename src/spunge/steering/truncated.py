@@ -160,7 +160,7 @@ class TruncatedModel:
             self.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
             handle.remove()
             self._outputs = len(outputs[0]) if isinstance(outputs[0], tuple) else 0
-            expected = outputs[0][0] if self._outputs else outputs[0]
+            expected: Any = outputs[0][0] if self._outputs else outputs[0]
             start = len(self.layers) - 1
             replayed = self.run(*self.enter(ids, mask, start), start)
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
@@ -169,7 +169,7 @@ class TruncatedModel:
             ) from error
         finally:
             handle.remove()
-        if not torch.equal(expected, replayed):  # pyright: ignore[reportArgumentType]
+        if not torch.equal(expected, replayed):
             raise ModelError(f"{_architecture(self.decoder)}: this architecture's layers cannot be run one by one")
 
 
@@ -216,9 +216,12 @@ def choose_parameters(
     """Returns, for every updated layer, the names within it of the parameters that change; reads no weights.
 
     Raises:
-        ModelError: No such layer, or nothing in it matches.
+        ModelError: No such layer, nothing in it matches, or what does could be trained and not stored.
     """
     skeleton = skeleton_of(base, layers)
+    stored = base.stored_names()
+    held = None if stored is None else ParameterNames(skeleton, _parts(base, skeleton, stored))
+    stem = next(name for name, module in skeleton.named_modules() if module is find_layers(skeleton))
     chosen = {}
     for index in updated:
         layer = find_layers(skeleton)[index]
@@ -235,6 +238,9 @@ def choose_parameters(
             raise ModelError(
                 f"{_architecture(skeleton)}: parameters: {what} in layer {index}; it has {', '.join(matrices)}"
             )
+        if held is not None:
+            for name in names:
+                held.check(f"{stem}.{index}.{name}")
         chosen[index] = names
     return chosen
 
@@ -272,7 +278,9 @@ def skeleton_of(base: LanguageModel, layers: int) -> PreTrainedModel:
     whole = base.config()
     config, kind = whole.get_text_config(), type(whole).__name__.removesuffix("Config")
     if whole.is_encoder_decoder:
-        raise ModelError(f"{base.id}: {kind} is an encoder with a decoder; Spunge unlearns decoders alone: choose one")
+        raise ModelError(
+            f"{base.id}: {kind} is an encoder with a decoder, and Spunge unlearns decoders alone: choose one"
+        )
     if layers > config.num_hidden_layers:
         raise ModelError(
             f"{base.id}: there is no layer {layers - 1}: the model has {config.num_hidden_layers} layers, "

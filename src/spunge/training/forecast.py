@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from spunge.interfaces import Forecast
 from spunge.rows.sources import Corpus
@@ -15,9 +16,11 @@ def forecast_training(settings: Tuning, base: LanguageModel, forget: Corpus, ret
     """Says what training on a forget set takes, and on a retain set beside it where one is given.
 
     Raises:
-        ModelError: The configuration cannot be read.
+        ModelError: The configuration cannot be read, or what would be trained could not be stored.
+        RecipeError: A setting names nothing of the model.
     """
     shape = shape_of(base)
+    notes = _check_targets(settings, base)
     steps = settings.epochs * -(-len(forget) // (settings.batch_size * settings.accumulation))
     steps = min(steps, settings.max_steps or steps)
     trained = changed = shape.parameters
@@ -41,7 +44,41 @@ def forecast_training(settings: Tuning, base: LanguageModel, forget: Corpus, ret
         operations=passes * shape.inner * padded * batches,
         calls=shape.layers * batches * passes // 2,
         changed=changed,
+        notes=notes,
     )
+
+
+_checked: dict[tuple[LanguageModel, Path, str | None, tuple[str, ...] | None], dict[str, str]] = {}
+"""What was found out already: every subset's task of a plan asks the same."""
+
+
+def _check_targets(settings: Tuning, base: LanguageModel) -> dict[str, str]:
+    """Refuses what could be trained and not stored; says what an adapter does not reach."""
+    from spunge.training.tuned import chosen_weights, lora_targets
+    from spunge.weights.conversion import ParameterNames
+
+    lora, stored = settings.lora, base.stored_names()
+    key = (base, base.directory(weights=False), lora and lora.model_dump_json(), settings.parameters)
+    if key in _checked or stored is None:
+        return _checked.get(key, {})
+    outline = base.outline()
+    names, notes = ParameterNames(outline, stored), {}
+    if lora is None:
+        chosen_weights(outline, names, settings.parameters)
+    else:
+        targets = lora_targets(outline, names, lora)
+        reached = sum(outline.get_parameter(f"{name}.weight").numel() for name in targets)
+        fused = sum(
+            value.numel() for name, value in outline.named_parameters() if "experts" in name and value.ndim == 3
+        )
+        total = sum(parameter.numel() for parameter in outline.parameters())
+        if fused:
+            notes["what the adapter reaches"] = (
+                f"{reached / total:.1%} of the parameters; {fused / total:.1%} are tensors of fused experts, on which "
+                "no LoRA is put: `lora: null` with `parameters: [experts]` trains them"
+            )
+    _checked[key] = notes
+    return notes
 
 
 def _is_adapted(name: str, lora: Lora, shape: Shape) -> bool:

@@ -127,9 +127,8 @@ class Trainee:
 
     def encode(self, corpus: Corpus, *, response: str = "response") -> list[Encoded]:
         """Turns rows into tokens, as the settings say and no longer than the model can read."""
-        positions = (
-            getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or self.settings.max_length
-        )
+        text = self.model.config.get_text_config()
+        positions = getattr(text, "max_position_embeddings", None) or self.settings.max_length
         rows = encode(
             corpus,
             self.tokenizer,

@@ -39,7 +39,7 @@ def with_lora(
     from peft import LoraConfig, LoraModel
     from peft.tuners.lora import LoraLayer
 
-    targets = _lora_targets(model, names, lora)
+    targets = lora_targets(model, names, lora)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
@@ -127,7 +127,13 @@ def _scans(module: nn.Module) -> bool:
     return hasattr(module, "A_log") and hasattr(module, "D")
 
 
-def _lora_targets(model: PreTrainedModel, names: ParameterNames, lora: Lora) -> list[str]:
+def lora_targets(model: PreTrainedModel, names: ParameterNames, lora: Lora) -> list[str]:
+    """Returns the names of the layers that a LoRA is put on; an outline of the model will do.
+
+    Raises:
+        RecipeError: A setting names no linear layer of the model, or one that shares its weight.
+        ModelError: The checkpoint keeps a weight in a form that cannot be converted back to.
+    """
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
 
     linear = list(linear_modules(model))

@@ -64,8 +64,9 @@ def read(directory: str | Path, base: Checkpoint) -> TaskVector:
         if matched := _FACTOR.fullmatch(inner):
             factors.setdefault(matched["module"], {})[matched["side"]] = stored
             embedded |= {matched["module"]} if matched["embedding"] else set()
-        else:  # a weight saved whole: under a LoRA for the record, or because it was trained itself
-            whole[inner.replace(".base_layer.", ".")] = stored
+        elif ".original_module." not in inner:
+            # A weight saved whole: under a LoRA for the record, or because it was trained itself.
+            whole[re.sub(r"\.(base_layer|modules_to_save)\.", ".", inner)] = stored
     names = _Names(base, directory)
     entries: dict[str, Entry] = {}
     for name, stored in names.untied(whole, _same_values).items():
@@ -151,9 +152,8 @@ class _Names:
     def untied(self, changes: Mapping[str, T], same: Callable[[T, T], bool]) -> dict[str, T]:
         """Returns the changes, one of each tied weight; refuses those that would untie it.
 
-        PEFT lets a layer that shares its weight have a change of its own: the live model is then untied, and so is
-        what merge_and_unload makes of a weight saved whole. Of a LoRA it merges into the shared weight what only one
-        layer had.
+        PEFT lets a layer that shares its weight have a change of its own: the live model is then untied, and so is what
+        merge_and_unload makes of a weight saved whole. Of a LoRA it merges into the shared weight what one layer had.
         """
         kept: dict[str, T] = {}
         for name, change in changes.items():
@@ -188,7 +188,8 @@ def _same_change(one: LowRank, other: LowRank) -> bool:
 
 def _check_rows(name: str, stored: StoredTensor, base: StoredTensor, directory: Path) -> None:
     """Says what an embedding of another number of rows comes from; other shapes are the base's to check."""
-    if len(stored.shape) == len(base.shape) == 2 and stored.shape[1] == base.shape[1] and stored.shape != base.shape:
+    # Matrices outside the layers are embeddings and heads: nothing else is resized.
+    if not re.search(r"\.\d+\.", name) and len(stored.shape) == 2 and stored.shape[0] != base.shape[0]:
         raise IncompatibleTaskVectors(
             f"{directory}: {name} has {stored.shape[0]} rows, and the base model's has {base.shape[0]}: its vocabulary "
             "was resized for the training; resize the base's too, save it, and name that as the model"
@@ -224,6 +225,8 @@ def save(
             raise IncompatibleTaskVectors(
                 f"{name}: a dense delta does not fit into a LoRA adapter; export a checkpoint or a task vector instead"
             )
+        if names is not None:
+            check_target(name, entry.shape, names)
         module = (names or {}).get(name, name).removesuffix(".weight")
         modules[module] = entry
         tensors[f"{_PREFIX}{module}.lora_A.weight"] = entry.A.detach().float().cpu().contiguous()

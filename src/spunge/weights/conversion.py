@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -43,8 +43,7 @@ class Fusion:
         """Returns the model's parameters that these tensors of the checkpoint, all of them, become."""
         converter = deepcopy(self.converter)
         for name, (pattern, _) in self.sources.items():
-            # Their annotations are of futures alone; their code takes tensors as well.
-            converter.add_tensor(self.target, name, pattern, tensors[name])  # pyright: ignore[reportArgumentType]
+            converter.add_tensor(self.target, name, pattern, cast("Any", tensors[name]))
         return _single(converter.convert(self.target, model=model, config=model.config))
 
     def store(self, parameters: Mapping[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
@@ -54,16 +53,16 @@ class Fusion:
             ModelError: The operations have no reverse.
         """
         try:
-            reverse = self.converter.reverse_transform()
+            reverse: Any = self.converter.reverse_transform()
             first = None
             for name, value in parameters.items():
                 renamed, pattern = reverse.rename_source_key(name)
                 first = first or renamed
-                reverse.add_tensor(renamed, name, str(pattern), value)  # pyright: ignore[reportArgumentType]
-            split = _single(reverse.convert(first, model=model, config=model.config))  # pyright: ignore[reportAttributeAccessIssue]
+                reverse.add_tensor(renamed, name, pattern, value)
+            split = _single(reverse.convert(first, model=model, config=model.config))
         except (ValueError, RuntimeError, KeyError, IndexError, TypeError, NotImplementedError, StopIteration) as error:
             raise _irreversible(self.target, error) from error
-        # The reverse gives names as they are after the renaming on loading; some with the model's prefix, some not.
+        # The reverse gives names as they are after the renaming on loading, some of them without the model's prefix.
         prefix = model.base_model_prefix + "."
         names = {renamed.removeprefix(prefix): name for name, (_, renamed) in self.sources.items()}
         if {name.removeprefix(prefix) for name in split} != names.keys():
@@ -116,7 +115,7 @@ class ParameterNames:
             rename_source_key,
         )
 
-        # A loaded model notes which conversions took part; the mapping knows all: what matches nothing does nothing.
+        # A loaded model notes which conversions took part; an outline has only the mapping, where most match nothing.
         transforms = get_model_conversion_mapping(self._model)
         renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
         converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
@@ -213,6 +212,6 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 def _irreversible(name: str, error: Exception | None = None) -> ModelError:
     reason = "" if error is None else f" ({first_line(error)})"
     return ModelError(
-        f"{name}: the checkpoint keeps it in a form that transformers cannot convert back to{reason}; "
-        "choose other parameters"
+        f"{name}: the checkpoint keeps it in a form that transformers cannot convert back to{reason}; choose other "
+        "parameters"
     )

@@ -76,6 +76,16 @@ class LanguageModel(Settings):
             raise ModelError(f"{self.id}: it changed on the hub meanwhile; name a revision")
         return Checkpoint.open(directory, files)
 
+    def stored_names(self) -> Collection[str] | None:
+        """Returns the names of the checkpoint's tensors, without a weight; None where only the hub's weights tell."""
+        from spunge.weights.checkpoint import SINGLE, shard_names
+        from spunge.weights.safetensors_files import read_header
+
+        directory = self.directory(weights=False)
+        if (listed := shard_names(directory)) is not None:
+            return listed.keys()
+        return read_header(directory / SINGLE).keys() if (directory / SINGLE).exists() else None
+
     def fingerprint(self) -> dict[str, str]:
         """Returns `fingerprint` with that of the weights; nothing for a model on the hub, which may be here in part."""
         return {} if self._local() is None else {"fingerprint": self.checkpoint().fingerprint()}
@@ -207,7 +217,8 @@ class LanguageModel(Settings):
 
         if config.is_encoder_decoder:
             raise ModelError(
-                f"{self.id}: {config.model_type} is an encoder with a decoder; Spunge unlearns decoders alone"
+                f"{self.id}: {config.model_type} is an encoder with a decoder, and Spunge unlearns decoders alone: "
+                "choose one"
             )
         sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
         return AutoModelForImageTextToText if sees else AutoModelForCausalLM

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from spunge.errors import ModelError
+from spunge.errors import DataError, ModelError
 from spunge.weights.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _shape_of(model: LanguageModel, directory: Path) -> Shape:
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     outline: Any = model.outline()
-    config, layers = outline.config, find_layers(outline.base_model)
+    config, layers = outline.config, find_layers(outline.get_decoder())  # of text: what sees has layers too
     text = config.get_text_config()
     matrices: dict[str, tuple[int, int]] = {}
     for path, module in layers.named_modules():
@@ -69,8 +69,9 @@ def _shape_of(model: LanguageModel, directory: Path) -> Shape:
             name, weight = path.rpartition(".")[2], module.get_parameter("weight")
             numbers, sides = matrices.get(name, (0, 0))
             matrices[name] = (numbers + weight.numel(), sides + sum(weight.shape))
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    attention = getattr(text, "num_attention_heads", 0)  # Mamba has none, and no cache that grows
+    heads = getattr(text, "num_key_value_heads", None) or attention
+    head = getattr(text, "head_dim", None) or (text.hidden_size // attention if attention else 0)
     return Shape(
         parameters=sum(parameter.numel() for parameter in outline.parameters()),
         matrices=matrices,
@@ -88,11 +89,31 @@ def _shape_of(model: LanguageModel, directory: Path) -> Shape:
 
 def token_counts(model: LanguageModel, texts: Sequence[str]) -> list[int]:
     """Returns about how many tokens each text has, one at least: from its length, and what a sample's tokens are."""
+    check_tokens(model, texts)
     sample = list(texts[:: max(1, len(texts) // _SAMPLE)])
     tokenizer = _tokenizer_of(model, model.directory(weights=False))  # pyright: ignore[reportArgumentType]: as above
     ids = tokenizer(sample, verbose=False)["input_ids"] if sample else []
     tokens, characters = sum(map(len, ids)), sum(map(len, sample))
     return [max(1, round(len(text) * tokens / max(characters, 1))) for text in texts]
+
+
+def check_tokens(model: LanguageModel, texts: Sequence[str]) -> None:
+    """Refuses texts with a token that the model has no row for: a tokenizer may have been extended without its model.
+
+    Raises:
+        DataError: There is one; the message names it and its row.
+    """
+    rows = getattr(model.config().get_text_config(), "vocab_size", None)
+    tokenizer = _tokenizer_of(model, model.directory(weights=False))  # pyright: ignore[reportArgumentType]: as above
+    if rows is None or len(tokenizer) <= rows:  # nearly always: then no text is read
+        return
+    for number, ids in enumerate(tokenizer(list(texts), verbose=False)["input_ids"], 1):
+        if ids and max(ids) >= rows:
+            token = tokenizer.convert_ids_to_tokens(max(ids))
+            raise DataError(
+                f"row {number} has the token {token!r} with the id {max(ids)}, and the embeddings of {model.id} have "
+                f"{rows} rows: resize them and train the token, or take it out of the text"
+            )
 
 
 @cache
