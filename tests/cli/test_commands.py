@@ -294,6 +294,14 @@ def test_looking_after_the_store(world: dict[str, Any], write_recipe: Write, tmp
     assert "1 to remove" in spunge("store", "gc", cwd=tmp_path).stdout  # what was set aside
 
 
+def test_a_plan_of_a_model_that_is_not_there_is_one_line(
+    world: dict[str, Any], write_recipe: Write, tmp_path: Path
+) -> None:
+    write_recipe({**world, "model": {"id": str(tmp_path / "nowhere")}})
+    done = spunge("plan", "recipe.yaml", cwd=tmp_path)
+    refused(done, "nowhere: no such model directory")
+
+
 def test_a_hub_out_of_reach_is_one_line(world: dict[str, Any], write_recipe: Write, tmp_path: Path) -> None:
     world["evaluate"][0]["sources"] = [{"path": "someone/questions"}]
     write_recipe(world)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spunge.errors import DataError, ModelError
-from spunge.rows.sources import SUFFIXES, Source, is_hub_id, locate
+from spunge.rows.sources import SUFFIXES, Source, is_hub_id, is_local, locate
 from spunge.settings import Settings
 
 S = TypeVar("S", bound=Settings)
@@ -36,7 +36,7 @@ def hub_references(value: Any) -> Iterator[Any]:
         if is_hub_id(value.path):
             yield value
         return
-    if is_model(value) and not locate(value.id).exists():
+    if is_model(value) and not is_local(value.id):
         yield value
     if isinstance(value, Settings):
         value = {name: getattr(value, name) for name in type(value).model_fields}

@@ -33,7 +33,7 @@ class Score:
     @property
     def ends(self) -> Ends | None:
         """The interval; None where there is none."""
-        return None if self.low is None or self.high is None else (self.low, self.high)
+        return _ends(self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,16 @@ class Comparison:
     @property
     def ends(self) -> Ends | None:
         """The interval; None where there is none."""
-        return None if self.low is None or self.high is None else (self.low, self.high)
+        return _ends(self.low, self.high)
 
     @property
     def relative_ends(self) -> Ends | None:
         """That of the relative difference."""
-        low, high = self.relative_low, self.relative_high
-        return None if low is None or high is None else (low, high)
+        return _ends(self.relative_low, self.relative_high)
+
+
+def _ends(low: float | None, high: float | None) -> Ends | None:
+    return None if low is None or high is None else (low, high)
 
 
 def written(row: Score | Comparison) -> dict[str, Any]:

@@ -34,10 +34,14 @@ def locate(path: str) -> Path:
     return Path(path).expanduser()
 
 
+def is_local(path: str) -> bool:
+    """Says whether a path is of this machine, be it there or not; else it can be a hub id."""
+    return path.startswith((".", "/", "~", "lab:")) or path.count("/") > 1 or locate(path).exists()
+
+
 def is_hub_id(path: str) -> bool:
     """Says whether a data path that is no local file or directory can be a hub id."""
-    looks_local = path.startswith((".", "/", "~", "lab:")) or path.endswith(SUFFIXES)
-    return not (looks_local or path.count("/") > 1 or locate(path).exists())
+    return not (is_local(path) or path.endswith(SUFFIXES))
 
 
 class Source(Settings):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from spunge.errors import ArtifactError, DataError
+from spunge.errors import DataError
+from spunge.files import refuse_existing
 from spunge.interfaces import Work
 from spunge.rows.sources import Corpus
 from spunge.training import losses, sharding
@@ -32,8 +33,7 @@ def finetune(settings: Tuning, base: LanguageModel, corpus: Corpus, out: Path, w
     Raises:
         ArtifactError: `out` exists or cannot be written.
     """
-    if out.exists():  # known before hours of training rather than after
-        raise ArtifactError(f"{out}: exists already; give another --out or remove it")
+    refuse_existing(out)  # known before hours of training rather than after
     with borrow(settings, base, work) as trainee:
         learnt = train(trainee, say(trainee, corpus), work)
     return export(base.directory(), learnt, out) if sharding.rank() == 0 else out

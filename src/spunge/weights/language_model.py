@@ -13,7 +13,7 @@ from pydantic import model_validator
 from spunge.errors import ModelError
 from spunge.files import refuse_special
 from spunge.rows.hub import as_model_error, hub_refusal
-from spunge.rows.sources import locate
+from spunge.rows.sources import is_local, locate
 from spunge.settings import Settings
 
 # A handle is part of a recipe, and reading a recipe must not cost the import of torch.
@@ -96,7 +96,7 @@ class LanguageModel(Settings):
         if path.is_dir():
             refuse_special(*path.iterdir())
             return path
-        if self.id.startswith((".", "/", "~", "lab:")) or self.id.count("/") > 1 or path.exists():
+        if is_local(self.id):
             raise ModelError(f"{self.id}: no such model directory")
         return None
 
