@@ -198,6 +198,8 @@ class Block:
     """The names of the variants."""
     tensor: str
     """The parameter's name."""
+    shape: tuple[int, ...]
+    """The whole tensor's."""
     start: int
     """The position of the first element in the whole tensor."""
     seed: int

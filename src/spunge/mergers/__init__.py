@@ -12,12 +12,16 @@ from spunge.mergers.consensus import Consensus
 from spunge.mergers.dare import Dare
 from spunge.mergers.della import Della
 from spunge.mergers.emr_unified import EmrUnified
+from spunge.mergers.isotropic import Isotropic
+from spunge.mergers.knots import Knots
 from spunge.mergers.linear import Linear
 from spunge.mergers.magmax import MagMax
 from spunge.mergers.magnitude_prune import MagnitudePrune
 from spunge.mergers.retain_regmean import RetainRegMean
 from spunge.mergers.task_arithmetic import TaskArithmetic
 from spunge.mergers.ties import Ties
+from spunge.mergers.tsv import Tsv
+from spunge.mergers.wudi import Wudi
 
 REFUSED = {
     "model_stock": "Model Stock returns the base model when the task vectors are nearly orthogonal, as those of "
@@ -45,6 +49,10 @@ _Methods = (
     | Breadcrumbs
     | EmrUnified
     | RetainRegMean
+    | Tsv
+    | Isotropic
+    | Wudi
+    | Knots
 )
 AnyMerger = Annotated[Annotated[_Methods, Field(discriminator="method")], BeforeValidator(_refuse)]
 """The settings of any merger, told apart by `method`."""
@@ -61,10 +69,14 @@ __all__ = [
     "Dare",
     "Della",
     "EmrUnified",
+    "Isotropic",
+    "Knots",
     "Linear",
     "MagMax",
     "MagnitudePrune",
     "RetainRegMean",
     "TaskArithmetic",
     "Ties",
+    "Tsv",
+    "Wudi",
 ]

@@ -29,4 +29,4 @@ class Linear(Merger):
     def combine(self, block: Block) -> Tensor:
         from spunge import merging
 
-        return merging.mean(merging.total(merging.weighted(block, block.deltas)), sum(block.weights))
+        return merging.average(block)

@@ -45,7 +45,7 @@ class RetainRegMean(Merger):
         from spunge import merging
 
         if block.grams is None:
-            return merging.mean(merging.total(merging.weighted(block, block.deltas)), sum(block.weights))
+            return merging.average(block)
         *subsets, retain = (self._shrunk(gram.double()) for gram in block.grams)
         system = self.beta * retain
         target = torch.zeros_like(block.deltas[0], dtype=torch.float64)

@@ -13,16 +13,21 @@ from spunge.merging.engine import Merged, merge, write, write_adapter
 from spunge.merging.factors import leading_svd
 from spunge.merging.grams import Grams, batches_of, gram_matrices
 from spunge.merging.job import BLOCK
-from spunge.merging.kernels import disjoint_mean, elect, mean, total, trimmed, uniform, weighted
+from spunge.merging.kernels import average, disjoint_mean, elect, mean, total, trimmed, uniform, weighted
 from spunge.merging.sources import check_base, open_variant, open_variants, select
+from spunge.merging.spectra import Spectrum, by_matrix, decompose, orthogonalise
 
 __all__ = [
     "BLOCK",
     "COVERAGE_FLOOR",
     "Grams",
     "Merged",
+    "Spectrum",
+    "average",
     "batches_of",
+    "by_matrix",
     "check_base",
+    "decompose",
     "disjoint_mean",
     "elect",
     "gram_matrices",
@@ -32,6 +37,7 @@ __all__ = [
     "merge",
     "open_variant",
     "open_variants",
+    "orthogonalise",
     "select",
     "total",
     "trimmed",

@@ -218,6 +218,7 @@ def _run(job: Job, keep: Callable[[str, int, Tensor], None], progress: Progress)
                     thresholds=thresholds.kept if thresholds else (),
                     variants=tuple(job.variants),
                     tensor=name,
+                    shape=shape,
                     start=start,
                     seed=job.seed,
                     grams=grams,

@@ -67,7 +67,9 @@ class Factors:
         job = self._job
         # A linear merger shows its coefficients when each variant is a unit.
         unit = torch.eye(len(job.variants))
-        coefficients = job.merger.combine(Block(unit, job.weights, (), tuple(job.variants), name, 0, job.seed))
+        coefficients = job.merger.combine(
+            Block(unit, job.weights, (), tuple(job.variants), name, job.shapes[name], 0, job.seed)
+        )
         downs, ups, transposed = [], [], False
         for coefficient, variant in zip(coefficients.tolist(), job.variants.values(), strict=True):
             entry = variant.entries.get(name)

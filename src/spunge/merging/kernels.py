@@ -65,6 +65,11 @@ def mean(summed: Tensor, divisor: float) -> Tensor:
     return summed / summed.new_tensor(divisor)
 
 
+def average(block: Block) -> Tensor:
+    """Returns the weighted mean of the deltas."""
+    return mean(total(weighted(block, block.deltas)), sum(block.weights))
+
+
 def uniform(block: Block, variant: str) -> Tensor:
     """Returns a random number in [0, 1) for each entry of one variant, in the shape of its deltas.
 
