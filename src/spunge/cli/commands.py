@@ -64,6 +64,7 @@ def main() -> None:
             signal.signal(sent, lambda number, _: sys.exit(128 + number))  # leave by the way that cleans up
     try:
         prepare(sys.argv[1:])
+        _greet(sys.argv[1:])
         code = app(standalone_mode=False)
         if code == 130:  # what typer makes of Ctrl-C inside a command
             raise KeyboardInterrupt
@@ -79,6 +80,20 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = _refuse("interrupted: finished stages are kept; the same command continues")
     sys.exit(code or 0)
+
+
+_LONG = {
+    "demo", "run", "plan", "unlearn", "merge", "export", "evaluate", "finetune", "search", "train-classifier", "report",
+    "compare",
+}  # fmt: skip
+"""Commands that load libraries, for seconds, before they can say anything of their own."""
+
+
+def _greet(words: Sequence[str]) -> None:
+    """Says at once that a command has begun; elsewhere than on a terminal an error stays one line."""
+    if words and words[0] in _LONG and aside.is_terminal and not {"--quiet", "--json", "--help"} & set(words):
+        named = words[1] if len(words) > 1 and not words[1].startswith("-") else ""
+        aside.print(f"spunge {words[0]} {named}".rstrip() + " …", soft_wrap=True)
 
 
 def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
@@ -175,8 +190,6 @@ def plan(
     every_task: Annotated[bool, typer.Option("--all", help="Say it of each task.")] = False,
 ) -> None:
     """Says what a run would fetch, compute or reuse and why, how long that takes, and what would not fit."""
-    if aside.is_terminal:  # at once, as what follows imports for seconds; elsewhere an error stays one line
-        aside.print(f"planning {recipe} …", soft_wrap=True)
     experiment = _read(recipe, words, seeds, offline_root)
     from spunge.cli.plan import show_fetches, show_plan
     from spunge.foretell import plan as planning

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,16 @@ Track = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON line an event; docs/architecture.md lists them.")]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def write_line(console: Console, line: str, *, indent: int = 0) -> None:
+    """Prints a line; on a terminal one that is too long goes on under itself, elsewhere it stays whole.
+
+    Nothing is cut, and a log or a pipe has one line for one thing to find it by.
+    """
+    if console.is_terminal and len(line) > console.width:
+        line = textwrap.fill(line, console.width, subsequent_indent=" " * indent, break_on_hyphens=False)
+    console.print(line, soft_wrap=True)
 
 
 def split_words(words: Sequence[str] | None) -> tuple[dict[str, Any], list[str]]:

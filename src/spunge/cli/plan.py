@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from spunge.cli.options import write_line
 from spunge.files import format_bytes, format_duration
 from spunge.foretell.fetching import Fetch
 from spunge.foretell.plan import Plan
@@ -16,6 +16,8 @@ from spunge.recipe.schema import Experiment
 
 _REASONS = 4
 """So many differences are told of one task; `--all` tells every one."""
+_LONGEST_PATH = 6
+"""So many steps of the longest way are named: its ends say enough."""
 
 
 def show_fetches(screen: Console, fetches: Sequence[Fetch]) -> None:
@@ -23,69 +25,95 @@ def show_fetches(screen: Console, fetches: Sequence[Fetch]) -> None:
     for fetch in fetches:
         size = "unknown size" if fetch.bytes is None else format_bytes(fetch.bytes)
         note = f", {fetch.note}" if fetch.note else ""
-        screen.print(f"to fetch: {fetch.kind} {fetch.name}, {size}{note}", soft_wrap=True)
+        write_line(screen, f"to fetch: {fetch.kind} {fetch.name}, {size}{note}")
 
 
 def show_plan(screen: Console, experiment: Experiment, plan: Plan, *, every_task: bool) -> None:
     """Prints a plan; lines wrap where they are long, and nothing is cut."""
-    for line in summary(experiment.name, plan):
-        screen.print(line, soft_wrap=True)
-    screen.print(_kinds(plan.steps))
+    for line in summary(experiment, plan):
+        write_line(screen, line, indent=10)
+    for line in _stages(plan.steps):
+        write_line(screen, line)
     for line in _tasks(plan.steps) if every_task else _reasons(plan.steps):
-        screen.print(line, soft_wrap=True)
+        write_line(screen, line, indent=4)
     for subject, note in {subject: note for step in plan.steps for subject, note in step["notes"].items()}.items():
-        screen.print(f"{subject}: {note}", soft_wrap=True)
+        write_line(screen, f"{subject}: {note}", indent=4)
     for control, why in experiment.left_out.items():
-        screen.print(f"not run: {control.replace('_', ' ')}: {why}", soft_wrap=True)
-    computed = sum(step["status"] == "computed" for step in plan.steps)
-    reused = len(plan.steps) - computed
-    screen.print(f"{computed} of {len(plan.steps)} stages would be computed, {reused} reused")
+        write_line(screen, f"not run: {control.replace('_', ' ')}: {why}", indent=4)
+    if not every_task and any(step["status"] == "computed" for step in plan.steps):
+        write_line(screen, "--all says it of each task")
 
 
-def summary(name: str, plan: Plan) -> Iterator[str]:
-    """Yields what a plan comes to: time, memory, disk, and what would be refused."""
+def summary(experiment: Experiment, plan: Plan) -> Iterator[str]:
+    """Yields what a plan comes to: what is done to what, time, memory, disk, and what would be refused."""
     computed = [step for step in plan.steps if step["status"] == "computed"]
-    yield f"{name}: {len(computed)} of {len(plan.steps)} stages to compute, the others are there already"
+    reused = len(plan.steps) - len(computed)
+    yield f"{experiment.name}: {len(computed)} of {len(plan.steps)} stages would be computed, {reused} reused"
+    yield f"  what    {_what(experiment)}"
     if not computed:
         return
     unknown = sum(step["seconds"] is None for step in computed)
     seconds = sum(step["seconds"] or 0.0 for step in computed)
     more = f", and {unknown} stages of which nobody knows" if unknown else ""
     yield f"  time    about {format_duration(seconds)} one after the other on {plan.machine.device}{more}"
-    path = " → ".join(_label(step) for step in plan.critical_path)
     longest = sum(step["seconds"] or 0.0 for step in plan.critical_path)
-    yield f"          at least {format_duration(longest)}, however many processes: {path}"
+    yield f"          at least {format_duration(longest)}, however many processes: {_way(plan.critical_path)}"
     hungriest = max(computed, key=lambda step: step["memory"] or 0)
     free = format_bytes(plan.machine.memory)
     yield f"  memory  {format_bytes(hungriest['memory'] or 0)} at most ({_label(hungriest)}); {free} are free"
     disk = sum(step["disk"] or 0 for step in computed)
     yield f"  disk    {format_bytes(disk)}; {format_bytes(plan.machine.disk)} are free"
-    for advice, tasks in Counter((step["stage"], step["advice"]) for step in computed if step["advice"]).items():
-        yield f"  refused {advice[0]} ({tasks} of them): {advice[1]}"
+    for (stage, advice), tasks in Counter((one["stage"], one["advice"]) for one in computed if one["advice"]).items():
+        yield f"  refused {stage} ({tasks} of them): {advice}"
+
+
+def _what(experiment: Experiment) -> str:
+    method, merge = (getattr(one, "method", type(one).__name__) for one in (experiment.unlearn, experiment.merge))
+    split_by = getattr(experiment.split, "column", None) or getattr(experiment.split, "by", "")
+    suites, seeds = len(experiment.evaluate), len(experiment.seeds)
+    return (
+        f"{method} on {experiment.model.id}, split by {split_by}, merged by {merge}; "
+        f"{suites} suite{'s' * (suites != 1)}, {seeds} seed{'s' * (seeds != 1)}"
+    )
+
+
+def _way(path: Sequence[Mapping[str, Any]]) -> str:
+    names = [_label(step) for step in path]
+    if len(names) > _LONGEST_PATH:
+        names = [*names[:3], f"{len(names) - _LONGEST_PATH} more", *names[-3:]]
+    return " → ".join(names)
 
 
 def _label(step: Mapping[str, Any]) -> str:
     return f"{step['stage']} {step['name']}"
 
 
-def _kinds(steps: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table("stage", "tasks", "reused", "memory", "disk", "time", box=None, pad_edge=False)
+def _stages(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns a line a stage, in columns that are as wide as what stands in them: a table of rich's cuts names."""
+    rows = [("stage", "tasks", "reused", "memory", "disk", "time")]
     for stage in dict.fromkeys(step["stage"] for step in steps):
-        own = [step for step in steps if step["stage"] == stage]
-        table.add_row(
-            stage, str(len(own)), str(sum(step["status"] == "reused" for step in own)),
-            format_bytes(max(step["memory"] or 0 for step in own)),
-            format_bytes(sum(step["disk"] or 0 for step in own)),
-            format_duration(sum(step["seconds"] or 0.0 for step in own)),
-        )  # fmt: skip
-    return table
+        tasks = [step for step in steps if step["stage"] == stage]
+        rows.append((
+            stage, str(len(tasks)), str(sum(step["status"] == "reused" for step in tasks)),
+            format_bytes(max(step["memory"] or 0 for step in tasks)),
+            format_bytes(sum(step["disk"] or 0 for step in tasks)),
+            format_duration(sum(step["seconds"] or 0.0 for step in tasks)),
+        ))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _reasons(steps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yields why what is computed is not there yet: each reason once a kind of task, the commonest first."""
-    reasons = Counter((step["stage"], _why(step["why"], _REASONS)) for step in steps if step["why"])
-    for (stage, why), tasks in reasons.most_common():
-        yield f"{stage} ({tasks} of them): {why}"
+    """Yields why what is computed is not there yet: each reason once with the tasks it holds for, the commonest first.
+
+    Where nothing of a stage is there, that is said once of all such stages.
+    """
+    reasons: dict[str, Counter[str]] = {}
+    for step in steps:
+        if step["why"]:
+            reasons.setdefault(_why(step["why"], _REASONS), Counter())[step["stage"]] += 1
+    for why, stages in sorted(reasons.items(), key=lambda pair: -pair[1].total()):
+        yield f"{', '.join(stages)} ({stages.total()} of them): {why}"
 
 
 def _tasks(steps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
