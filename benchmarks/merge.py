@@ -266,7 +266,7 @@ def merge(base: Path, out: Path, device: str, variants: list[str]) -> None:
     from spunge.weights.checkpoint import Checkpoint
 
     opened = Checkpoint.open(base)
-    merging.write(Ties(), merging.open_variants(variants, opened), out, base=opened, device=device)
+    merging.write(Ties(), merging.open_variants(variants, opened), out, base=opened, options=merging.Options(device))
 
 
 def limit(base: Path, out: Path, variants: list[str]) -> None:

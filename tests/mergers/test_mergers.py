@@ -26,6 +26,7 @@ from spunge.mergers import (
     TaskArithmetic,
     Ties,
 )
+from spunge.merging import Options
 from spunge.weights.task_vector import TaskVector
 
 Column = list[np.float32]
@@ -117,7 +118,7 @@ def test_breadcrumbs_cut_both_ends():
 
 def drawn(merger: Merger, seed: int = 0, tensor: str = "w", variant: str = "a") -> torch.Tensor:
     variants = {variant: TaskVector({tensor: torch.ones(200, 500)})}
-    return merging.merge(merger, variants, seed=seed).task_vector.delta(tensor)
+    return merging.merge(merger, variants, options=Options(seed=seed)).task_vector.delta(tensor)
 
 
 def test_dare_keeps_a_random_share_and_rescales_it():
@@ -164,7 +165,7 @@ def regmean_case() -> tuple[dict[str, TaskVector], dict[str, torch.Tensor], merg
 def test_retain_regmean_is_the_least_squares_solution():
     variants, inputs, grams = regmean_case()
     merger = RetainRegMean(beta=2.0, shrink=0.0, ridge=1e-12, weights={"b": 3.0})
-    merged = merging.merge(merger, variants, grams=grams).task_vector
+    merged = merging.merge(merger, variants, options=Options(grams=grams)).task_vector
     # The same by ordinary least squares on the stacked inputs and wanted outputs.
     weights = {"a": 1.0, "b": 3.0, RETAIN: 2.0}
     rows = [(weights[n] / len(x)) ** 0.5 * x.double() for n, x in inputs.items()]
@@ -178,12 +179,12 @@ def test_retain_regmean_is_the_least_squares_solution():
 def test_retain_regmean_needs_inputs():
     variants, _, grams = regmean_case()
     with pytest.raises(RecipeError, match="Gram matrices of 'retain'"):
-        merging.merge(RetainRegMean(), variants, grams={name: grams[name] for name in "ab"})
+        merging.merge(RetainRegMean(), variants, options=Options(grams={name: grams[name] for name in "ab"}))
 
 
 def test_retain_regmean_with_a_great_beta_stays_at_the_base():
     variants, _, grams = regmean_case()
-    merged = merging.merge(RetainRegMean(beta=1e6), variants, grams=grams).task_vector
+    merged = merging.merge(RetainRegMean(beta=1e6), variants, options=Options(grams=grams)).task_vector
     assert merged.delta("w").abs().max() < 1e-4
 
 

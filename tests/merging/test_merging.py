@@ -20,7 +20,7 @@ from spunge import merging
 from spunge.errors import IncompatibleTaskVectors, RecipeError
 from spunge.interfaces import Merger
 from spunge.mergers import MERGERS, AnyMerger, Linear, TaskArithmetic, Ties
-from spunge.merging import thresholds
+from spunge.merging import Options, thresholds
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.safetensors_files import StoredTensor
 from spunge.weights.task_vector import TaskVector
@@ -188,9 +188,9 @@ def test_ties_equals_stack_sort_sum(deltas, merger, weights, block):
     if empty:
         assert merger.threshold_ties == "exclude"
         with pytest.raises(RecipeError, match="keeps nothing"):
-            merging.merge(merger, task_vectors(deltas), base=base_of_sizes(), block=block)
+            merging.merge(merger, task_vectors(deltas), base=base_of_sizes(), options=Options(block=block))
     else:
-        merged = merging.merge(merger, task_vectors(deltas), base=base_of_sizes(), block=block)
+        merged = merging.merge(merger, task_vectors(deltas), base=base_of_sizes(), options=Options(block=block))
         assert_same(merged.task_vector, naive_ties(deltas, merger))
 
 
@@ -220,7 +220,7 @@ def test_the_order_of_the_variants_does_not_matter(deltas, method, random):
 def test_blocks_do_not_matter(deltas, method, block):
     merger = TypeAdapter(AnyMerger).validate_python({"method": method})
     whole = merging.merge(merger, task_vectors(deltas))
-    blocks = merging.merge(merger, task_vectors(deltas), block=block)
+    blocks = merging.merge(merger, task_vectors(deltas), options=Options(block=block))
     assert_same(blocks.task_vector, whole.task_vector)
 
 
@@ -233,7 +233,7 @@ def test_threads_do_not_matter(method):
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            found.append(merging.merge(merger, variants, block=1 << 17).task_vector)
+            found.append(merging.merge(merger, variants, options=Options(block=1 << 17)).task_vector)
     finally:
         torch.set_num_threads(before)
     assert_same(found[0], found[1])
@@ -291,7 +291,9 @@ def test_thresholds_are_exact_over_many_blocks():
     values = torch.randn(300_000, generator=torch.Generator().manual_seed(0))
     values *= 10.0 ** (torch.arange(300_000) // 5000 % 7).float()
     for density in (0.0001, 0.01, 0.2, 0.9):
-        merged = merging.merge(Ties(density=density), {"a": TaskVector({"w": values})}, block=10_000).task_vector
+        merged = merging.merge(
+            Ties(density=density), {"a": TaskVector({"w": values})}, options=Options(block=10_000)
+        ).task_vector
         wanted = naive_trim(values.numpy(), density, "include")
         assert_same(merged, {"w": wanted})
 

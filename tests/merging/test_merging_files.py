@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ from torch import Tensor
 from spunge import merging
 from spunge.cli import standalone
 from spunge.errors import ArtifactError, IncompatibleTaskVectors, ModelError, SpungeError
-from spunge.interfaces import silent
 from spunge.mergers import Linear, TaskArithmetic, Ties
-from spunge.merging import job
+from spunge.merging import AsAdapter, AsCheckpoint, AsTaskVector, Options, job
 from spunge.weights import adapter
 from spunge.weights.checkpoint import Checkpoint, export
 from spunge.weights.safetensors_files import create
@@ -87,7 +87,7 @@ def test_a_checkpoint_is_base_plus_merged_delta_rounded_once(tmp_path, dtype, sh
     base = make_base(tmp_path / "base", dtype, sharded=sharded)
     variants = {f"v{i}": made_from(base, random_tensors(SHAPES, i, 0.1)) for i in (1, 2, 3)}
     merged = merging.merge(Ties(lambda_=0.5), variants).task_vector  # pyright: ignore[reportCallIssue]
-    diagnostics = merging.write(Ties(lambda_=0.5), variants, tmp_path / "out", base=base, block=50)  # pyright: ignore[reportCallIssue]
+    diagnostics = merging.write(Ties(lambda_=0.5), variants, tmp_path / "out", base=base, options=Options(block=50))  # pyright: ignore
     before, after = weights_of(tmp_path / "base"), weights_of(tmp_path / "out")
     for name, weight in before.items():
         assert torch.equal(after[name], (weight.float() + merged.delta(name)).to(dtype))
@@ -108,7 +108,7 @@ def test_untouched_bytes_are_copied(tmp_path, base, vectors):
 
 
 def test_a_task_vector_on_disk_equals_the_one_in_memory(tmp_path, base, vectors):
-    merging.write(Ties(), vectors, tmp_path / "out", base=base, form="task-vector", block=33)
+    merging.write(Ties(), vectors, tmp_path / "out", base=base, form=AsTaskVector(), options=Options(block=33))
     written = TaskVector.load(tmp_path / "out")
     loaded = {name: TaskVector.load(path) for name, path in vectors.items()}
     merged = merging.merge(Ties(), loaded, base=base).task_vector
@@ -123,7 +123,14 @@ def test_a_task_vector_on_disk_equals_the_one_in_memory(tmp_path, base, vectors)
 
 def test_the_same_merge_writes_the_same_bytes(tmp_path, base, vectors):
     for out, block in (("one", 10), ("two", 1000)):
-        merging.write(Ties(), vectors, tmp_path / out, base=base, form="task-vector", block=block)
+        merging.write(
+            Ties(),
+            vectors,
+            tmp_path / out,
+            base=base,
+            form=AsTaskVector(),
+            options=Options(block=block),
+        )
     files = [tmp_path / out / "task_vector.safetensors" for out in ("one", "two")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -140,7 +147,7 @@ def test_tensors_too_large_to_be_held_give_the_same(tmp_path, dtype, monkeypatch
     merged = []
     for held in (0, 8 * 40 * dtype.itemsize * 2, 1 << 20):  # nothing, the checkpoint's tensors alone, all
         monkeypatch.setattr(job, "HELD", held)
-        merging.write(Ties(), opened, tmp_path / str(held), base=base, block=33)
+        merging.write(Ties(), opened, tmp_path / str(held), base=base, options=Options(block=33))
         merged.append((tmp_path / str(held) / "model.safetensors").read_bytes())
     assert merged[0] == merged[1] == merged[2] != (base.directory / "model.safetensors").read_bytes()
 
@@ -152,7 +159,7 @@ def test_beside_a_single_file_an_index_is_not_read(tmp_path, base):
 
 
 def test_written_files_are_plain_safetensors(tmp_path, base, vectors):
-    merging.write(Ties(), vectors, tmp_path / "out", base=base, form="task-vector")
+    merging.write(Ties(), vectors, tmp_path / "out", base=base, form=AsTaskVector())
     loaded = load_file(tmp_path / "out/task_vector.safetensors")
     assert set(loaded) == {DOWN, *list(SHAPES)[:2]}
     assert {tensor.dtype for tensor in loaded.values()} == {torch.float32}
@@ -173,7 +180,7 @@ def test_checkpoints_of_the_base_are_variants(tmp_path, base, vectors):
         )
         for path in paths
     }
-    merged = merging.merge(Ties(), opened, block=33).task_vector
+    merged = merging.merge(Ties(), opened, options=Options(block=33)).task_vector
     wanted = merging.merge(Ties(), differences).task_vector
     assert all(torch.equal(merged.delta(name), wanted.delta(name)) for name in SHAPES if name in wanted)
 
@@ -188,8 +195,8 @@ def test_low_rank_deltas_are_merged_as_what_they_change(tmp_path, base):
     variants = {f"v{i}": TaskVector({n: low_rank(i, SHAPES[n]) for n in (DOWN, UP)}, -0.3) for i in range(3)}
     dense = {v: TaskVector({n: e.dense() for n, e in tv.entries.items()}, -0.3) for v, tv in variants.items()}  # pyright: ignore
     for block in (1, 7, 100, 10_000):
-        merged = merging.merge(Ties(), variants, block=block).task_vector
-        wanted = merging.merge(Ties(), dense, block=block).task_vector
+        merged = merging.merge(Ties(), variants, options=Options(block=block)).task_vector
+        wanted = merging.merge(Ties(), dense, options=Options(block=block)).task_vector
         assert all(torch.equal(merged.delta(name), wanted.delta(name)) for name in wanted)
 
 
@@ -211,7 +218,7 @@ def test_a_linear_merge_of_low_rank_deltas_is_an_exact_adapter(tmp_path, base, m
         "v0": TaskVector({DOWN: low_rank(0, SHAPES[DOWN]), UP: low_rank(1, SHAPES[UP], rank=3)}),
         "v1": TaskVector({DOWN: low_rank(2, SHAPES[DOWN], scaling=2.0)}, -0.7),
     }
-    found = merging.write_adapter(merger, variants, tmp_path / "out", base=base)
+    found = merging.write(merger, variants, tmp_path / "out", base=base, form=AsAdapter())
     assert (found["exact"], found["energy"]) == (True, 1.0)
     read = merging.open_variant(tmp_path / "out", base)
     merged = merging.merge(merger, variants).task_vector
@@ -224,7 +231,7 @@ def test_a_linear_merge_of_low_rank_deltas_is_an_exact_adapter(tmp_path, base, m
 
 def test_any_other_merge_becomes_the_nearest_adapter(tmp_path, base):
     variants = {f"v{i}": TaskVector({DOWN: low_rank(i, SHAPES[DOWN])}) for i in range(3)}
-    found = merging.write_adapter(Ties(), variants, tmp_path / "out", base=base, rank=3)
+    found = merging.write(Ties(), variants, tmp_path / "out", base=base, form=AsAdapter(3))
     assert found["exact"] is False
     merged = merging.merge(Ties(), variants).task_vector.delta(DOWN)
     values = torch.linalg.svdvals(merged)
@@ -244,12 +251,11 @@ def test_leading_singular_vectors_of_a_large_matrix():
 
 
 def test_only_linear_layers_fit_into_an_adapter(tmp_path, base):
+    vector = TaskVector({"model.norm.weight": torch.ones(8)})
     with pytest.raises(
         IncompatibleTaskVectors, match=r"model\.norm\.weight: no adapter can hold it: it is not the weight of a linear"
     ):
-        merging.write_adapter(
-            Ties(), {"a": TaskVector({"model.norm.weight": torch.ones(8)})}, tmp_path / "out", base=base
-        )
+        merging.write(Ties(), {"a": vector}, tmp_path / "out", base=base, form=AsAdapter())
     assert not (tmp_path / "out").exists()
 
 
@@ -316,7 +322,7 @@ def test_a_written_adapter_is_loaded_by_peft(tmp_path):
 
     base, deltas = peft_adapter(tmp_path, rank_pattern={"down_proj": 2})
     variants = {"a": merging.open_variant(tmp_path / "adapter", base), "b": TaskVector(dict(deltas), 2.0)}
-    merging.write_adapter(TaskArithmetic(lambda_=-1.5), variants, tmp_path / "out", base=base, rank=8)  # pyright: ignore[reportCallIssue]
+    merging.write(TaskArithmetic(lambda_=-1.5), variants, tmp_path / "out", base=base, form=AsAdapter(8))  # pyright: ignore[reportCallIssue]
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     merged: Any = peft.PeftModel.from_pretrained(model, str(tmp_path / "out")).merge_and_unload()  # pyright: ignore
@@ -338,8 +344,8 @@ def test_a_written_adapter_has_the_names_of_the_loaded_model(tmp_path, kind):
     save_file(weights, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
     delta = {**deltas, "lm_head.weight": torch.randn(30, 16, generator=torch.Generator().manual_seed(1))}
     TaskVector({name.removeprefix(prefix): values for name, values in delta.items()}).save(tmp_path / "vector")
-    merge = {"base": str(tmp_path / "base"), "merger": TaskArithmetic(), "seed": 0, "device": "cpu", "progress": silent}
-    standalone.merge(**merge, variants=[str(tmp_path / "vector")], out=tmp_path / "out", form="adapter")
+    step = standalone.Step(str(tmp_path / "base"), tmp_path / "out")
+    standalone.merge(step, TaskArithmetic(), [str(tmp_path / "vector")], AsAdapter())
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     merged: Any = peft.PeftModel.from_pretrained(model, str(tmp_path / "out")).merge_and_unload()  # pyright: ignore
@@ -347,12 +353,19 @@ def test_a_written_adapter_has_the_names_of_the_loaded_model(tmp_path, kind):
         assert torch.allclose(weight, before[name] + delta.get(name, 0), atol=2e-4), name
 
     TaskVector({"norm.weight" if kind == "llama" else "ln_f.weight": torch.ones(16)}).save(tmp_path / "norm")
+    no = replace(step, out=tmp_path / "no")
     with pytest.raises(IncompatibleTaskVectors, match="no adapter can hold it"):
-        standalone.merge(**merge, variants=[str(tmp_path / "norm")], out=tmp_path / "no", form="adapter")
+        standalone.merge(no, TaskArithmetic(), [str(tmp_path / "norm")], AsAdapter())
 
 
 def test_an_adapter_that_names_another_base_is_warned_of(tmp_path, base):
-    merging.write_adapter(Linear(), {"a": TaskVector({DOWN: low_rank(0, SHAPES[DOWN])})}, tmp_path / "a", base=base)
+    merging.write(
+        Linear(),
+        {"a": TaskVector({DOWN: low_rank(0, SHAPES[DOWN])})},
+        tmp_path / "a",
+        base=base,
+        form=AsAdapter(),
+    )
     variants = merging.open_variants([tmp_path / "a"], base)
     assert not merging.write(Linear(), variants, tmp_path / "one", base=base)["warnings"]
     config = json.loads((tmp_path / "a/adapter_config.json").read_text())
@@ -402,7 +415,13 @@ def test_what_is_left_out_is_not_opened(tmp_path, base, vectors):
     ],
 )
 def test_adapters_that_are_no_sum_of_factors_are_refused(tmp_path, base, change, message):
-    merging.write_adapter(Linear(), {"a": TaskVector({DOWN: low_rank(0, SHAPES[DOWN])})}, tmp_path / "a", base=base)
+    merging.write(
+        Linear(),
+        {"a": TaskVector({DOWN: low_rank(0, SHAPES[DOWN])})},
+        tmp_path / "a",
+        base=base,
+        form=AsAdapter(),
+    )
     config = json.loads((tmp_path / "a/adapter_config.json").read_text())
     (tmp_path / "a/adapter_config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(ArtifactError, match=message):
@@ -560,15 +579,13 @@ def test_an_output_that_exists_is_left_alone(tmp_path, base, vectors):
     (tmp_path / "out/mine").touch()
     with pytest.raises(ArtifactError, match="exists already"):
         merging.write(Ties(), vectors, tmp_path / "out", base=base)
+    step = standalone.Step(str(tmp_path / "none"), tmp_path / "out")
     with pytest.raises(ArtifactError, match="exists already"):  # before anything is read
-        standalone.merge(
-            base=str(tmp_path / "none"), variants=[str(tmp_path / "none")], merger=Ties(), out=tmp_path / "out",
-            form="checkpoint", seed=0, device="cpu", progress=silent,
-        )  # fmt: skip
+        standalone.merge(step, Ties(), [str(tmp_path / "none")], AsCheckpoint())
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize("form", ["checkpoint", "task-vector"])
+@pytest.mark.parametrize("form", [AsCheckpoint(), AsTaskVector()])
 def test_a_full_disk_leaves_nothing_behind(tmp_path, base, vectors, form, monkeypatch):
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -77,11 +77,8 @@ def test_old_artifacts_are_reused_and_read_as_new_ones_are(negation: Experiment,
 
 
 def test_unlearning_by_hand_stores_the_same_sign_with_lambda(negation: Experiment, tmp_path: Path) -> None:
-    source = negation.forget.sources
-    standalone.unlearn(
-        model=negation.model.id, forget={"": source}, retain=[], unlearner=negation.unlearn, out=tmp_path / "vector",
-        seed=0, device="cpu", dtype=None, progress=lambda *_, **__: None,
-    )  # fmt: skip
+    step = standalone.Step(negation.model.id, tmp_path / "vector", device="cpu")
+    standalone.unlearn(step, negation.unlearn, {"": negation.forget.sources}, [])
     assert TaskVector.open(tmp_path / "vector").scale == -0.5
 
 

@@ -28,11 +28,9 @@ from spunge.unlearners import AnyUnlearner
 model, forget, retain, out, settings = sys.argv[1:]
 with sharding.launched("cpu"):
     for name, given in json.loads(settings).items():
-        standalone.unlearn(
-            model=model, forget={"": [Source(path=forget)]}, retain=[Source(path=retain)],
-            unlearner=reading.validate(AnyUnlearner, given, "unlearn"), out=Path(out) / name, seed=1, device="cpu",
-            dtype=None, progress=lambda *what, **figures: None,
-        )
+        unlearner = reading.validate(AnyUnlearner, given, "unlearn")
+        step = standalone.Step(model, Path(out) / name, seed=1, device="cpu")
+        standalone.unlearn(step, unlearner, {"": [Source(path=forget)]}, [Source(path=retain)])
 """
 SETTINGS = {
     "lora": {"method": "npo", "lora": {"rank": 4, "dropout": 0}, "retain_loss": "kl", "learning_rate": 1e-2},

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from spunge import merging, report
 from spunge.errors import ArtifactError, RecipeError, SpungeError, TrainingDiverged
 from spunge.files import new_directory, refuse_existing
 from spunge.interfaces import Evaluator, Merger, Progress, Unlearner, Work, silent, strength_of
+from spunge.merging import AsAdapter, AsCheckpoint, AsTaskVector, Form
 from spunge.report import artifacts
 from spunge.rows.items import RUN_FORMAT
 from spunge.rows.sources import Corpus, Source, concatenate, load_corpus
@@ -35,83 +36,101 @@ from spunge.weights.task_vector import TaskVector
 if TYPE_CHECKING:
     from spunge.steering.search import Trial
 
-FORMS = ("checkpoint", "task-vector", "adapter")
+
+@dataclass(frozen=True)
+class Step:
+    """What every step is told beside its own task: from which model, to where, and how to compute it."""
+
+    model: str
+    """The model's directory or hub id."""
+    out: Path
+    """The new directory; after an error it is not there."""
+    seed: int = 0
+    device: str = "auto"
+    dtype: str | None = None
+    """What to compute in; None: what the checkpoint is stored in."""
+    progress: Progress = silent
+
+    @property
+    def base(self) -> LanguageModel:
+        """The handle of the model."""
+        return LanguageModel.model_validate({"id": self.model, "dtype": self.dtype or "auto"})
 
 
 def unlearn(
-    *,
-    model: str,
-    forget: Mapping[str, Sequence[Source]],
-    retain: Sequence[Source],
-    unlearner: Unlearner,
-    out: Path,
-    seed: int,
-    device: str,
-    dtype: str | None,
-    progress: Progress,
+    step: Step, unlearner: Unlearner, forget: Mapping[str, Sequence[Source]], retain: Sequence[Source]
 ) -> TaskVector:
     """Unlearns a forget set and writes the task vector; several named sources are topics.
 
     Started by torchrun, all processes do it together, and the first writes.
 
     Raises:
-        SpungeError: Something is missing or wrong; `out` does not exist afterwards.
+        SpungeError: Something is missing or wrong; `step.out` does not exist afterwards.
     """
-    base = Base(handle(model, dtype))
+    base = Base(step.base)
     base.model.directory(weights=False)
     rows = _topics(forget)
     name = f"subset:{next(iter(forget))}" if len(forget) == 1 and "" not in forget else "forget"
-    task = Unlearn("subset", name, base, unlearner, rows, load_corpus(retain) if retain else None, seed)
-    asked = key(task.stage, task.inputs)
-    with _together(unlearner, device) as (device, first), ExitStack() as stack:
+    task = Unlearn("subset", name, base, unlearner, rows, load_corpus(retain) if retain else None, step.seed)
+    task_key = key(task.stage, task.inputs)
+    with _together(unlearner, step.device) as (device, first), ExitStack() as stack:
         if not first:
             elsewhere = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            task.make(Work(Resident(device), elsewhere, _scratch_of(out, asked), seed))
+            task.make(Work(Resident(device), elsewhere, _scratch_of(step.out, task_key), step.seed))
             return TaskVector({})
-        directory, scratch = stack.enter_context(new_directory(out)), stack.enter_context(_scratch(out, asked))
-        noted = task.make(Work(Resident(device, shared=False), directory, scratch, seed, progress))
+        directory, scratch = (
+            stack.enter_context(new_directory(step.out)),
+            stack.enter_context(_scratch(step.out, task_key)),
+        )
+        figures = task.make(Work(Resident(device, shared=False), directory, scratch, step.seed, step.progress))
         trained = TaskVector.load(directory)
-        scaled = replace(trained.scaled(strength_of(unlearner)), provenance={**trained.provenance, **noted})
+        scaled = replace(trained.scaled(strength_of(unlearner)), provenance={**trained.provenance, **figures})
         scaled.save(directory)
-    return TaskVector.open(out)
+    return TaskVector.open(step.out)
+
+
+def parse_form(name: str, rank: int) -> Form:
+    """Returns the form of a merge that `--as` names; `rank` is that of an adapter by SVD.
+
+    Raises:
+        RecipeError: There is no such form.
+    """
+    forms: dict[str, Form] = {
+        "checkpoint": AsCheckpoint(), "task-vector": AsTaskVector(), "adapter": AsAdapter(rank)
+    }  # fmt: skip
+    if name not in forms:
+        raise RecipeError(f"--as {name}: use one of {', '.join(forms)}")
+    return forms[name]
 
 
 def merge(
-    *,
-    base: str,
-    variants: Sequence[str],
+    step: Step,
     merger: Merger,
-    out: Path,
-    form: str,
-    seed: int,
-    device: str,
-    progress: Progress,
+    variants: Sequence[str],
+    form: Form,
+    *,
     only: Sequence[str] = (),
     without: Sequence[str] = (),
-    rank: int = 64,
 ) -> dict[str, Any]:
-    """Merges variants on disk into a checkpoint, a task vector or an adapter; returns the diagnostics.
+    """Merges variants on disk into a new directory; returns the diagnostics.
 
-    A variant's name, for `only`, `without` and weights, is that of its directory; `rank` is that of an adapter by SVD.
+    A variant's name, for `only`, `without` and weights, is that of its directory.
 
     Raises:
-        SpungeError: Something is missing or wrong; `out` does not exist afterwards.
+        SpungeError: Something is missing or wrong; `step.out` does not exist afterwards.
     """
-    if form not in FORMS:
-        raise RecipeError(f"--as {form}: use one of {', '.join(FORMS)}")
-    refuse_existing(out)
-    given = LanguageModel(id=base)
-    checkpoint = given.checkpoint()
+    refuse_existing(step.out)
+    base = step.base
+    checkpoint = base.checkpoint()
     opened = merging.open_variants(variants, checkpoint, only=only, without=without)
-    options = {"seed": seed, "device": choose_device(device), "progress": progress}
-    if form == "adapter":
-        options["names"] = linear_names(given.outline(), checkpoint.tensors)
-        return merging.write_adapter(merger, opened, out, base=checkpoint, rank=rank, model=base, **options)
-    if form == "checkpoint":
+    if isinstance(form, AsAdapter):
+        form = replace(form, model=step.model, names=linear_names(base.outline(), checkpoint.tensors))
+    if isinstance(form, AsCheckpoint):
         method = getattr(merger, "method", type(merger).__name__)
         what = f"the {method} merge of {len(opened)} task vectors: {', '.join(opened)}"
-        options["card"] = card(base, what, {"merge": merger.dump(), "seed": seed})
-    return merging.write(merger, opened, out, base=checkpoint, form=form, **options)
+        form = replace(form, card=card(step.model, what, {"merge": merger.dump(), "seed": step.seed}))
+    options = merging.Options(choose_device(step.device), step.seed, progress=step.progress)
+    return merging.write(merger, opened, step.out, base=checkpoint, form=form, options=options)
 
 
 def export_run(*, run: Path, out: Path, seed: int | None) -> Path:
@@ -169,22 +188,13 @@ def export(
     return write_checkpoint(checkpoint.directory, vector, out, card=about)
 
 
-def evaluate(
-    *,
-    model: str,
-    task_vector: Path | None,
-    evaluators: Sequence[Evaluator],
-    out: Path,
-    device: str,
-    dtype: str | None,
-    progress: Progress,
-) -> list[dict[str, Any]]:
+def evaluate(step: Step, evaluators: Sequence[Evaluator], task_vector: Path | None = None) -> list[dict[str, Any]]:
     """Asks a model, or model + task vector, every question of some suites; returns the overall scores.
 
     Raises:
-        SpungeError: Something is missing or wrong; `out` does not exist afterwards.
+        SpungeError: Something is missing or wrong; `step.out` does not exist afterwards.
     """
-    base = Base(handle(model, dtype))
+    base = Base(step.base)
     name, artifact = "base", None
     if task_vector is not None:
         checkpoint = base.model.checkpoint()
@@ -192,21 +202,21 @@ def evaluate(
         content = LanguageModel(id=str(task_vector)).digest(weights=False)
         name, artifact = "unlearned", Artifact(task_vector, {"key": content})
     variant = Variant(name, "base" if artifact is None else "subset", 0, artifact)
-    resident = Resident(choose_device(device))
+    resident = Resident(choose_device(step.device))
     tasks = [Evaluate(variant, evaluator, base) for evaluator in evaluators]
-    asked = key("evaluate", {"tasks": [task.inputs for task in tasks]})
-    with new_directory(out) as directory, _scratch(out, asked) as scratch:
+    suites_key = key("evaluate", {"tasks": [task.inputs for task in tasks]})
+    with new_directory(step.out) as directory, _scratch(step.out, suites_key) as scratch:
         tables = []
         for task in tasks:
             answers = scratch / key(task.stage, task.inputs)
             answers.mkdir(exist_ok=True)
-            task.make(Work(resident, directory, answers, 0, progress))
+            task.make(Work(resident, directory, answers, 0, step.progress))
             tables.append(pl.read_parquet(directory / "items.parquet"))
         items = pl.concat(tables).select(pl.lit(name).alias("variant"), pl.lit(0).alias("seed"), pl.all())
         items.write_parquet(directory / "items.parquet")
         manifest = {
-            "format": RUN_FORMAT, "experiment": out.name, "status": "done",
-            "model": {"id": model, "revision": None, "digest": base.digest}, "seeds": [0],
+            "format": RUN_FORMAT, "experiment": step.out.name, "status": "done",
+            "model": {"id": step.model, "revision": None, "digest": base.digest}, "seeds": [0],
             "suites": [evaluator.described for evaluator in evaluators],
             "variants": [{"name": name, "kind": variant.kind, "subset": None, "seed": 0}],
             "environment": environment(resident.device),
@@ -217,55 +227,45 @@ def evaluate(
     return [score for score in results["scores"] if score["attribute"] is None and score["seed"] == 0]
 
 
-def finetune(
-    *,
-    model: str,
-    sources: Sequence[Source],
-    settings: Tuning,
-    out: Path,
-    seed: int,
-    device: str,
-    dtype: str | None,
-    progress: Progress,
-) -> Path:
+def finetune(step: Step, settings: Tuning, sources: Sequence[Source]) -> Path:
     """Trains a model to say some rows, and writes it as a checkpoint: the base of an unlearning experiment.
 
     Raises:
-        SpungeError: Something is missing or wrong; `out` does not exist afterwards.
+        SpungeError: Something is missing or wrong; `step.out` does not exist afterwards.
     """
     from spunge.training.goals import finetune
 
-    rows, base = load_corpus(sources), handle(model, dtype)
-    with _together(settings, device) as (device, first), tempfile.TemporaryDirectory() as scratch:
-        work = Work(Resident(device), Path(scratch), Path(scratch), seed, progress if first else silent)
-        return finetune(settings, base, rows, out, work)
+    rows = load_corpus(sources)
+    with _together(settings, step.device) as (device, first), tempfile.TemporaryDirectory() as scratch:
+        progress = step.progress if first else silent
+        return finetune(
+            settings,
+            step.base,
+            rows,
+            step.out,
+            Work(Resident(device), Path(scratch), Path(scratch), step.seed, progress),
+        )
 
 
 def search(
-    *,
-    model: str,
-    forget: Mapping[str, Sequence[Source]],
-    retain: Sequence[Source],
+    step: Step,
     settings: SteeredUnlearner,
     layers: Sequence[int],
-    out: Path,
-    seed: int,
-    device: str,
-    dtype: str | None,
-    progress: Progress,
+    forget: Mapping[str, Sequence[Source]],
+    retain: Sequence[Source],
 ) -> list[Trial]:
     """Finds RMU's layer, steering coefficient and α for a model that nobody has tuned; returns the best trial first.
 
     Raises:
-        SpungeError: Something is missing or wrong; `out` does not exist afterwards.
+        SpungeError: Something is missing or wrong; `step.out` does not exist afterwards.
     """
     from spunge.steering.search import search as find
 
-    base, rows, kept = handle(model, dtype), _topics(forget), load_corpus(retain)
-    resident = Resident(choose_device(device))
-    with new_directory(out) as directory, tempfile.TemporaryDirectory() as scratch:
-        work = Work(resident, directory, Path(scratch), seed, progress)
-        return find(settings, base, rows, kept, work, layers=layers)
+    forget_rows, retain_rows = _topics(forget), load_corpus(retain)
+    resident = Resident(choose_device(step.device))
+    with new_directory(step.out) as directory, tempfile.TemporaryDirectory() as scratch:
+        work = Work(resident, directory, Path(scratch), step.seed, step.progress)
+        return find(settings, step.base, forget_rows, retain_rows, work, layers=layers)
 
 
 def _topics(forget: Mapping[str, Sequence[Source]]) -> Corpus:
@@ -274,19 +274,14 @@ def _topics(forget: Mapping[str, Sequence[Source]]) -> Corpus:
     return concatenate(rows.with_subset(name) if name else rows for name, rows in loaded.items())
 
 
-def handle(model: str, dtype: str | None) -> LanguageModel:
-    """Returns the handle of a model named on the command line."""
-    return LanguageModel.model_validate({"id": model, "dtype": dtype or "auto"})
-
-
 def card(model: str, what: str, made: Mapping[str, Any]) -> str:
     """Returns the model card of a checkpoint that no run stands behind: what it is, from what, and how it was made."""
-    known = {name: value for name, value in made.items() if value is not None}
+    stated = {name: value for name, value in made.items() if value is not None}
     return (
         f"---\nbase_model: {json.dumps(model)}\nlibrary_name: transformers\ntags: [unlearning, spunge]\n---\n\n"
         f"# {Path(model).name}, unlearned\n\n"
         f"`{model}` plus {what}.\n\n"
-        f"```json\n{json.dumps(known, indent=1, sort_keys=True, default=str)}\n```\n\n"
+        f"```json\n{json.dumps(stated, indent=1, sort_keys=True, default=str)}\n```\n\n"
         "## Limits\n\n"
         "- Nothing was measured on this checkpoint when it was written: what it forgot, and what else it lost, is not "
         "known here.\n"

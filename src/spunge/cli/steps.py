@@ -52,14 +52,12 @@ def unlearn(
 
     settings = settings_of(words)
     unlearner = reading.validate(AnyUnlearner, {"method": method, **settings}, "unlearn")
-    topics, kept = topics_of(forget, columns), retained_of(retain or [], columns)
+    topics, retained = topics_of(forget, columns), retained_of(retain or [], columns)
     from spunge.cli import standalone
 
     with watch(quiet) as display, tracked(display.step, track, out.name) as progress:
-        vector = standalone.unlearn(
-            model=model, forget=topics, retain=kept,
-            unlearner=unlearner, out=out, seed=seed, device=device, dtype=check_dtype(dtype), progress=progress,
-        )  # fmt: skip
+        step = standalone.Step(model, out, seed, device, check_dtype(dtype), progress)
+        vector = standalone.unlearn(step, unlearner, topics, retained)
     if not quiet:
         screen.print(f"{out}: {len(vector)} changed parameters, norm {vector.norm:.4g}")
 
@@ -88,10 +86,9 @@ def merge(
     from spunge.cli import standalone
 
     with watch(quiet) as display:
-        diagnostics = standalone.merge(
-            base=base, variants=variants, merger=merger, out=out, form=form, seed=seed, device=device,
-            progress=display.step, only=only or (), without=without or (), rank=rank,
-        )  # fmt: skip
+        step = standalone.Step(base, out, seed, device, progress=display.step)
+        written = standalone.parse_form(form, rank)
+        diagnostics = standalone.merge(step, merger, variants, written, only=only or (), without=without or ())
     if not quiet:
         screen.print(f"{out}: {' and '.join(diagnostics['variants'])} merged by {method}")
         overall = diagnostics["overall"]
@@ -147,10 +144,8 @@ def evaluate(
     from spunge.cli import standalone
 
     with watch(quiet) as display:
-        scores = standalone.evaluate(
-            model=model, task_vector=task_vector, evaluators=evaluators, out=out,
-            device=device, dtype=check_dtype(dtype), progress=display.step,
-        )  # fmt: skip
+        step = standalone.Step(model, out, 0, device, check_dtype(dtype), display.step)
+        scores = standalone.evaluate(step, evaluators, task_vector)
     if not quiet:
         table = Table("suite", "task", "metric", "value", "n")
         for score in scores:
@@ -177,16 +172,9 @@ def finetune(
 
     settings = settings_of(words)
     with watch(quiet) as display, tracked(display.step, track, out.name) as progress:
-        standalone.finetune(
-            model=model,
-            sources=sources_of(text, columns),
-            settings=reading.validate(Tuning, {"lora": None, **settings}, "finetune"),
-            out=out,
-            seed=seed,
-            device=device,
-            dtype=check_dtype(dtype),
-            progress=progress,
-        )
+        step = standalone.Step(model, out, seed, device, check_dtype(dtype), progress)
+        tuning = reading.validate(Tuning, {"lora": None, **settings}, "finetune")
+        standalone.finetune(step, tuning, sources_of(text, columns))
     if not quiet:
         screen.print(f"{out}: a checkpoint that AutoModelForCausalLM loads")
 
@@ -214,18 +202,9 @@ def search(
         raise RecipeError(f"--layers {layers}: write numbers with commas, such as 3,5,7")
     numbers = [int(part) for part in layers.split(",")]
     with watch(quiet) as display:
-        trials = standalone.search(
-            model=model,
-            forget=topics_of(forget, columns),
-            retain=retained_of(retain, columns),
-            settings=reading.validate(AdaptiveRMU, {"layer": numbers[0], "max_steps": 40, **settings}, "search"),
-            layers=numbers,
-            out=out,
-            seed=seed,
-            device=device,
-            dtype=check_dtype(dtype),
-            progress=display.step,
-        )
+        step = standalone.Step(model, out, seed, device, check_dtype(dtype), display.step)
+        rmu = reading.validate(AdaptiveRMU, {"layer": numbers[0], "max_steps": 40, **settings}, "search")
+        trials = standalone.search(step, rmu, numbers, topics_of(forget, columns), retained_of(retain, columns))
     if not quiet:
         table = Table("layer", "steering_coefficient", "alpha", "forget cosine", "retain cosine", "score")
         for trial in trials:
@@ -252,8 +231,7 @@ def train_classifier(
     from spunge.recipe import reading
     from spunge.rows.sources import load_corpus
 
-    given = settings_of(words)
-    settings = reading.validate(ClassifierTraining, given, "train-classifier")
+    settings = reading.validate(ClassifierTraining, settings_of(words), "train-classifier")
     rows = load_corpus(sources_of(text, columns))
     with watch(quiet) as display:
         examples = LabelledTexts(rows.texts, rows.mask(label, label="--label"))

@@ -9,10 +9,11 @@ in float32, so neither their order nor blocks nor threads can change a bit of th
 from __future__ import annotations
 
 from spunge.merging.diagnostics import COVERAGE_FLOOR, lost_to_rounding
-from spunge.merging.engine import Merged, merge, write, write_adapter
+from spunge.merging.engine import Merged, merge, write
 from spunge.merging.factors import leading_svd
+from spunge.merging.forms import AsAdapter, AsCheckpoint, AsTaskVector, Form
 from spunge.merging.grams import Grams, batches_of, gram_matrices
-from spunge.merging.job import BLOCK
+from spunge.merging.job import BLOCK, Options
 from spunge.merging.kernels import average, disjoint_mean, elect, mean, total, trimmed, uniform, weighted
 from spunge.merging.sources import check_base, open_variant, open_variants, select
 from spunge.merging.spectra import Spectrum, by_matrix, decompose, orthogonalise
@@ -20,8 +21,13 @@ from spunge.merging.spectra import Spectrum, by_matrix, decompose, orthogonalise
 __all__ = [
     "BLOCK",
     "COVERAGE_FLOOR",
+    "AsAdapter",
+    "AsCheckpoint",
+    "AsTaskVector",
+    "Form",
     "Grams",
     "Merged",
+    "Options",
     "Spectrum",
     "average",
     "batches_of",
@@ -44,5 +50,4 @@ __all__ = [
     "uniform",
     "weighted",
     "write",
-    "write_adapter",
 ]

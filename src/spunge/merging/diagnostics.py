@@ -48,10 +48,10 @@ class Measures:
         self.changed += count_nonzero(raised | lowered)
         self.conflicting += count_nonzero(raised & lowered)
         if thresholds is not None and thresholds.counts is None:
-            for row, (kept, tied) in enumerate(zip(thresholds.kept, thresholds.largest, strict=True)):
+            for row, (cutoffs, tied) in enumerate(zip(thresholds.cutoffs, thresholds.largest, strict=True)):
                 magnitudes = as_array(deltas[row].abs())
                 self.nonzero[row] += count_nonzero(magnitudes > 0)
-                self.kept[row] += count_nonzero(magnitudes >= kept[0])
+                self.kept[row] += count_nonzero(magnitudes >= cutoffs[0])
                 self.tied[row] += count_nonzero(magnitudes == tied) if tied else 0
 
     def take(self, counts: Sequence[Counts]) -> None:
@@ -90,9 +90,10 @@ def lost_to_rounding(task_vector: TaskVector, base: Checkpoint) -> float | None:
     """Returns the share of a task vector's energy that goes when it is added to the base model in the base's dtype."""
     rounding = Rounding(task_vector.scale)
     for name in task_vector:
-        place = base.tensor(name)
-        for start in range(0, math.prod(place.shape), BLOCK["cpu"]):
-            weight = place.read(start, min(start + BLOCK["cpu"], math.prod(place.shape)))
+        stored = base.tensor(name)
+        size = math.prod(stored.shape)
+        for start in range(0, size, BLOCK["cpu"]):
+            weight = stored.read(start, min(start + BLOCK["cpu"], size))
             delta = task_vector.read(name, start, start + len(weight))
             rounding.count(weight, delta, add(weight, delta, task_vector.scale))
     return rounding.share

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -20,9 +19,7 @@ _EXACT_SVD = 512
 class Factors:
     """Turns merged deltas into LoRA factors, one tensor at a time: concatenated where that is exact, else by SVD."""
 
-    def __init__(self, job: Job, rank: int, names: Mapping[str, str] | None = None) -> None:
-        for name, shape in job.shapes.items():
-            adapter.check_target(name, shape, names)
+    def __init__(self, job: Job, rank: int) -> None:
         self._job = job
         self._rank = rank
         self._factors: dict[str, LowRank] = {}
@@ -31,7 +28,7 @@ class Factors:
         entries = [entry for variant in job.variants.values() for entry in variant.entries.values()]
         self.exact = job.needs.linear and all(isinstance(entry, LowRank) for entry in entries)
 
-    def keep(self, name: str, start: int, values: Tensor) -> None:
+    def write(self, name: str, start: int, values: Tensor) -> None:
         if self.exact:
             return
         if name != self._name:
@@ -39,7 +36,7 @@ class Factors:
             self._name, self._dense = name, values.new_empty(math.prod(self._job.shapes[name]))
         self._dense[start : start + len(values)] = values
 
-    def finished(self) -> dict[str, LowRank]:
+    def finish(self) -> dict[str, LowRank]:
         if self.exact:
             return {name: self._concatenated(name) for name in self._job.shapes}
         self._split()
@@ -68,7 +65,7 @@ class Factors:
         # A linear merger shows its coefficients when each variant is a unit.
         unit = torch.eye(len(job.variants))
         coefficients = job.merger.combine(
-            Block(unit, job.weights, (), tuple(job.variants), name, job.shapes[name], 0, job.seed)
+            Block(unit, job.weights, (), tuple(job.variants), name, job.shapes[name], 0, job.options.seed)
         )
         downs, ups, transposed = [], [], False
         for coefficient, variant in zip(coefficients.tolist(), job.variants.values(), strict=True):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spunge.errors import IncompatibleTaskVectors, RecipeError
-from spunge.interfaces import RETAIN, Merger, Needs
+from spunge.interfaces import RETAIN, Merger, Needs, Progress, silent
 from spunge.merging.grams import Grams
 from spunge.merging.sources import check_base, refuse_twice
 from spunge.weights.checkpoint import Checkpoint
@@ -26,6 +26,26 @@ HELD = 48 << 20
 """Bytes of one tensor, in the base and all variants, up to which it is read once for both passes."""
 
 _INHERITED = ("method", "settings", "seed", "data")  # of each variant's provenance, for the merged one's
+
+
+@dataclass(frozen=True, eq=False)
+class Options:
+    """How a merge is computed; of these the seed alone can change what comes of it."""
+
+    device: str = "cpu"
+    seed: int = 0
+    """What the random draws of dare and della depend on."""
+    grams: Grams | None = None
+    """For mergers that ask for them: the Gram matrices of every variant and of the retain set."""
+    block: int | None = None
+    """Elements of each variant combined at once; None: by the kind of device."""
+    progress: Progress = silent
+    """Told of every tensor."""
+
+    @property
+    def block_size(self) -> int:
+        """Elements of each variant that are combined at once."""
+        return self.block or BLOCK["cpu" if torch.device(self.device).type == "cpu" else "cuda"]
 
 
 class _Buffers:
@@ -48,22 +68,23 @@ class _Held:
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._values: dict[StoredTensor, Tensor] = {}
 
-    def take(self, places: Collection[StoredTensor], files: OpenFiles) -> None:
+    def take(self, tensors: Collection[StoredTensor], files: OpenFiles) -> None:
         """Reads these whole, if they are little together, in place of those before."""
         self._values = {}
-        sizes = [-(-(place.stop - place.start) // 8) * 8 for place in places]  # so that each starts at a whole number
+        # Rounded up to 8 bytes: a view of another dtype must start at a whole number of its elements.
+        sizes = [-(-(stored.stop - stored.start) // 8) * 8 for stored in tensors]
         if sum(sizes) > HELD:
             return
         if len(self._memory) < sum(sizes):
             self._memory = torch.empty(0)  # first, so that never both are held
             self._memory = torch.empty(sum(sizes), dtype=torch.uint8)
-        for place, piece in zip(places, self._memory[: sum(sizes)].split(sizes), strict=True):
-            values = piece[: place.stop - place.start].view(place.dtype)
-            place.read_into(values, 0, files)
-            self._values[place] = values
+        for stored, piece in zip(tensors, self._memory[: sum(sizes)].split(sizes), strict=True):
+            values = piece[: stored.stop - stored.start].view(stored.dtype)
+            stored.read_into(values, 0, files)
+            self._values[stored] = values
 
-    def get(self, place: StoredTensor) -> Tensor | None:
-        return self._values.get(place)
+    def get(self, stored: StoredTensor) -> Tensor | None:
+        return self._values.get(stored)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +101,7 @@ class Job:
     factored: bool
     """Whether the variants' common scale is part of `scale`, rather than applied to each."""
     base: Checkpoint | None
-    device: str
-    seed: int
-    grams: Grams | None
-    block: int
+    options: Options
     files: OpenFiles = field(default_factory=OpenFiles)
     _buffers: _Buffers = field(default_factory=_Buffers)
     _held: _Held = field(default_factory=_Held)
@@ -91,11 +109,11 @@ class Job:
     def hold(self, name: str) -> None:
         """Reads one tensor whole, if it is small, as several passes will want it."""
         entries = [variant.entries.get(name) for variant in self.variants.values()]
-        places = [entry for entry in entries if isinstance(entry, StoredTensor)]
+        tensors = [entry for entry in entries if isinstance(entry, StoredTensor)]
         for entry in entries:
             if isinstance(entry, Difference):
-                places += [entry.base, entry.changed]
-        self._held.take(dict.fromkeys(places), self.files)
+                tensors += [entry.base, entry.changed]
+        self._held.take(dict.fromkeys(tensors), self.files)  # once each: variants of one base share its tensor
 
     def pieces(self, name: str, granularity: str) -> Iterator[tuple[int, int]]:
         """Yields the bounds of the blocks of one tensor: whole rows, or the whole tensor, where that is asked for."""
@@ -105,7 +123,7 @@ class Job:
         unit = {"element": 1, "row": columns, "tensor": size}[granularity]
         if any(isinstance(variant.entries.get(name), LowRank) for variant in self.variants.values()):
             unit = max(unit, ROWS * columns)  # rows of B · A are made so many at a time
-        step = max(self.block // unit, 1) * unit
+        step = max(self.options.block_size // unit, 1) * unit
         for start in range(0, math.prod(shape), step):
             yield start, min(start + step, size)
 
@@ -117,7 +135,7 @@ class Job:
         """Returns the same with one more row, for the merged delta."""
         size = stop - start
         rows = self._buffers.get("rows", (len(self.variants) + 1) * size).view(-1, size)
-        weight, place = self._buffers.get("base", size), None
+        weight, read = self._buffers.get("base", size), None
         for row, variant in zip(rows, self.variants.values(), strict=False):
             entry = variant.entries.get(name)
             if entry is None:
@@ -125,39 +143,33 @@ class Job:
             elif isinstance(entry, StoredTensor):
                 row.copy_(self._stored(entry, start, size))
             elif isinstance(entry, Difference):
-                if place is not entry.base:  # variants of one base: its block is read once
-                    place = entry.base
-                    weight.copy_(self._stored(place, start, size))
+                if read is not entry.base:  # variants of one base: its block is read once
+                    read = entry.base
+                    weight.copy_(self._stored(read, start, size))
                 row.copy_(self._stored(entry.changed, start, size))  # converted first: a mixed subtraction is slower
                 row.sub_(weight)
             else:
                 row.copy_(variant.read(name, start, stop))
             if not self.factored and variant.scale != 1.0:
                 row.mul_(variant.scale)
-        return rows.to(self.device)
+        return rows.to(self.options.device)
 
-    def weights_of(self, name: str, start: int, stop: int) -> Tensor:
+    def base_weights(self, name: str, start: int, stop: int) -> Tensor:
         """Returns one block of the base model's weights, in their own dtype; gone with the next."""
         assert self.base is not None
-        return self._stored(self.base.tensor(name), start, stop - start).to(self.device)
+        return self._stored(self.base.tensor(name), start, stop - start).to(self.options.device)
 
-    def _stored(self, place: StoredTensor, start: int, size: int) -> Tensor:
+    def _stored(self, tensor: StoredTensor, start: int, size: int) -> Tensor:
         """Returns stored values in their own dtype; gone with the next."""
-        if (held := self._held.get(place)) is not None:
+        if (held := self._held.get(tensor)) is not None:
             return held[start : start + size]
-        stored = self._buffers.get("stored", size, place.dtype)
-        place.read_into(stored, start, self.files)
-        return stored
+        values = self._buffers.get("stored", size, tensor.dtype)
+        tensor.read_into(values, start, self.files)
+        return values
 
 
 def prepare(
-    merger: Merger,
-    variants: Mapping[str, TaskVector | str | Path],
-    base: Checkpoint | None,
-    device: str,
-    seed: int,
-    grams: Grams | None,
-    block: int | None,
+    merger: Merger, variants: Mapping[str, TaskVector | str | Path], base: Checkpoint | None, options: Options
 ) -> Job:
     """Opens and checks everything that a merge needs.
 
@@ -181,7 +193,7 @@ def prepare(
     needs = merger.needs()
     if needs.scope == "model" and base is None:
         raise RecipeError("scope: model counts every weight of the base model, so the base model must be given")
-    if needs.grams and (lacking := [owner for owner in (*opened, RETAIN) if owner not in (grams or {})]):
+    if needs.grams and (lacking := [owner for owner in (*opened, RETAIN) if owner not in (options.grams or {})]):
         raise RecipeError(f"{type(merger).__name__} needs the Gram matrices of {lacking[0]!r}: merge within a recipe")
     scales = {variant.scale for variant in opened.values()}
     factored = len(scales) == 1
@@ -194,10 +206,7 @@ def prepare(
         scale=merger.lambda_ * (scales.pop() if factored else 1.0),
         factored=factored,
         base=base,
-        device=device,
-        seed=seed,
-        grams=grams,
-        block=block or BLOCK["cpu" if torch.device(device).type == "cpu" else "cuda"],
+        options=options,
     )
 
 
@@ -231,7 +240,7 @@ def provenance(job: Job) -> dict[str, Any]:
     made: dict[str, Any] = {
         "method": job.merger.dump().get("method", type(job.merger).__qualname__),
         "settings": job.merger.dump(),
-        "seed": job.seed,
+        "seed": job.options.seed,
         "variants": {
             name: {"scale": variant.scale, **{k: v for k, v in variant.provenance.items() if k in _INHERITED}}
             for name, variant in job.variants.items()

@@ -168,21 +168,21 @@ def _difference(variant: Checkpoint, base: Checkpoint) -> TaskVector:
     missing = [name for name in base.tensors if name not in variant.tensors and not _CONSTANT.fullmatch(name)]
     extra = [name for name in variant.tensors if name not in base.tensors and not _CONSTANT.fullmatch(name)]
     entries: dict[str, Entry] = {}
-    for name, place in sorted(base.tensors.items()):
+    for name, stored in sorted(base.tensors.items()):
         other = variant.tensors.get(name)
         if other is None:
             continue
-        check_shape(name, place.shape, other.shape, str(variant.directory))
-        if other.equals(place):
+        check_shape(name, stored.shape, other.shape, str(variant.directory))
+        if other.equals(stored):
             continue
-        if not (place.dtype.is_floating_point and other.dtype.is_floating_point):
-            raise IncompatibleTaskVectors(f"{name}: {variant.directory} differs in a tensor of {place.dtype}")
-        entries[name] = Difference(other, place)
+        if not (stored.dtype.is_floating_point and other.dtype.is_floating_point):
+            raise IncompatibleTaskVectors(f"{name}: {variant.directory} differs in a tensor of {stored.dtype}")
+        entries[name] = Difference(other, stored)
     # Tied weights may be stored once or twice, so a tensor may be lacking if it is a copy of one that is there; it
     # changes with that one, or the merged checkpoint would hold two different weights for what is tied.
     for name in missing:
-        copies = [known for known in _copies(name, base) if known in variant.tensors]
-        changed = [known for known in copies if known in entries]
+        copies = [copy for copy in _copies(name, base) if copy in variant.tensors]
+        changed = [copy for copy in copies if copy in entries]
         if not copies or len(changed) not in (0, len(copies)):
             raise IncompatibleTaskVectors(f"{variant.directory}: lacks {name!r}, which {base.directory} has")
         if changed:
@@ -195,7 +195,7 @@ def _difference(variant: Checkpoint, base: Checkpoint) -> TaskVector:
 
 def _copies(name: str, checkpoint: Checkpoint) -> list[str]:
     """Returns the names of the other matrices that hold the same values; vectors of zeros or ones are often equal."""
-    place = checkpoint.tensors[name]
-    if len(place.shape) < 2:
+    stored = checkpoint.tensors[name]
+    if len(stored.shape) < 2:
         return []
-    return [known for known, other in checkpoint.tensors.items() if known != name and other.equals(place)]
+    return [other for other, tensor in checkpoint.tensors.items() if other != name and tensor.equals(stored)]

@@ -34,7 +34,7 @@ class Counts:
 class Thresholds:
     """What trimming keeps of each variant."""
 
-    kept: tuple[tuple[float, ...], ...]
+    cutoffs: tuple[tuple[float, ...], ...]
     """[variants][densities]: the smallest magnitude that is kept."""
     largest: tuple[float, ...]
     """[variants]: the magnitude of the int(density · n)-th largest entry at the first density, at which ties tie."""
@@ -58,16 +58,16 @@ def find_thresholds(job: Job, names: Sequence[str], size: int) -> Thresholds:
     while running:
         for name in names:
             for start, stop in job.pieces(name, "element"):
-                for place, magnitudes in enumerate(map(as_array, _magnitudes(job, name, start, stop))):
-                    nonzero[place] += count_nonzero(magnitudes) if first else 0
-                    for search in searches[place]:
+                for row, magnitudes in enumerate(map(as_array, _magnitudes(job, name, start, stop))):
+                    nonzero[row] += count_nonzero(magnitudes) if first else 0
+                    for search in searches[row]:
                         if search in running:
                             search.add(magnitudes)
         running, first = [search for search in running if not search.narrow()], False
     exclude = job.needs.threshold_ties == "exclude"
-    kept = tuple(tuple(from_bits(search.smallest_kept(exclude)) for search in row) for row in searches)
+    cutoffs = tuple(tuple(from_bits(search.smallest_kept(exclude)) for search in row) for row in searches)
     counted = tuple(row[0].counts(exclude, entries) for row, entries in zip(searches, nonzero, strict=True))
-    return Thresholds(kept, tuple(from_bits(row[0].found) for row in searches), counted if searched else None)
+    return Thresholds(cutoffs, tuple(from_bits(row[0].magnitude) for row in searches), counted if searched else None)
 
 
 class _Search:
@@ -80,7 +80,7 @@ class _Search:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.found = 0
+        self.magnitude = 0
         """The `count`-th largest magnitude's bits; 0 as long as everything that is not zero is kept."""
         self._tied = self._at_least = 0
         self._look(0, _TOP)
@@ -115,10 +115,10 @@ class _Search:
             return False
         if self._histogram is None:  # so few that all are still at hand
             inside = np.concatenate(self._pending)
-            place = self._above + len(inside) - self.count
-            self.found = int(np.partition(inside, place)[place])
-            self._tied = count_nonzero(inside == self.found)
-            self._at_least = self._above + count_nonzero(inside >= self.found)
+            position = self._above + len(inside) - self.count
+            self.magnitude = int(np.partition(inside, position)[position])
+            self._tied = count_nonzero(inside == self.magnitude)
+            self._at_least = self._above + count_nonzero(inside >= self.magnitude)
             return True
         if self._pending:
             self._count_pending()
@@ -128,17 +128,17 @@ class _Search:
         if self._shift:
             self._look(low, min(low + (1 << self._shift), _TOP))
             return False
-        self.found = low
+        self.magnitude = low
         self._tied, self._at_least = int(self._histogram[::-1][position]), int(from_top[position])
         return True
 
     def smallest_kept(self, exclude: bool) -> int:
         """Returns the smallest magnitude to keep: never zero, and above a tie if that is to be excluded."""
-        return max(self.found + (1 if exclude and self._at_least > self.count else 0), 1)
+        return max(self.magnitude + (1 if exclude and self._at_least > self.count else 0), 1)
 
     def counts(self, exclude: bool, nonzero: int) -> Counts:
         """Returns what trimming keeps."""
-        if not self.found:
+        if not self.magnitude:
             return Counts(nonzero, nonzero, 0)
         cut = self._tied if exclude and self._at_least > self.count else 0
         return Counts(nonzero, self._at_least - cut, self._tied)

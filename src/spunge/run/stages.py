@@ -291,7 +291,7 @@ class UnlearnInTurn:
             for gone in (place, changed):
                 shutil.rmtree(gone, ignore_errors=True)
             learnt[name] = TaskVector.load(done).scaled(scale_of(part.unlearner))
-            total = merging.merge(TaskArithmetic(), learnt, device=work.device).task_vector
+            total = merging.merge(TaskArithmetic(), learnt, options=merging.Options(work.device)).task_vector
         provenance = {
             "method": self.name,
             "of": [part.name for part in self.parts],
@@ -370,15 +370,8 @@ class Merge:
         }
         checkpoint = self.base.model.checkpoint()
         grams = self._grams(work, frozenset(name for vector in vectors.values() for name in vector))
-        merged = merging.merge(
-            self.merger,
-            vectors,
-            base=checkpoint,
-            device=work.device,
-            seed=self.seed,
-            grams=grams,
-            progress=work.progress,
-        )
+        options = merging.Options(work.device, self.seed, grams, progress=work.progress)
+        merged = merging.merge(self.merger, vectors, base=checkpoint, options=options)
         merged.task_vector.save(work.output)
         rounding = merging.lost_to_rounding(merged.task_vector, checkpoint)
         return {"norm": merged.task_vector.norm, "diagnostics": {**merged.diagnostics, "rounding": rounding}}
