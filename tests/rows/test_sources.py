@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from steering_models import make_tokenizer
 
 from spunge.errors import DataError
-from spunge.rows.sources import Corpus, Source, concatenate, item_id, load_corpus
+from spunge.rows.sources import Corpus, Source, concatenate, item_id, load_corpus, take_turns
 from spunge.training.rows import encode
 
 ROWS = [{"text": "a1 a2", "group": "007"}, {"text": "b1", "group": "NA"}]
@@ -175,3 +178,17 @@ def test_columns_that_cannot_be_one_are_a_clear_line(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"text": "b", "tags": {"y": 1}}\n')
     with pytest.raises(DataError, match=r"the sources do not go together: .*rename or drop that column"):
         load_corpus([Source(path=str(tmp_path))])
+
+
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=4))
+def test_corpora_take_turns_row_by_row_and_shorter_ones_begin_again(sizes: list[int]) -> None:
+    rows = [[f"{name}{row}" for row in range(size)] for name, size in enumerate(sizes)]
+    corpora = [Corpus(pl.DataFrame({"text": texts})) for texts in rows]
+    endless = [itertools.cycle(texts) for texts in rows]
+    assert take_turns(corpora).texts == [next(texts) for _ in range(max(sizes)) for texts in endless]
+
+
+def test_without_leaves_what_says_something_else_whatever_its_attributes() -> None:
+    rows = Corpus(pl.DataFrame({"text": ["a", "b", "a"], "group": ["x", "x", "y"]}))
+    others = Corpus(pl.DataFrame({"text": ["a"], "group": ["z"], "more": [1]}))
+    assert rows.without(others).texts == ["b"]

@@ -16,6 +16,7 @@ from spunge.files import host, locked
 from spunge.foretell import plan as planning
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
+from spunge.rows.sources import Corpus
 from spunge.run import pipeline
 from spunge.weights.task_vector import TaskVector
 
@@ -331,3 +332,31 @@ def test_the_sequential_control_unlearns_each_subset_from_what_the_one_before_le
     assert any(not torch.equal(delta, second.delta(name)) for name, delta in zip(first, apart, strict=True))
     assert "one after the other" in (run / "report" / "results.md").read_text()
     assert not [*(tmp_path / "runs" / "store" / ".scratch").rglob("*.safetensors")]
+
+
+def test_each_subset_retains_the_others_in_turn_with_the_retain_rows_but_joint_and_sequential_do_not(
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world["retain"]["others"] = True
+    recipe = Experiment.model_validate({**world, "controls": ["joint", "random_split", "sequential"]})
+    retained: list[tuple[list[str], list[str]]] = []
+    unlearn = type(recipe.unlearn).unlearn
+
+    def spy(self: Any, base: Any, forget: Corpus, retain: Corpus | None, work: Any) -> TaskVector:
+        assert retain is not None
+        retained.append((forget.texts, retain.texts))
+        return unlearn(self, base, forget, retain, work)
+
+    monkeypatch.setattr(type(recipe.unlearn), "unlearn", spy)
+    pipeline.run(recipe, out=tmp_path / "runs")
+    forget, plain = (
+        [json.loads(line)["text"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("forget", "retain")
+    )
+    mixed = [(gone, kept) for gone, kept in retained if kept != plain]
+    assert len(mixed) == 4  # two subsets of the attribute, and two at random
+    assert len(retained) == 4 + 1 + 2  # joint, and both parts of the sequential control
+    for gone, kept in mixed:
+        assert set(kept) == {*plain, *forget} - set(gone)
+        assert kept[:4:2] == plain[:2]
+        assert not {*kept[1::2]} & {*plain}

@@ -76,6 +76,9 @@ class RetainSet(Settings):
     """Where the rows come from."""
     match: Literal["subset"] | None = None
     """`subset`: each subset retains only the retain rows that the same split puts into it; null: all of them."""
+    others: bool = False
+    """Whether each subset retains the other subsets' rows too, in turn with the retain rows, so that its task vector is
+    its own: what they share, such as damage to the language at large, is held back in each."""
 
 
 class Joint(Settings):

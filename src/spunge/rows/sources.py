@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -117,6 +118,11 @@ class Corpus:
         names = self.rows[SUBSET].unique(maintain_order=True).to_list()
         return {name: Corpus(self.rows.filter(pl.col(SUBSET) == name)) for name in names}
 
+    def without(self, others: Corpus) -> Corpus:
+        """Returns the rows that say something else than any row of `others`."""
+        texts = pl.Series(others.texts)
+        return Corpus(self.rows.filter(~pl.Series(self.texts).is_in(texts.implode())))
+
     def select(self, indices: Sequence[int]) -> Corpus:
         """Returns the rows with these indices, in the order given."""
         return Corpus(self.rows[list(indices)])
@@ -178,6 +184,17 @@ def concatenate(corpora: Iterable[Corpus]) -> Corpus:
         DataError: A column holds what cannot stand in one column, such as text in one and a list in another.
     """
     return Corpus(stack([corpus.rows for corpus in corpora]))
+
+
+def take_turns(corpora: Sequence[Corpus]) -> Corpus:
+    """Stacks corpora row by row: the first of each, then the second; shorter ones begin again until all are as long.
+
+    So that a method that reads the first rows alone sees all of them alike.
+    """
+    longest = max(map(len, corpora))
+    starts = accumulate(map(len, corpora), initial=0)
+    spans = [(start, len(corpus)) for start, corpus in zip(starts, corpora, strict=False)]
+    return concatenate(corpora).select([start + row % size for row in range(longest) for start, size in spans])
 
 
 def load_corpus(sources: Sequence[Source], *, require: str = "text") -> Corpus:

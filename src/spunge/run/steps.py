@@ -10,7 +10,7 @@ import polars as pl
 
 from spunge.interfaces import RETAIN, Merger, strength_of
 from spunge.recipe.schema import Experiment
-from spunge.rows.sources import SUBSET, Corpus
+from spunge.rows.sources import SUBSET, Corpus, take_turns
 from spunge.run import sweep
 from spunge.run.damage import MatchDamage
 from spunge.run.executors import Executor, Task
@@ -59,8 +59,14 @@ def split_at_random(context: Context, subsets: Subsets) -> Subsets:
     return Subsets(rows, dict.fromkeys(rows, context.rows.retain), stand_for)
 
 
-def subset_tasks(context: Context, subsets: Subsets) -> list[Unlearn]:
-    """Returns the tasks that unlearn every subset apart, each by the method with its own settings."""
+def subset_tasks(context: Context, subsets: Subsets, *, others: bool = True) -> list[Unlearn]:
+    """Returns the tasks that unlearn every subset apart, each by the method with its own settings.
+
+    Args:
+        context: The seed's.
+        subsets: What each unlearns and retains.
+        others: Whether they retain each other where the recipe says so.
+    """
     return [
         Unlearn(
             kind="subset",
@@ -68,11 +74,21 @@ def subset_tasks(context: Context, subsets: Subsets) -> list[Unlearn]:
             base=context.base,
             unlearner=context.experiment.subset_unlearner(name),
             forget=rows.with_subset(name),
-            retain=subsets.retain[name],
+            retain=_retain(context, subsets, name) if others else subsets.retain[name],
             seed=context.seed,
         )
         for name, rows in subsets.rows.items()
     ]
+
+
+def _retain(context: Context, subsets: Subsets, name: str) -> Corpus | None:
+    """What must stay while one subset goes: its retain rows and, if the recipe says so, every other subset's rows."""
+    retain, settings = subsets.retain[name], context.experiment.retain
+    if retain is None or settings is None or not settings.others:
+        return retain
+    parts = [rows.without(subsets.rows[name]) for other, rows in subsets.rows.items() if other != name]
+    others = [rows for rows in parts if len(rows)]
+    return take_turns([retain, take_turns(others)]) if others else retain
 
 
 def random_tasks(context: Context, subsets: Subsets) -> list[Unlearn]:
@@ -84,7 +100,7 @@ def random_tasks(context: Context, subsets: Subsets) -> list[Unlearn]:
             base=context.base,
             unlearner=context.experiment.unlearn,
             forget=rows.with_subset(name),
-            retain=subsets.retain[name],
+            retain=_retain(context, subsets, name),
             seed=context.seed,
         )
         for name, rows in subsets.rows.items()
@@ -140,8 +156,12 @@ def _variant(task: Unlearn, artifact: Artifact) -> Variant:
     return Variant(task.name, task.kind, task.seed, artifact, scale=scale, negated=negated)
 
 
-def unlearn_in_turn(context: Context, tasks: Sequence[Unlearn]) -> Variant:
-    """Unlearns one subset after the other, each from what the one before left; nothing is merged."""
+def unlearn_in_turn(context: Context, subsets: Subsets) -> Variant:
+    """Unlearns one subset after the other, each from what the one before left; nothing is merged.
+
+    They do not retain each other, whatever the recipe says: each would teach anew what the one before took away.
+    """
+    tasks = subset_tasks(context, subsets, others=False)
     [artifact] = context.executor.run([UnlearnInTurn(tuple(tasks), context.seed)])
     return Variant("sequential", "control", context.seed, artifact)
 
