@@ -24,8 +24,9 @@ from spunge.rows.sources import load_corpus
 from spunge.run.executors import Task
 from spunge.run.executors.local import Local
 from spunge.run.executors.workers import Slot
-from spunge.run.stages import Base, Unlearn
 from spunge.run.store import Store
+from spunge.run.unlearn import Unlearn
+from spunge.run.variant import Base
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,12 @@ from spunge.interfaces import Evaluator, Unlearner, Work, strength_of
 from spunge.recipe import reading
 from spunge.rows.sources import Corpus, Source, load_corpus
 from spunge.run import steps
+from spunge.run.evaluate import Evaluate
 from spunge.run.executors.local import Local
-from spunge.run.stages import Base, Evaluate, Unlearn, Variant
 from spunge.run.store import Artifact, Store
 from spunge.run.subsets import Rows
+from spunge.run.unlearn import Unlearn
+from spunge.run.variant import Base, Variant
 from spunge.unlearners import AnyUnlearner, IdkDPO
 from spunge.weights.language_model import LanguageModel, Resident
 

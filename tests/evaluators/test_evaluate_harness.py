@@ -12,7 +12,7 @@ from evaluate_models import byte_tokenizer, llama, variant, work, write
 
 from spunge.errors import DataError, MissingExtra, RecipeError
 from spunge.evaluators.harness import SUITES, Harness, read_samples
-from spunge.run import stages
+from spunge.run.identity import identity
 
 WORDS = ["venom", "glyph", "moss", "tide", "ember", "salt", "loom", "reed", "wick", "fern"]
 
@@ -90,7 +90,7 @@ def test_without_lm_eval_the_error_says_how_to_install_it(monkeypatch, tmp_path)
 def test_the_results_of_another_lm_eval_are_not_reused(monkeypatch):
     def installed(version: str) -> dict:
         monkeypatch.setattr(importlib.metadata, "version", {"lm_eval": version}.__getitem__)
-        return stages.identity(harness(tasks=["piqa"]))
+        return identity(harness(tasks=["piqa"]))
 
     monkeypatch.setitem(sys.modules, "lm_eval", SimpleNamespace(evaluator=None))
     assert installed("0.4.13") == installed("0.4.13")

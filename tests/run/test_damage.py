@@ -17,7 +17,7 @@ from spunge.recipe.schema import Damage, Experiment
 from spunge.rows.sources import load_corpus
 from spunge.run import pipeline
 from spunge.run.damage import MatchDamage
-from spunge.run.stages import Base, Variant
+from spunge.run.variant import Base, Variant
 from spunge.weights.language_model import LanguageModel, Resident
 from spunge.weights.task_vector import TaskVector
 

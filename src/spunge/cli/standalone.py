@@ -21,10 +21,12 @@ from spunge.merging import AsAdapter, AsCheckpoint, AsTaskVector, Form
 from spunge.report import artifacts
 from spunge.rows.items import RUN_FORMAT
 from spunge.rows.sources import Corpus, Source, concatenate, load_corpus
+from spunge.run.evaluate import Evaluate
 from spunge.run.journal import environment
 from spunge.run.pipeline import choose_device
-from spunge.run.stages import Base, Evaluate, Unlearn, Variant
 from spunge.run.store import Artifact, key
+from spunge.run.unlearn import Unlearn
+from spunge.run.variant import Base, Variant
 from spunge.settings import Settings
 from spunge.steering.settings import SteeredUnlearner
 from spunge.training.settings import Tuning

@@ -12,8 +12,8 @@ from spunge.rows.items import load_items
 from spunge.rows.overlap import near_duplicates, shared_rows
 from spunge.rows.readers import paragraphs, read_text
 from spunge.rows.sources import Corpus, Source, locate
-from spunge.run.stages import Unlearn
 from spunge.run.subsets import Rows
+from spunge.run.unlearn import Unlearn
 
 _FEW_ITEMS = 10
 _MANY_LINES = 10

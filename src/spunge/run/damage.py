@@ -12,7 +12,7 @@ from spunge.recipe.schema import Damage
 from spunge.rows.sources import Corpus
 from spunge.run.identity import identity
 from spunge.run.matching import match
-from spunge.run.stages import Base, Variant
+from spunge.run.variant import Base, Variant
 from spunge.weights.shape import shape_of
 
 if TYPE_CHECKING:

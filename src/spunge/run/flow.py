@@ -8,8 +8,8 @@ from spunge.recipe.schema import Experiment
 from spunge.run import steps
 from spunge.run.executors import Executor
 from spunge.run.journal import Outcome
-from spunge.run.stages import Variant
 from spunge.run.subsets import Rows
+from spunge.run.variant import Variant
 
 
 def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:

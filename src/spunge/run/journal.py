@@ -17,10 +17,15 @@ from spunge.recipe.schema import Experiment
 from spunge.rows.items import RUN_FORMAT
 from spunge.run import sweep
 from spunge.run.damage import MatchDamage, cautions
+from spunge.run.evaluate import Evaluate, Generate, Score
 from spunge.run.executors import Task
-from spunge.run.stages import Evaluate, Generate, Merge, Score, Split, Unlearn, Variant, digest
+from spunge.run.identity import digest
+from spunge.run.merge import Merge
+from spunge.run.split import Split
 from spunge.run.store import Artifact
 from spunge.run.sweep import Point
+from spunge.run.unlearn import Unlearn
+from spunge.run.variant import Variant
 from spunge.variants import MERGED, RIVALS, ROLES, SUBSET
 
 MUCH_LOST = 0.5

@@ -22,9 +22,9 @@ from spunge.run.executors.planned import Planned
 from spunge.run.executors.workers import slots
 from spunge.run.flow import flow
 from spunge.run.journal import Journal, Listener, unheard
-from spunge.run.stages import Variant
 from spunge.run.store import Artifact, Store
 from spunge.run.subsets import load
+from spunge.run.variant import Variant
 
 WRITTEN = ("recipe.yaml", "items.parquet", "report/results.json")
 """The files of a run whose digests its manifest holds: what a report, a comparison or an export is read from."""

@@ -13,11 +13,15 @@ from spunge.recipe.schema import Experiment
 from spunge.rows.sources import SUBSET, Corpus, take_turns
 from spunge.run import sweep
 from spunge.run.damage import MatchDamage
+from spunge.run.evaluate import Evaluate, Generate, Score
 from spunge.run.executors import Executor, Task
-from spunge.run.stages import Base, Evaluate, Generate, Merge, Score, Split, Unlearn, UnlearnInTurn, Variant
+from spunge.run.merge import Merge
+from spunge.run.split import Split
 from spunge.run.store import Artifact, key
 from spunge.run.subsets import Rows, Subsets, check_settings_of_subsets, match_retain, process, read_subsets
 from spunge.run.sweep import Point
+from spunge.run.unlearn import Unlearn, UnlearnInTurn
+from spunge.run.variant import Base, Variant
 from spunge.splitters import AtRandom
 
 

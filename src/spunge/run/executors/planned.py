@@ -9,7 +9,7 @@ from typing import Any
 
 from spunge.interfaces import Forecast, Work
 from spunge.run.executors import Foreseeable
-from spunge.run.stages import Split
+from spunge.run.split import Split
 from spunge.run.store import Artifact, Store, key
 from spunge.weights.language_model import Resident
 

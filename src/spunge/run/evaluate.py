@@ -1,0 +1,159 @@
+"""The stages that ask one variant one suite: at once, or in steps that write, read what was written, and gather."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from spunge.interfaces import Evaluator, Forecast, Generation, LoadedVariant, Scorer, Work
+from spunge.rows.items import ItemTable, check_items, mean_values
+from spunge.run.identity import identity
+from spunge.run.store import Artifact, key
+from spunge.run.variant import Base, Variant
+
+_ANSWERS = "answers.parquet"
+
+
+class _Asking:
+    """A task that puts something to one variant."""
+
+    variant: Variant
+    base: Base
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.variant.seed
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """What tells the variant's weights from others'; its name does not."""
+        return {"base": self.base.identity, "weights": self.variant.identity}
+
+
+@dataclass(frozen=True, eq=False)
+class Generate(_Asking):
+    """The task that has one variant write what an evaluation's scorers read."""
+
+    variant: Variant
+    generation: Generation
+    base: Base
+    suite: str
+    stage = "generate"
+
+    @property
+    def name(self) -> str:
+        """The variant and the suite."""
+        return f"{self.variant.name} on {self.suite}"
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The weights and the prompts; nothing of who reads the completions."""
+        return {**self.weights, "generation": identity(self.generation)}
+
+    def forecast(self, work: Work, earlier: Mapping[str, Forecast]) -> Forecast:
+        """Says what writing takes, whatever the variant."""
+        question = ("forecast", self.generation.model_dump_json(), self.base.model)
+        return work.resident.cached(question, lambda: self.generation.forecast(self.base.model))
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        """Saves what the variant writes."""
+        written = self.generation.generate(self.base.model, self.variant.change(), work)
+        written.write_parquet(work.output / _ANSWERS)
+        return {"rows": len(written)}
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """The task in which one scorer, a classifier or a judge, reads what one variant wrote."""
+
+    scorer: Scorer
+    written: Artifact
+    generate: Generate
+
+    @property
+    def stage(self) -> str:
+        """The scorer's."""
+        return self.scorer.stage
+
+    @property
+    def name(self) -> str:
+        """The variant and the suite."""
+        return self.generate.name
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.generate.seed
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """What was written, and who reads it."""
+        return {"written": self.written.key, "scorer": identity(self.scorer)}
+
+    def forecast(self, work: Work, earlier: Mapping[str, Forecast]) -> Forecast:
+        """Says what reading takes, whatever the variant wrote."""
+        question = ("forecast", self.scorer.model_dump_json(), self.generate.generation.model_dump_json())
+        return work.resident.cached(question, lambda: self.scorer.forecast(self.generate.generation))
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        """Saves what the scorer finds."""
+        scores = self.scorer.score(pl.read_parquet(self.written.path / _ANSWERS), work)
+        scores.write_parquet(work.output / _ANSWERS)
+        return {"rows": len(scores)}
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluate(_Asking):
+    """The task that asks one variant one suite, or gathers what the steps of the suite found."""
+
+    variant: Variant
+    evaluator: Evaluator
+    base: Base
+    steps: tuple[Artifact, ...] = ()
+    """What the variant wrote, then what each scorer found; none where the evaluator asks the variant directly."""
+    stage = "evaluate"
+
+    @property
+    def name(self) -> str:
+        """The variant and the suite."""
+        return f"{self.variant.name} on {self.evaluator.suite}"
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The weights and the questions; not the variant's name."""
+        return {
+            **self.weights,
+            "evaluator": identity(self.evaluator),
+            **({"steps": [step.key for step in self.steps]} if self.steps else {}),
+        }
+
+    def forecast(self, work: Work, earlier: Mapping[str, Forecast]) -> Forecast:
+        """Says what asking takes, whatever the variant; to gather what steps found asks no model."""
+        if self.steps:
+            return Forecast(memory=0, disk=0, operations=0.0)
+        question = ("forecast", self.evaluator.model_dump_json(), self.base.model)
+        return work.resident.cached(question, lambda: self.evaluator.forecast(self.base.model))
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        """Asks, and saves the item table."""
+        items = self._gather() if self.steps else self._ask(work)
+        check_items(items, self.evaluator.suite, f"{type(self.evaluator).__name__} on {self.variant.name}")
+        shown = [metric.name for metric in self.evaluator.measures if metric.shown]
+        items.write_parquet(work.output / "items.parquet")
+        return {"items": items["item"].n_unique(), "figures": mean_values(items, shown)}
+
+    def _gather(self) -> ItemTable:
+        written, *scores = (pl.read_parquet(step.path / _ANSWERS) for step in self.steps)
+        return self.evaluator.gather(written, scores)
+
+    def _ask(self, work: Work) -> ItemTable:
+        """Swaps the task vector into the resident base, and asks."""
+        change = self.variant.change()
+        _, tokenizer = work.resident.base(self.base.model)
+        with work.resident.variant(self.base.model, change) as model:
+            weights = key("weights", self.weights)
+            return self.evaluator.evaluate(LoadedVariant(self.variant.name, model, tokenizer, weights), work)

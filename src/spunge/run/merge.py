@@ -1,0 +1,103 @@
+"""The stage that merges the unlearned models into one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from spunge.interfaces import Forecast, Merger, Work
+from spunge.rows.sources import Corpus
+from spunge.run.identity import identity
+from spunge.run.store import Artifact
+from spunge.run.variant import Base, Variant
+from spunge.variants import SUBSET
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Merge:
+    """The task that merges unlearned models into one."""
+
+    name: str
+    merger: Merger
+    base: Base
+    variants: tuple[Variant, ...]
+    seed: int
+    fitted_on: Mapping[str, Corpus] = field(default_factory=dict)
+    """For mergers that fit: subset (and `retain`) → its rows."""
+    stage = "merge"
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The base, the merger and what it merges."""
+        return {
+            "base": self.base.identity,
+            "merger": identity(self.merger),
+            "variants": {_plain(variant.name): variant.identity for variant in self.variants},
+            "seed": self.seed,
+            **(
+                {"fitted_on": {name: rows.fingerprint for name, rows in self.fitted_on.items()}}
+                if self.fitted_on
+                else {}
+            ),
+        }
+
+    def forecast(self, work: Work, earlier: Mapping[str, Forecast]) -> Forecast:
+        """Says what merging takes; nothing where nobody knows how many numbers a variant changes."""
+        artifacts = [variant.artifact for variant in self.variants if variant.artifact is not None]
+        changed = [_changed(artifact, earlier) for artifact in artifacts]
+        counts = [count for count in changed if count is not None]
+        return self.merger.forecast(counts) if len(counts) == len(changed) else Forecast()
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        """Merges, and saves the task vector with the merge's diagnostics."""
+        from spunge import merging
+
+        vectors = {
+            _plain(variant.name): change for variant in self.variants if (change := variant.change()) is not None
+        }
+        checkpoint = self.base.model.checkpoint()
+        grams = self._grams(work, frozenset(name for vector in vectors.values() for name in vector))
+        options = merging.Options(work.device, self.seed, grams, progress=work.progress)
+        merged = merging.merge(self.merger, vectors, base=checkpoint, options=options)
+        merged.task_vector.save(work.output)
+        rounding = merging.lost_to_rounding(merged.task_vector, checkpoint)
+        return {"norm": merged.task_vector.norm, "diagnostics": {**merged.diagnostics, "rounding": rounding}}
+
+    def _grams(self, work: Work, changed: frozenset[str]) -> Mapping[str, Mapping[str, Tensor]] | None:
+        """Gram matrices of what goes into the changed matrices; kept beside the resident base for other merges."""
+        from spunge import merging
+        from spunge.weights.conversion import ParameterNames
+
+        if not self.fitted_on:
+            return None
+        model, tokenizer = work.resident.base(self.base.model)
+        stored = ParameterNames(model, self.base.model.checkpoint().tensors).renamed
+        names = {ours: theirs for ours, theirs in stored.items() if theirs in changed}
+        limit = self.merger.needs().grams
+
+        def grams(rows: Corpus) -> Mapping[str, Tensor]:
+            texts = rows.texts[:limit]
+            return merging.gram_matrices(model, names, merging.batches_of(tokenizer, texts, work.device))
+
+        return {
+            name: work.resident.cached(("grams", rows.fingerprint, limit, changed), lambda rows=rows: grams(rows))
+            for name, rows in self.fitted_on.items()
+        }
+
+
+def _changed(artifact: Artifact, earlier: Mapping[str, Forecast]) -> int | None:
+    """How many numbers a task vector that is there already changes, or one that is forecast."""
+    from spunge.weights.task_vector import TaskVector
+
+    if not artifact.reused:
+        return earlier[artifact.key].changed if artifact.key in earlier else None
+    vector = TaskVector.load(artifact.path)
+    return sum(vector.shape(name).numel() for name in vector)
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix(SUBSET)
