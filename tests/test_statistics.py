@@ -67,33 +67,12 @@ def test_mcnemar_refuses_what_is_no_verdict():
         S.mcnemar([0.5], [1])
 
 
-def test_a_multinomial_draw_is_the_same_in_law_as_resampling_rows():
-    rng = np.random.default_rng(3)
-    a, b = rng.integers(0, 2, 60), rng.integers(0, 2, 60)
-    drawn = S._resampled_means((a - b).astype(float), 40_000, np.random.default_rng(0))
-    rows = (a - b)[rng.integers(0, 60, (40_000, 60))].mean(1)
-    assert drawn.mean() == pytest.approx(rows.mean(), abs=0.002)
-    assert drawn.std() == pytest.approx(rows.std(), rel=0.02)
-    assert np.quantile(drawn, [0.025, 0.5, 0.975]) == pytest.approx(np.quantile(rows, [0.025, 0.5, 0.975]), abs=0.018)
-
-
-@settings(deadline=None)
-@given(pairs)
-def test_a_paired_difference_is_antisymmetric_and_reproducible(rows):
-    a, b = [x for x, _ in rows], [y for _, y in rows]
-    one, again, other = S.paired_difference(a, b), S.paired_difference(a, b), S.paired_difference(b, a)
-    assert one == again
-    assert one.difference == pytest.approx(-other.difference)
-    assert one.p == pytest.approx(other.p)
-    assert one.interval.low - 1e-12 <= one.difference <= one.interval.high + 1e-12
-
-
 def test_pairing_narrows_what_moves_together():
     rng = np.random.default_rng(0)
     skill = rng.normal(size=400)
     a, b = skill + 0.1, skill + rng.normal(scale=0.05, size=400)
-    result = S.paired_difference(a, b, draws=2000)
-    assert result.interval.low > 0.08
+    result = S.compare(a, b)
+    assert result.interval().low > 0.08
     assert result.p < 0.01
 
 
@@ -101,11 +80,11 @@ def test_pairing_narrows_what_moves_together():
 def test_intervals_cover_the_truth_about_as_often_as_they_say(kind):
     rng = np.random.default_rng(1)
     truth, covered, runs = 0.1 if kind == "paired" else 0.6, 0, 400
-    for run in range(runs):
+    for _ in range(runs):
         b = (rng.random(120) < 0.5).astype(float)
         a = np.where(rng.random(120) < 0.8, b, 1.0)  # P(a) = 0.6
         if kind == "paired":
-            interval = S.paired_difference(a, b, draws=1000, seed=run).interval
+            interval = S.compare(a, b).interval()
         elif kind == "wilson":
             interval = S.wilson(a.sum(), len(a))
         else:
@@ -114,31 +93,38 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(kind):
     assert 0.91 <= covered / runs <= 0.985
 
 
-def test_resampling_many_values_takes_little_memory():
-    x = np.random.default_rng(0).normal(size=200_000)
-    tracemalloc.start()
-    S.paired_difference(x, np.zeros_like(x), draws=200)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 150e6  # all 200 resamples at once are 640 MB
+@pytest.mark.parametrize("values", [np.r_[np.ones(13), np.zeros(27)], np.ones(40), np.zeros(40)])
+def test_a_share_of_independent_answers_has_the_interval_of_wilson_whatever_it_is(values):
+    found, theirs = S.mean_interval(values), S.wilson(values.sum(), 40)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+    # Clusters that are all of one mind count as so many answers.
+    alike = S.mean_interval(np.repeat(values, 5), clusters=np.repeat(np.arange(40), 5).tolist())
+    assert alike.high - alike.low >= theirs.high - theirs.low - 1e-9
 
 
-def test_the_relative_difference_is_of_ratios_of_the_same_resample():
+def test_the_interval_of_a_mean_of_seeds_that_differ_is_wide_however_many_items():
+    rng = np.random.default_rng(0)
+    x = (rng.random((3, 5000)) < np.array([[0.2], [0.5], [0.8]])).astype(float)
+    assert S.mean_interval(x).high - S.mean_interval(x).low > 0.6
+    assert S.mean_interval(x[0]).high - S.mean_interval(x[0]).low < 0.03
+
+
+def test_a_ratio_of_means_is_surer_than_either_where_both_move_together():
     a, b = [1, 1, 0, 0] * 50, [1, 1, 1, 0] * 50
-    relative, interval = S.relative_difference(a, b)
-    assert relative == pytest.approx(0.5 / 0.75 - 1)
-    assert relative in interval
-    assert interval.high < 0
-    same, none = S.relative_difference(b, b)
-    assert (same, none) == (0.0, S.Interval(0.0, 0.0))
+    ratio, interval = S.ratio_interval(a, b)
+    assert ratio == pytest.approx(0.5 / 0.75)
+    assert ratio in interval
+    assert interval.high < 1
+    same, none = S.ratio_interval(b, b)
+    assert (same, none) == (1.0, S.Interval(1.0, 1.0))
 
 
-def test_a_relative_difference_to_nothing_is_unknown_or_unbounded():
-    relative, interval = S.relative_difference([1, 0], [0, 0])
-    assert isnan(relative)
+def test_a_ratio_to_nothing_is_unknown_or_unbounded():
+    ratio, interval = S.ratio_interval([1, 0], [0, 0])
+    assert isnan(ratio)
     assert isnan(interval.low)
-    _, wide = S.relative_difference([1, 1, 1, 1], [1, 0, 0, 0])
-    assert wide.high == inf
+    _, wide = S.ratio_interval([1.0, 2.0, 1.0, 3.0], [1.0, -0.5, 0.2, -0.3])
+    assert (wide.low, wide.high) == (-inf, inf)
 
 
 def test_benjamini_hochberg_known_value():
@@ -173,7 +159,7 @@ def test_the_area_under_the_curve_counts_pairs(rows):
         assert area == pytest.approx(sum(wins) / len(wins))
 
 
-@pytest.mark.parametrize("call", [lambda: S.paired_difference([1], [1, 0]), lambda: S.mean_interval([])])
+@pytest.mark.parametrize("call", [lambda: S.mcnemar([1], [1, 0]), lambda: S.mean_interval([])])
 def test_wrong_shapes_are_refused(call):
     with pytest.raises(ValueError, match="needed"):
         call()
@@ -258,7 +244,7 @@ def test_the_parts_of_the_variance_equal_loops_over_seeds_and_clusters(seeds, la
     a, b = np.random.default_rng(seed).normal(size=(2, seeds, len(labels)))
     found = S.compare(a, b, clusters=labels)
     parts = naive_parts((a - b).tolist(), labels)
-    assert (found.unit_variance, found.seed_variance) == pytest.approx(parts, rel=1e-6, abs=1e-12)
+    assert (found.spread.unit_variance, found.spread.seed_variance) == pytest.approx(parts, rel=1e-6, abs=1e-12)
 
 
 @pytest.mark.parametrize("items", [3, 4, 5, 11, 30])
@@ -358,7 +344,7 @@ def test_what_could_not_be_tested_counts_as_no_test():
 def test_items_needed_tell_so_small_a_difference_apart():
     rng = np.random.default_rng(0)
     pilot = S.compare((rng.random(400) < 0.5).astype(float), (rng.random(400) < 0.5).astype(float))
-    needed = S.items_needed(pilot, 0.1)
+    needed = S.items_needed(pilot.spread, 0.1)
     assert needed is not None
     found = sum(
         S.compare((rng.random(needed) < 0.6).astype(float), (rng.random(needed) < 0.5).astype(float)).p <= 0.05
@@ -366,48 +352,43 @@ def test_items_needed_tell_so_small_a_difference_apart():
     )
     assert 0.72 <= found / 300 <= 0.88
     unsteady = S.compare(np.array([[0.0] * 50, [1.0] * 50, [0.3] * 50]), np.zeros((3, 50)))
-    assert S.items_needed(unsteady, 0.01) is None
+    assert S.items_needed(unsteady.spread, 0.01) is None
+    assert S.seeds_needed(unsteady.spread, 0.4) in range(10, 40)
+    assert S.seeds_needed(pilot.spread, 0.1) is None  # one seed tells no spread of seeds
 
 
-def naive_bootstrap(a, b, labels, draws, rng):
-    """Seeds and clusters drawn one by one, their items gathered in lists."""
-    clusters = sorted(set(labels))
-    found = []
+def resampled(values, labels, draws, rng):
+    """Means of seeds and clusters drawn with replacement, each by itself (the pigeonhole bootstrap)."""
+    clusters = [np.flatnonzero(np.array(labels) == label) for label in sorted(set(labels))]
+    means = []
     for _ in range(draws):
-        rows = [rng.integers(len(a)) for _ in a]
-        columns = [
-            i for _ in clusters for i in np.flatnonzero(np.array(labels) == clusters[rng.integers(len(clusters))])
-        ]
-        found.append(sum(a[r][i] for r in rows for i in columns) / sum(b[r][i] for r in rows for i in columns))
-    return np.array(found)
+        rows = rng.integers(len(values), size=len(values))
+        columns = np.concatenate([clusters[drawn] for drawn in rng.integers(len(clusters), size=len(clusters))])
+        means.append(values[np.ix_(rows, columns)].mean())
+    return np.array(means)
 
 
-def test_the_bootstrap_is_the_same_in_law_as_drawing_rows_one_by_one():
+@pytest.mark.parametrize("seeds", [1, 8])
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_variance_is_that_of_resampling_seeds_and_clusters(seeds, size):
+    """Resampling n spreads √((n − 1)/n) too little, and counts what both share once more."""
     rng = np.random.default_rng(5)
-    a, b = rng.random((3, 9)), 1 + rng.random((3, 9))
-    labels = [0, 0, 1, 1, 1, 2, 3, 3, 3]
-    mine = S.bootstrap(a, b, clusters=labels, draws=20_000)
-    naive = naive_bootstrap(a.tolist(), b.tolist(), labels, 3_000, rng)
-    assert mine.mean() == pytest.approx(naive.mean(), abs=0.004)
-    assert mine.std() == pytest.approx(naive.std(), rel=0.05)
+    labels = np.repeat(np.arange(60), size).tolist()
+    x = rng.normal(size=(seeds, 1)) * 0.3 + np.repeat(rng.normal(size=60), size) + rng.normal(size=(seeds, 60 * size))
+    drawn = resampled(x, labels, 4_000, rng)
+    found = S.spread(x, clusters=labels)
+    bootstrap = found.unit_variance * 59 / 60 + found.seed_variance * (seeds - 1) / seeds
+    assert drawn.std() == pytest.approx(sqrt(bootstrap), rel=0.08)
 
 
-def test_the_bootstrap_of_many_items_takes_one_block_of_memory():
+def test_many_items_take_little_memory():
     x = np.random.default_rng(0).normal(size=(2, 200_000))
     tracemalloc.start()
-    S.bootstrap(x, draws=100)
+    S.ratio_interval(x, x + 10)
+    S.compare(x, x + 1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 250e6  # all draws at once would be 160 MB for each of four arrays
-
-
-def test_the_bootstrap_interval_of_few_clusters_is_that_of_student():
-    x = np.random.default_rng(0).normal(size=6)
-    found = S.bootstrap_interval(float(x.mean()), S.bootstrap(x, draws=100_000), 6)
-    exact = S.mean_interval(x)
-    assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=0.02)
-    unbounded = S.bootstrap_interval(1.0, S.bootstrap([1.0, 1.0], [0.0, 1.0]), 2)
-    assert (unbounded.low, unbounded.high) == (-inf, inf)
+    assert peak < 60e6
 
 
 @pytest.mark.parametrize(
@@ -415,7 +396,7 @@ def test_the_bootstrap_interval_of_few_clusters_is_that_of_student():
     [
         lambda: S.compare([1, 0], [1]),
         lambda: S.compare([1, 0], [1, 0], clusters=["a"]),
-        lambda: S.bootstrap([1.0], [1.0, 2.0]),
+        lambda: S.mean_interval([]),
     ],
 )
 def test_what_is_not_paired_is_refused(call):

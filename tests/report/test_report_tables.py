@@ -92,20 +92,23 @@ def test_every_cell_of_the_papers_tables_is_there():
 
 def test_a_clear_gain_is_called_one(tmp_path):
     found = judged(write_run(tmp_path, items=1600, gain=0.3))
-    assert re.match("SPUNGE forgot (nearly all|most) of what it should, and kept the rest.", found.headline)
-    assert "It forgot more than joint unlearning, beyond chance" in found.headline
-    assert "neither more steps nor splitting at random" in found.headline
+    assert re.match(r"SPUNGE forgot (nearly all|most) of what it should \(.*?\), and kept the rest\.", found.headline)
+    assert "it forgot more than joint unlearning, by" in found.headline
+    assert "better than joint unlearning with as many steps and a random split" in found.headline
+    assert [one.word for one in found.contests] == ["better"] * 3
     assert all("[" in point.figures for point in found.points)
 
 
 def test_no_gain_is_called_none(tmp_path):
     found = judged(write_run(tmp_path, items=400, gain=0.0))
-    assert "Nothing here shows that it forgot more than joint unlearning." in found.headline
+    assert "it is not told apart from joint unlearning (about" in found.headline
+    assert "items would tell" in found.headline
+    assert found.contests[0].word == "not told apart"
 
 
 def test_a_loss_is_called_one(tmp_path):
     found = judged(write_run(tmp_path, items=1600, gain=-0.3))
-    assert "Joint unlearning forgot more, beyond chance." in found.headline
+    assert "joint unlearning forgot more, by" in found.headline
     assert BAD in {point.status for point in found.points}
 
 
@@ -140,7 +143,7 @@ def test_a_rival_that_forgot_more_is_named_even_where_joint_did_not(tmp_path):
     own = (pl.col("variant") == "joint_equal_steps") & (pl.col("metric") == "acc") & (pl.col("suite") == "hazards")
     items = items.with_columns(value=pl.when(own).then(0.0).otherwise(pl.col("value")))
     items.write_parquet(run / "items.parquet")
-    assert "Joint unlearning with as many steps forgot more." in judged(run).headline
+    assert "worse than joint unlearning with as many steps" in judged(run).headline
 
 
 def test_many_subsets_have_a_table_of_their_own(tmp_path):
@@ -220,7 +223,7 @@ def test_an_attack_is_reported_as_what_it_brought_back(tmp_path):
     }
     expected = (bio["attacked"] - bio["unlearned"]) / (bio["base"] - bio["unlearned"])
     assert found["30 steps", "bio"]["recovered"] == pytest.approx(expected)
-    assert judged(run).headline.endswith("An attack brought part of what was forgotten back.")
+    assert judged(run).sentences[-2] == "An attack brought part of what was forgotten back."
     shown = {row[0] for row in tables["recovery"].rows}
     assert {"quantised: int8", "relearned: 30 steps"} <= shown
 
@@ -258,7 +261,7 @@ def test_latex_escapes_what_is_special():
     assert r"\$x\_\{\$ \textbackslash{}frac \% \# \textasciitilde{} \textasciicircum{} \{" in table
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.04, "±0.0"), (-0.04, "±0.0"), (-1.25, "−1.2"), (3.0, "+3.0")])
+@pytest.mark.parametrize(("value", "text"), [(0.04, "0.0"), (-0.04, "0.0"), (-1.25, "−1.2"), (3.0, "+3.0")])
 def test_signs(value, text):
     assert signed(value, 1) == text
 

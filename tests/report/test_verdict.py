@@ -39,41 +39,45 @@ def judged(run: Path) -> str:
 
 def test_all_good(tmp_path: Path) -> None:
     told = said(tmp_path, {**FORGOT, "spunge": (0.27, 0.93)})
-    assert told.startswith("SPUNGE forgot nearly all of what it should, and kept the rest. It forgot more than joint")
-    assert "beyond chance better than a random split" in told
+    assert re.match(r"SPUNGE forgot nearly all of what it should \(97 % \[89, 100\]\), and kept the rest\.", told)
+    assert "it forgot more than joint unlearning, by 23 points [" in told
+    assert "better than joint unlearning with as many steps and a random split" in told
 
 
 def test_nothing_forgotten_beside_a_joint_model_that_was_destroyed(tmp_path: Path) -> None:
     told = said(tmp_path, {**FORGOT, "base": (0.624, 0.634), "spunge": (0.624, 0.634), "joint": (0.28, 0.271)})
     assert re.match(r"SPUNGE forgot nothing measurable \(at most \d+ % of what it should\), and kept the rest\.", told)
-    assert "the two cannot be compared: joint unlearning damaged the model (accuracy on “general” 63." in told
+    assert "the two cannot be compared: joint unlearning damaged the model (accuracy on “general” 6" in told
     assert "forgot more" not in told
     assert "kept more" not in told
 
 
 def test_a_destroyed_model_leads_every_other_sentence(tmp_path: Path) -> None:
     told = said(tmp_path, {**FORGOT, "spunge": (0.25, 0.26)})
-    assert told.startswith("SPUNGE damaged the model: accuracy on “general” 93.0 → 26.0 %.")
+    assert told.startswith("SPUNGE damaged the model: accuracy on “general” 93.0 → 26 %.")
     assert "cannot be compared: joint unlearning left the rest as it was, and SPUNGE did not" in told
-    assert "It forgot more" not in told
+    assert "forgot more" not in told
 
 
 def test_worse_than_joint(tmp_path: Path) -> None:
     told = said(tmp_path, {**FORGOT, "spunge": (0.70, 0.93)})
-    assert "Joint unlearning forgot more, beyond chance." in told
-    assert "beyond chance worse than a random split" in told
+    assert "joint unlearning forgot more, by 20 points [" in told
+    assert "worse than joint unlearning with as many steps and a random split" in told
 
 
 def test_equal_to_the_random_split(tmp_path: Path) -> None:
     told = said(tmp_path, {**FORGOT, "random_split": (0.30, 0.93), "spunge": (0.30, 0.93)})
-    assert "It forgot more than joint" in told
-    assert "not told apart from a random split" in told
+    assert "it forgot more than joint" in told
+    assert "no different from a random split" in told
+    assert "What it gains need not come from the attribute." in told
 
 
 def test_three_items_settle_nothing(tmp_path: Path) -> None:
     told = said(tmp_path, {**FORGOT, "spunge": (0.0, 1.0)}, items=6)
     assert told.startswith("It is not shown that SPUNGE forgot")
-    assert "beyond chance" not in told
+    assert "3 items are too few to tell" in told
+    assert "better" not in told
+    assert "worse" not in told
 
 
 def test_a_group_that_got_worse_is_told(tmp_path: Path) -> None:
@@ -83,7 +87,7 @@ def test_a_group_that_got_worse_is_told(tmp_path: Path) -> None:
     value = pl.when(group & (pl.col("variant") == "base")).then(0.0).otherwise(pl.col("value"))
     value = pl.when(group & (pl.col("variant") == "spunge")).then(1.0).otherwise(value)
     items.with_columns(value=value).write_parquet(run / "items.parquet")
-    assert "It made things worse for a group" in judged(run)
+    assert "It made things worse for “bio”" in judged(run)
     assert "worse for “bio”" in report.card(run)
 
 
@@ -96,5 +100,5 @@ def test_nan_is_a_broken_model_and_nothing_else(tmp_path: Path, variant: str) ->
     told = judged(run)
     name = {"spunge": "SPUNGE", "joint": "Joint unlearning"}[variant]
     assert told.startswith(f"{name} gave NaN on “hazards”: a broken model, and not one that forgot.")
-    assert "forgot more than joint unlearning, beyond" not in told
+    assert "forgot more than joint" not in told
     assert ("SPUNGE forgot" in told) == (variant == "joint")

@@ -18,8 +18,8 @@ AT = " @ "
 Model = tuple[str, int | None]
 """A variant's name and its seed."""
 
-UNSCORED = ("chosen", "nll", "tokens", "perplexity")
-"""Metrics whose mean says nothing; perplexity comes from the sums of `nll` and `tokens`."""
+UNSCORED = ("chosen", "nll", "tokens", "perplexity", "truncated", NAN)
+"""Bookkeeping, and metrics whose mean says nothing; perplexity comes from the sums of `nll` and `tokens`."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,12 @@ class Answers:
     items: list[tuple[str, str]]
     """Task and item."""
     scopes: list[Scope]
+    clusters: np.ndarray | None = None
+    """What each item came from (a template, an author, an article), where those were sampled rather than the items."""
+
+    def clusters_of(self, items: np.ndarray) -> list[str] | None:
+        """Returns the clusters of some of the items."""
+        return None if self.clusters is None else self.clusters[items].tolist()
 
     @cached_property
     def binary(self) -> bool:
@@ -83,8 +89,13 @@ class Answers:
         return [(row, seeds_b[seed]) for seed, row in seeds_a.items() if seed in seeds_b]
 
 
-def matrices(items: pl.DataFrame) -> Iterator[Answers]:
-    """Yields the answers of every suite by every metric that can be scored, in order of appearance."""
+def matrices(items: pl.DataFrame, clusters: Mapping[str, str] | None = None) -> Iterator[Answers]:
+    """Yields the answers of every suite by every metric that can be scored, in order of appearance.
+
+    Args:
+        items: The item table, with variants and seeds.
+        clusters: Suite → the attribute that says what each of its items came from.
+    """
     numbers = items.filter(pl.col("value").is_not_null() & ~pl.col("metric").str.contains(":", literal=True))
     for (suite,), part in numbers.group_by(["suite"], maintain_order=True):
         index = part.select("task", "item", "attributes").unique(["task", "item"], maintain_order=True)
@@ -92,7 +103,7 @@ def matrices(items: pl.DataFrame) -> Iterator[Answers]:
         models = part.select("variant", "seed").unique(maintain_order=True).with_row_index("model")
         part = part.join(index.select("row", "task", "item"), on=["task", "item"])
         part = part.join(models, on=["variant", "seed"], nulls_equal=True)
-        scopes = _scopes(index)
+        scopes, labels = _scopes(index), _clusters(index, (clusters or {}).get(str(suite)))
         names = [(str(name), seed) for name, seed in models.select("variant", "seed").iter_rows()]
         keys = list(index.select("task", "item").iter_rows())
         grids = {
@@ -104,9 +115,17 @@ def matrices(items: pl.DataFrame) -> Iterator[Answers]:
             if metric != NAN:
                 grid[broken] = np.nan
             if metric not in UNSCORED:
-                yield Answers(str(suite), metric, names, grid, None, keys, scopes)
+                yield Answers(str(suite), metric, names, grid, None, keys, scopes, labels)
         if "nll" in grids and "tokens" in grids:
-            yield Answers(str(suite), "perplexity", names, grids["nll"], grids["tokens"], keys, scopes)
+            yield Answers(str(suite), "perplexity", names, grids["nll"], grids["tokens"], keys, scopes, labels)
+
+
+def _clusters(index: pl.DataFrame, attribute: str | None) -> np.ndarray | None:
+    """The cluster of each item by an attribute; an item without one is a cluster of its own."""
+    if attribute is None:
+        return None
+    found = (attribute_values(each).get(attribute) for each in index["attributes"].to_list())
+    return np.array([json.dumps(values) if values else f"item {row}" for row, values in enumerate(found)])
 
 
 def _broken(grids: Mapping[str, np.ndarray], keys: Sequence[tuple[str, str]]) -> np.ndarray:

@@ -52,6 +52,13 @@ class Suite(_Record):
     """Whether its texts may offend."""
     attacks: str | None = None
     """The suite that this one asks again after an attack on the model."""
+    cluster: str | None = None
+    """The attribute that says what an item came from, where templates, authors or articles were sampled."""
+
+    @property
+    def headline(self) -> Metric | None:
+        """What the suite is judged by."""
+        return next((metric for metric in self.metrics if metric.shown), None)
 
     def metric(self, name: str) -> Metric | None:
         """Returns what is declared of a metric; None for bookkeeping."""
@@ -143,6 +150,50 @@ class Sweep(_Record):
     points: tuple[Point, ...] = Field(min_length=1)
 
 
+class Match(_Record):
+    """Where a variant spends a budget of damage."""
+
+    variant: str
+    seed: int
+    matching: str = "near"
+    """Which texts the budget is of."""
+    budget: Figure
+    scale: Figure
+    """The λ."""
+    status: str
+    """`matched`, `stepped` (the damage jumps over the budget) or `unreached`."""
+    near: Figure | None
+    """What was done there to texts near what must go; None: beyond all bounds."""
+    far: Figure | None = None
+    """What was done there to texts far from it; None also where none were given."""
+
+
+class CurvePoint(_Record):
+    """What a variant does to the rest at one λ, and what is left of what must go where that was asked."""
+
+    variant: str
+    seed: int
+    scale: Figure
+    near: Figure | None
+    far: Figure | None = None
+    forgotten: Figure | None = None
+    """The share of what the base model had beyond guessing that is gone, averaged over the forget suites."""
+
+
+class Damage(_Record):
+    """At which damage to the rest variants are compared, and where each comes to it."""
+
+    unit: str = "KL per token"
+    headline: Figure
+    budgets: tuple[Figure, ...] = ()
+    near: str = "the retain set"
+    """What the near texts are."""
+    far: str | None = None
+    """What the far texts are; None where none were given."""
+    matches: tuple[Match, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
+
+
 class Manifest(_Record):
     """What the pipeline noted about a run."""
 
@@ -160,6 +211,7 @@ class Manifest(_Record):
     merge: Mapping[str, Any] = {}
     search: tuple[Mapping[str, float | None], ...] = ()
     sweep: Mapping[str, Any] | None = None
+    damage: Damage | None = None
     environment: Mapping[str, Any] = {}
     files: Mapping[str, Mapping[str, Any]] = {}
     """The run's own files → their size and sha256, once all are written."""
@@ -177,6 +229,12 @@ class Manifest(_Record):
             suite if "metrics" in suite else suite | _declared(methods.get(suite.get("attacks")), suite)
             for suite in value
         ]
+
+    @field_validator("damage", mode="before")
+    @classmethod
+    def _older_damage(cls, value: Any) -> Any:
+        """Older runs noted the matches alone, without what a verdict needs of them."""
+        return value if isinstance(value, dict) else None
 
     @field_validator("split", "merge", mode="before")
     @classmethod

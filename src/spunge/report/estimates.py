@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import erfc, isfinite, sqrt
-from statistics import NormalDist
+from math import isfinite, sqrt
 
 import numpy as np
 
 from spunge.report.answers import Answers
-from spunge.statistics import Interval, mean_interval, paired_difference, relative_difference, wilson
-
-Z = NormalDist().inv_cdf(0.975)
+from spunge.report.rows import Ends
+from spunge.statistics import Interval, PairedDifference, compare, mean_interval, ratio_interval
 
 
 @dataclass(frozen=True)
@@ -27,37 +25,30 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference a − b, absolute and relative to b; None where it means nothing."""
+    """A paired difference a − b with what its test needs, and as a share of b; None where that means nothing."""
 
-    difference: float | None
-    low: float | None
-    high: float | None
+    paired: PairedDifference
     relative: float | None
-    relative_low: float | None
-    relative_high: float | None
-    p: float | None
-    n: int
-
-
-NOTHING = Difference(None, None, None, None, None, None, None, 0)
+    relative_ends: Ends | None
 
 
 def estimate(answers: Answers, rows: Sequence[int], items: np.ndarray) -> Estimate:
     """Returns the score of one variant, over one seed or several, on some of the items.
 
-    Shares get Wilson's interval, other means Student's. Over several seeds the items' interval is widened by the
-    spread between the seeds' means: another seed would have given another model.
+    Over several seeds the interval is of items and seeds: another seed would have given another model.
     """
-    answered = answers.answered(rows, items)
-    n = answered.shape[1]
-    if not n:
+    both = answers.complete(rows, items)
+    if not len(both):
         return Estimate(None, None, None, 0)
-    if answers.weights is not None:
-        # A corpus's perplexity is exp(Σ nll / Σ tokens): linear in log space around its value.
-        logs = [_linearised(*each) for each in zip(answered, answers.tokens(rows, items), strict=True)]
-        value, low, high = (_exp(each) for each in _mean(np.stack(logs), binary=False))
-        return Estimate(value, low, high, n)
-    return Estimate(*_mean(answered, binary=answers.binary), n)
+    answered, clusters = answers.answered(rows, both), answers.clusters_of(both)
+    if answers.weights is None:
+        ends = bounded(mean_interval(answered, clusters=clusters)) or (None, None)
+        return Estimate(float(answered.mean()), *ends, len(both))
+    # A corpus's perplexity is exp(Σ nll / Σ tokens): its interval is that of the logarithm, so that it stays above 0.
+    logs = np.stack([_linearised(*each) for each in zip(answered, answers.tokens(rows, both), strict=True)])
+    interval = mean_interval(logs, clusters=clusters)
+    value, low, high = (_exp(each) for each in (float(logs.mean()), interval.low, interval.high))
+    return Estimate(value, low, high, len(both))
 
 
 def macro(groups: Sequence[Estimate]) -> Estimate:
@@ -74,30 +65,27 @@ def macro(groups: Sequence[Estimate]) -> Estimate:
     return Estimate(value, value - below, value + above, n)
 
 
-def difference(answers: Answers, pairs: Sequence[tuple[int, int]], items: np.ndarray) -> Difference:
-    """Returns how far two variants are apart on the items that both answered, paired item by item, seed by seed."""
+def difference(answers: Answers, pairs: Sequence[tuple[int, int]], items: np.ndarray) -> Difference | None:
+    """Returns how far two variants are apart on the items that both answered, paired item by item, seed by seed.
+
+    None where they answered none in common, or where the mean of one is beyond all numbers.
+    """
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
     both = answers.complete([*first, *second], items)
     if not len(both):
-        return NOTHING
+        return None
     a, b = (per_item(answers, rows, both) for rows in (first, second))
-    # Verdicts are resampled by counts, at no cost; other values one by one.
-    draws = 4_000 if answers.binary else int(np.clip(8_000_000 // len(both), 1_000, 2_000))
-    found = paired_difference(a.mean(0), b.mean(0), draws=draws)
-    if not isfinite(found.difference):
-        return NOTHING
-    relative, around = relative_difference(a.mean(0), b.mean(0), draws=draws)
-    interval, p = found.interval, found.p
-    if len(pairs) > 1:
-        spread = _spread(a.mean(1) - b.mean(1))
-        interval = _widened(found.difference, interval, spread)
-        around = _widened(relative, around, spread / abs(float(b.mean())) if b.mean() else 0.0)
-        error = (interval.high - interval.low) / (2 * Z)
-        p = erfc(abs(found.difference) / error / sqrt(2)) if error else 1.0
-    if len(both) < 2:
-        interval, around, p = Interval(np.nan, np.nan), Interval(np.nan, np.nan), np.nan
-    figures = (found.difference, interval.low, interval.high, relative, around.low, around.high, p)
-    return Difference(*(float(each) if isfinite(each) else None for each in figures), n=found.n)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return None
+    clusters = answers.clusters_of(both)
+    ratio, interval = ratio_interval(a, b, clusters=clusters)
+    ends = bounded(Interval(interval.low - 1, interval.high - 1))
+    return Difference(compare(a, b, clusters=clusters), ratio - 1 if isfinite(ratio) else None, ends)
+
+
+def bounded(interval: Interval) -> Ends | None:
+    """Returns the ends of an interval; None where it has none."""
+    return (interval.low, interval.high) if isfinite(interval.low) and isfinite(interval.high) else None
 
 
 def per_item(answers: Answers, rows: Sequence[int], items: np.ndarray) -> np.ndarray:
@@ -108,31 +96,8 @@ def per_item(answers: Answers, rows: Sequence[int], items: np.ndarray) -> np.nda
     return np.stack([_perplexities(*each) for each in zip(values, answers.tokens(rows, items), strict=True)])
 
 
-def _mean(values: np.ndarray, *, binary: bool) -> tuple[float, float | None, float | None]:
-    """The mean of [seeds, items] with its interval."""
-    per_item = values.mean(0)
-    mean, n = float(per_item.mean()), len(per_item)
-    interval = wilson(float(per_item.sum()), n) if binary else mean_interval(per_item)
-    if len(values) > 1:
-        interval = _widened(mean, interval, _spread(values.mean(1)))
-        if binary:
-            interval = Interval(max(0.0, interval.low), min(1.0, interval.high))
-    known = isfinite(interval.low) and isfinite(interval.high)
-    return (mean, interval.low, interval.high) if known else (mean, None, None)
-
-
-def _exp(log: float | None) -> float | None:
-    return float(np.exp(log)) if log is not None and log < 700 else None
-
-
-def _spread(means: np.ndarray) -> float:
-    """Half the 95 % interval that the seeds' means alone would give."""
-    return Z * float(means.std(ddof=1)) / sqrt(len(means))
-
-
-def _widened(value: float, interval: Interval, half: float) -> Interval:
-    low = value - sqrt((value - interval.low) ** 2 + half**2)
-    return Interval(low, value + sqrt((interval.high - value) ** 2 + half**2))
+def _exp(log: float) -> float | None:
+    return float(np.exp(log)) if log < 700 else None
 
 
 def _linearised(nll: np.ndarray, tokens: np.ndarray) -> np.ndarray:

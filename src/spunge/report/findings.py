@@ -9,14 +9,14 @@ from math import isnan
 from typing import Any
 
 from spunge.metrics import Metric, read_metric
-from spunge.report.rows import Comparison, Score, read_comparison, read_score
-from spunge.rows.items import NAN
+from spunge.report.artifacts import Damage
+from spunge.report.rows import Comparison, Score, judged_tasks, read_comparison, read_score
 from spunge.variants import BASE, JOINT, MERGED, RIVALS, ROLES
 
 Row = dict[str, Any]
 
-MANY_TASKS = 6
-"""With more tasks than this a suite has one column."""
+ELSEWHERE = "elsewhere"
+"""The kind of a variant at another point of its curve than the one at which variants are compared."""
 
 MOST_SHOWN = 6
 """More lines than this in one figure cannot be told apart."""
@@ -72,7 +72,7 @@ class Findings:
     def _scores(self) -> dict[tuple[Any, ...], Score]:
         index: dict[tuple[Any, ...], Score] = {}
         for row in self.all_scores:
-            key = (row.variant, row.suite, row.task, row.metric, row.attribute, row.attribute_value)
+            key = _about(row)
             # Rows pooled over seeds come last and stand for the variant.
             if row.seed is None or key not in index:
                 index[key] = row
@@ -86,6 +86,12 @@ class Findings:
         }
 
     @cached_property
+    def damage(self) -> Damage | None:
+        """At which damage to the rest the variants are compared; None where that was not measured."""
+        content = self.results.get("damage")
+        return Damage.model_validate(content) if content else None
+
+    @cached_property
     def suites(self) -> dict[str, Row]:
         """Name → what the manifest says of the suite, with its metrics as such."""
         return {
@@ -96,7 +102,8 @@ class Findings:
     @cached_property
     def variants(self) -> list[str]:
         """Names of the variants that have scores, in the run's order; subsets' models last."""
-        scored = {row["variant"] for row in self.results["scores"]}
+        elsewhere = {row["name"] for row in self.results["variants"] if row["kind"] == ELSEWHERE}
+        scored = {row["variant"] for row in self.results["scores"]} - elsewhere
         listed = [row["name"] for row in self.results["variants"]]
         names = [name for name in dict.fromkeys([*listed, *sorted(scored)]) if name in scored]
         order = list(ROLES)
@@ -149,8 +156,7 @@ class Findings:
 
     def _columns(self, suite: str) -> Iterator[Column]:
         tasks, goal = self.tasks(suite), self.suites[suite]["goal"]
-        apart = 2 < len(tasks) <= MANY_TASKS + 1 and goal == "forget"
-        for task in tasks[1:] if apart else tasks[:1]:
+        for task in judged_tasks(tasks, goal):
             for metric in self.suites[suite]["metrics"]:
                 column = Column(suite, task, metric, goal)
                 if metric.shown and any((name, *_key(column)) in self._scores for name in self.variants):
@@ -200,16 +206,16 @@ class Findings:
         row = self._scores.get((variant, *_key(column)[:3], attribute, value))
         return None if row is None or isnan(row.value) else row
 
+    def score_of_seed(self, variant: str, seed: int, column: Column) -> Score | None:
+        """Returns what a variant of one seed scored overall."""
+        return next(
+            (row for row in self.all_scores if row.seed == seed and _about(row) == (variant, *_key(column))), None
+        )
+
     @cached_property
     def unscored(self) -> dict[tuple[str, str], tuple[int, int]]:
         """(suite, variant) → how many answers were NaN, of how many; only where there are any."""
-        found: dict[tuple[str, str], tuple[int, int]] = {}
-        for (variant, suite, task, metric, attribute, _), row in self._scores.items():
-            # A suite of several tasks has a row for all of them beside one for each.
-            if (metric, attribute) == (NAN, None) and task is not None and not isnan(row.value):
-                lost, n = found.get((suite, variant), (0, 0))
-                found[suite, variant] = (lost + round(row.n * row.value), n + row.n)
-        return {key: (lost, n) for key, (lost, n) in found.items() if lost}
+        return {(row["suite"], row["variant"]): (row["nan"], row["n"]) for row in self.results.get("unscored", ())}
 
     def comparison(
         self, a: str, b: str, column: Column, attribute: str | None = None, value: str | None = None
@@ -234,11 +240,16 @@ def _key(column: Column) -> tuple[str, str | None, str, None, None]:
     return (column.suite, column.task, column.metric.name, None, None)
 
 
-def improvement(row: Comparison, column: Column) -> int:
-    """Returns 1 if a difference is better beyond chance, -1 if worse, 0 if it may be chance.
+def _about(row: Score) -> tuple[Any, ...]:
+    """What a score is found by."""
+    return (row.variant, row.suite, row.task, row.metric, row.attribute, row.attribute_value)
 
-    Both the interval and the test must say so: on few items a bootstrap interval can be too narrow.
+
+def improvement(row: Comparison, column: Column) -> int:
+    """Returns 1 if a difference stands and is better, -1 if it stands and is worse, 0 if it may be chance.
+
+    What stands is settled in `results`, where interval, test and correction are one rule.
     """
-    if row.p is None or row.p >= 0.05 or row.ends is None or row.ends[0] <= 0 <= row.ends[1]:
+    if not row.stands:
         return 0
     return 1 if (row.difference > 0) == column.higher_is_better else -1

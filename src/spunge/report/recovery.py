@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import isfinite
 from typing import Any
 
 import numpy as np
 
 from spunge.report.answers import AT, Answers
 from spunge.report.artifacts import Suite
-from spunge.report.estimates import estimate, per_item
-from spunge.statistics import paired_difference, relative_difference
+from spunge.report.estimates import bounded, estimate, per_item
+from spunge.statistics import mean_interval, ratio_interval
 from spunge.variants import BASE
 
 
@@ -19,7 +18,7 @@ def recovered(suites: Sequence[Suite], found: Sequence[Answers]) -> Iterator[dic
     """Yields one row an attack, setting, scope and variant: the score before and after, and the share brought back.
 
     That share is (attacked − unlearned) / (base − unlearned) on the items that all three answered, with its paired
-    bootstrap interval: 0 nothing, 1 all. It is None where unlearning took nothing beyond chance.
+    interval: 0 nothing, 1 all. It is None where unlearning took nothing beyond chance.
     """
     by_name = {(answers.suite, answers.metric): answers for answers in found}
     listed = {suite.suite: suite for suite in suites}
@@ -68,10 +67,12 @@ def _row(asked: Answers, attacked: Answers, variant: str, before: np.ndarray, af
     row |= {"recovered": None, "recovered_low": None, "recovered_high": None}
     if variant == BASE.name or len(before) < 2 or not (base and mine):
         return row
-    original, unlearned, again = (per_item(*each).mean(0) for each in scores.values())
-    lost = paired_difference(original, unlearned, draws=4_000).interval
-    if 0 in lost:
+    original, unlearned, again = (per_item(*each) for each in scores.values())
+    clusters = asked.clusters_of(before)
+    if 0 in mean_interval(original.mean(0) - unlearned.mean(0), clusters=clusters):
         return row
-    share, interval = relative_difference(again - unlearned, original - unlearned, draws=4_000)
-    figures = {"recovered": share, "recovered_low": interval.low, "recovered_high": interval.high}
-    return row | {name: 1 + figure if isfinite(figure) else None for name, figure in figures.items()}
+    taken, brought = (values.mean(0) - unlearned.mean(0) for values in (original, again))
+    share, interval = ratio_interval(brought, taken, clusters=clusters)
+    if (ends := bounded(interval)) is not None:
+        row |= {"recovered": share, "recovered_low": ends[0], "recovered_high": ends[1]}
+    return row

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from spunge.metrics import Metric
 from spunge.report import artifacts
 from spunge.report.answers import Answers, Scope, matrices
 from spunge.report.artifacts import Run, Suite
-from spunge.report.estimates import Estimate, difference, estimate, macro
+from spunge.report.estimates import Estimate, bounded, difference, estimate, macro
 from spunge.report.recovery import recovered
-from spunge.report.rows import Comparison, Score, written
-from spunge.rows.items import RUN_FORMAT
-from spunge.statistics import benjamini_hochberg
-from spunge.variants import BASE, MERGED, RIVALS
+from spunge.report.rows import Comparison, Score, judged_tasks, written
+from spunge.rows.items import NAN, RUN_FORMAT
+from spunge.statistics import PairedDifference, standings
+from spunge.variants import BASE, MERGED, RIVALS, SUBSET
 
 MACRO = "macro"
 """The value of an attribute that stands for the mean over its values."""
@@ -46,22 +47,13 @@ def of(run: Run, *, pairs: Sequence[tuple[str, str]] | None = None) -> dict[str,
         dict.fromkeys([*(v.name for v in manifest.variants), *run.items["variant"].unique(maintain_order=True)])
     )
     suites = {suite.suite: suite for suite in manifest.suites}
-    scores: list[Score] = []
-    comparisons: list[Comparison] = []
-    by_attribute: list[Comparison] = []
-    measured = list(matrices(run.items))
-    for answers in measured:
-        scores += _scores(answers)
-        metric = suites.get(answers.suite, Suite(suite=answers.suite)).metric(answers.metric)
-        compared = metric is not None or answers.binary
-        for a, b in (pairs or list(_pairs(names))) if compared else ():
-            if not (rows := answers.paired(a, b)):
-                continue
-            for scope in answers.scopes:
-                if scope.attribute is None:
-                    comparisons.append(_comparison(answers, a, b, rows, scope))
-                elif metric is not None and metric.shown:
-                    by_attribute.append(_comparison(answers, a, b, rows, scope))
+    measured = list(matrices(run.items, {name: suite.cluster for name, suite in suites.items() if suite.cluster}))
+    scores = [score for answers in measured for score in _scores(answers)]
+    compared = pairs or list(_pairs(names))
+    differences = [
+        pair for answers in measured for pair in _differences(answers, compared, suites, manifest.split.attribute)
+    ]
+    settled = _settled(differences)
     chances, letters = _chances(run.items), _letters(run.items)
     return {
         "format": RUN_FORMAT,
@@ -77,8 +69,10 @@ def of(run: Run, *, pairs: Sequence[tuple[str, str]] | None = None) -> dict[str,
             for variant in manifest.variants
         ],
         "scores": [written(score) for score in scores],
-        "comparisons": [written(comparison) for comparison in comparisons],
-        "comparisons_by_attribute": [written(comparison) for comparison in _corrected(by_attribute)],
+        "comparisons": [written(comparison) for comparison in settled if comparison.attribute is None],
+        "comparisons_by_attribute": [written(comparison) for comparison in settled if comparison.attribute],
+        "unscored": _unscored(run.items),
+        "damage": manifest.damage.model_dump(mode="json") if manifest.damage else None,
         "attacks": list(recovered(manifest.suites, measured)),
         "sweep": manifest.sweep,
         "provenance": _provenance(run),
@@ -119,25 +113,100 @@ def _score(answers: Answers, variant: str, seed: int | None, scope: Scope, score
     return Score(variant, seed, *where, value, score.low, score.high, score.n)
 
 
-def _comparison(answers: Answers, a: str, b: str, pairs: list[tuple[int, int]], scope: Scope) -> Comparison:
-    figures = asdict(difference(answers, pairs, scope.rows))
-    figures |= {"difference": math.nan} if figures["difference"] is None else {}
+@dataclass(frozen=True)
+class _Tested:
+    """A comparison before correction, and what it is corrected together with."""
+
+    row: Comparison
+    paired: PairedDifference | None
+    family: tuple[Any, ...]
+
+
+def _differences(
+    answers: Answers, pairs: Sequence[tuple[str, str]], suites: Mapping[str, Suite], split_by: str | None
+) -> Iterator[_Tested]:
+    """Yields every comparison of a suite by one metric, overall and by attribute."""
+    suite = suites.get(answers.suite, Suite(suite=answers.suite))
+    metric = suite.metric(answers.metric)
+    if metric is None and not answers.binary:
+        return
+    tasks = [scope.task for scope in answers.scopes if scope.attribute is None]
+    leads = metric is not None and metric == suite.headline and suite.attacks not in suites
+    judged = judged_tasks(tasks, suite.goal) if leads else ()
+    for a, b in pairs:
+        rows = answers.paired(a, b)
+        for scope in answers.scopes if rows else ():
+            if scope.attribute is not None and not (metric and metric.shown):
+                continue
+            row, paired = _comparison(answers, a, b, rows, scope)
+            family = _family(row, suite.goal, metric, split_by, judged=scope.task in judged)
+            yield _Tested(row, paired, family)
+
+
+def _comparison(
+    answers: Answers, a: str, b: str, pairs: list[tuple[int, int]], scope: Scope
+) -> tuple[Comparison, PairedDifference | None]:
     about = (answers.suite, scope.task, answers.metric)
-    return Comparison(a, b, *about, **figures, attribute=scope.attribute, attribute_value=scope.attribute_value)
+    found = difference(answers, pairs, scope.rows)
+    if found is None:
+        row = Comparison(a, b, *about, math.nan, None, None, None, None, None, None, 0)
+        return replace(row, attribute=scope.attribute, attribute_value=scope.attribute_value), None
+    paired, spread = found.paired, found.paired.spread
+    row = Comparison(
+        a, b, *about, paired.difference, None, None,
+        found.relative, *(found.relative_ends or (None, None)), None if math.isnan(paired.p) else paired.p,
+        spread.items,
+        attribute=scope.attribute, attribute_value=scope.attribute_value, seeds=spread.seeds, clusters=spread.clusters,
+        unit_variance=spread.unit_variance if spread.known else None,
+        seed_variance=spread.seed_variance if spread.known else None,
+    )  # fmt: skip
+    return row, paired
 
 
-def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Adds `q`: p after correction over the values of the attribute, a family of tests for every pair and metric."""
+def _family(
+    row: Comparison, goal: str, metric: Metric | None, split_by: str | None, *, judged: bool
+) -> tuple[Any, ...]:
+    """Returns the name of the family of tests that a comparison is corrected with.
+
+    The verdict's is all that it tests against zero: contests on the headline figures, and whether any value of what was
+    split by got worse. Whether enough of the rest stayed is no such test but one interval against a margin, each by
+    itself. All else is corrected with its like: the values of an attribute, and the other figures of a pair.
+    """
+    about = (row.a, row.b, row.suite, row.task, row.metric)
+    against_base = row.b == BASE.name
+    if row.attribute is None and against_base:
+        fluency = metric is not None and metric.better in ("high", "low")
+        if fluency or (judged and goal == "retain"):
+            return ("kept", *about)
+    told = row.attribute is None or (row.attribute == split_by and against_base and goal == "forget")
+    if judged and told and row.a not in RIVALS and not row.a.startswith(SUBSET):
+        return ("verdict",)
+    return (*about, row.attribute) if row.attribute is not None else ("beside", row.a, row.b)
+
+
+def _settled(tests: Sequence[_Tested]) -> list[Comparison]:
+    """Returns the comparisons with q, interval and standing as the correction over each one's family leaves them."""
     families: dict[tuple[Any, ...], list[int]] = {}
-    for index, row in enumerate(comparisons):
-        family = (row.a, row.b, row.suite, row.task, row.metric, row.attribute)
-        families.setdefault(family, []).append(index)
-    corrected = list(comparisons)
+    for index, test in enumerate(tests):
+        if test.paired is not None:
+            families.setdefault(test.family, []).append(index)
+    settled = [test.row for test in tests]
     for family in families.values():
-        ps = [comparisons[index].p for index in family]
-        for index, q in zip(family, benjamini_hochberg([math.nan if p is None else p for p in ps]), strict=True):
-            corrected[index] = replace(comparisons[index], q=None if math.isnan(q) else q)
-    return corrected
+        paired = [found for index in family if (found := tests[index].paired) is not None]
+        for index, standing in zip(family, standings(paired), strict=True):
+            low, high = bounded(standing.interval) or (None, None)
+            q = None if math.isnan(standing.q) else standing.q
+            settled[index] = replace(settled[index], low=low, high=high, q=q, stands=standing.stands)
+    return settled
+
+
+def _unscored(items: pl.DataFrame) -> list[dict[str, Any]]:
+    """Which variants gave NaN on a suite, on how many of its answers: they have no score there."""
+    answers = items.filter((pl.col("metric") == NAN) & pl.col("value").is_not_null())
+    counts = answers.group_by("suite", "variant", maintain_order=True).agg(
+        pl.len().alias("n"), (pl.col("value") > 0).sum().alias("nan")
+    )
+    return counts.filter(pl.col("nan") > 0).select("suite", "variant", "nan", "n").to_dicts()
 
 
 def _chances(items: pl.DataFrame) -> dict[str, float]:
@@ -151,11 +220,11 @@ def _chances(items: pl.DataFrame) -> dict[str, float]:
 def _letters(items: pl.DataFrame) -> dict[str, dict[str, list[float]]]:
     """Suite → variant → the share of items on which it chose the first, second … answer."""
     chosen = items.filter((pl.col("metric") == "chosen") & pl.col("value").is_not_null())
-    found: dict[str, dict[str, list[float]]] = {}
+    shares: dict[str, dict[str, list[float]]] = {}
     for (suite, variant), part in chosen.group_by(["suite", "variant"], maintain_order=True):
         counts = np.bincount(part["value"].to_numpy().astype(int))
-        found.setdefault(str(suite), {})[str(variant)] = (counts / counts.sum()).tolist()
-    return found
+        shares.setdefault(str(suite), {})[str(variant)] = (counts / counts.sum()).tolist()
+    return shares
 
 
 def _provenance(run: Run) -> dict[str, Any]:
@@ -179,9 +248,15 @@ def _provenance(run: Run) -> dict[str, Any]:
             for stage in manifest.stages
         ],
         "task_vectors": [
-            {"name": each.name, "seed": each.seed, "norm": each.norm, "steps": each.steps, "path": each.task_vector}
-            for each in manifest.variants
-            if each.task_vector is not None
+            {
+                "name": variant.name,
+                "seed": variant.seed,
+                "norm": variant.norm,
+                "steps": variant.steps,
+                "path": variant.task_vector,
+            }
+            for variant in manifest.variants
+            if variant.task_vector is not None
         ],
         "merge": dict(manifest.merge),
         "search": [dict(trial) for trial in manifest.search],

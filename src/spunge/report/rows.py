@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import isnan, nan
 from typing import Any
 
+from spunge.statistics import Spread
+
 Ends = tuple[float, float]
 """The low and the high end of a 95 % interval."""
+
+MANY_TASKS = 6
+"""With more tasks than this a suite has one column."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,20 @@ class Comparison:
     relative_high: float | None
     p: float | None
     n: int
+    """Items."""
     attribute: str | None = None
     attribute_value: str | None = None
     q: float | None = None
-    """p after correction over the values of the attribute."""
+    """p after correction over what is told together with it."""
+    stands: bool = False
+    """Whether the difference stands after that correction: the interval then leaves out 0, and only then."""
+    seeds: int = 1
+    clusters: int | None = None
+    """How many templates, authors or articles the items came from, where those were sampled."""
+    unit_variance: float | None = None
+    """What the choice of items, or clusters, contributes to the difference's variance."""
+    seed_variance: float | None = None
+    """What the seeds do."""
 
     @property
     def ends(self) -> Ends | None:
@@ -65,9 +80,25 @@ class Comparison:
         return _ends(self.low, self.high)
 
     @property
+    def spread(self) -> Spread | None:
+        """What its items and seeds contribute to its variance; None of too few to tell."""
+        if self.unit_variance is None or self.seed_variance is None:
+            return None
+        return Spread(self.n, self.clusters, self.seeds, self.unit_variance, self.seed_variance)
+
+    @property
     def relative_ends(self) -> Ends | None:
         """That of the relative difference."""
         return _ends(self.relative_low, self.relative_high)
+
+
+def judged_tasks(tasks: Sequence[str | None], goal: str) -> Sequence[str | None]:
+    """Returns the tasks of a suite that tables and verdict take one by one, the whole suite first in `tasks`.
+
+    What must go is judged task by task where there are a few; else the suite as a whole.
+    """
+    apart = 2 < len(tasks) <= MANY_TASKS + 1 and goal == "forget"
+    return tasks[1:] if apart else tasks[:1]
 
 
 def _ends(low: float | None, high: float | None) -> Ends | None:
@@ -75,10 +106,10 @@ def _ends(low: float | None, high: float | None) -> Ends | None:
 
 
 def written(row: Score | Comparison) -> dict[str, Any]:
-    """Returns a row as JSON values; one that is of no attribute leaves out what only those have."""
+    """Returns a row as JSON values; a comparison that is of no attribute leaves out which."""
     values = {field.name: getattr(row, field.name) for field in fields(row)}
     if isinstance(row, Comparison) and row.attribute is None:
-        values = {name: values[name] for name in values if name not in ("attribute", "attribute_value", "q")}
+        values = {name: values[name] for name in values if name not in ("attribute", "attribute_value")}
     return {name: None if isinstance(value, float) and isnan(value) else value for name, value in values.items()}
 
 

@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import floor, isfinite, log10
 from typing import Any
 
 from spunge.report import paper
@@ -415,8 +416,13 @@ def level(score: Score | None, column: Column) -> Cell:
 def _level(value: float | None, ends: Ends | None, column: Column) -> Cell:
     if value is None:
         return Cell("—")
-    factor, digits = _format(column)
+    factor = _factor(column)
+    digits = _digits(ends, factor)
     return _ranged(f"{value * factor:.{digits}f}", value, ends, factor, digits)
+
+
+def _digits(ends: Ends | None, factor: float) -> int:
+    return decimals(ends[0] * factor, ends[1] * factor) if ends else 1
 
 
 def ends_of(row: Mapping[str, Any], name: str) -> Ends | None:
@@ -429,7 +435,8 @@ def change(row: Comparison | None, column: Column, *, corrected: bool = False) -
     """Returns the cell of a difference; its tone says whether it stands, its star whether after correction."""
     if row is None:
         return Cell("—")
-    factor, digits = _format(column)
+    factor = _factor(column)
+    digits = _digits(row.ends, factor)
     tone = {1: "better", 0: "", -1: "worse"}[improvement(row, column)]
     mark = {"better": "▲ ", "worse": "▼ ", "": ""}[tone]
     star = "*" if corrected and row.q is not None and row.q < 0.05 else ""
@@ -441,7 +448,8 @@ def relative(row: Comparison) -> Cell:
     """Returns the cell of a relative difference in per cent."""
     if row.relative is None:
         return Cell("—")
-    return _ranged(f"{signed(row.relative * 100, 1)} %", row.relative, row.relative_ends, 100, 1, sign=True)
+    digits = _digits(row.relative_ends, 100)
+    return _ranged(f"{signed(row.relative * 100, digits)} %", row.relative, row.relative_ends, 100, digits, sign=True)
 
 
 def chance(row: Comparison) -> Cell:
@@ -467,13 +475,26 @@ def percent(value: float | None) -> Cell:
 
 
 def signed(value: float, digits: int) -> str:
-    """Writes a difference with its sign, a true minus, and no minus before zero."""
+    """Writes a difference with its sign, a true minus; what rounds to zero has none."""
     text = f"{value:+.{digits}f}"
-    return text.replace("-", "−") if float(text) else text.replace("-", "±").replace("+", "±")
+    return text.replace("-", "−") if float(text) else text[1:]
 
 
-def _format(column: Column) -> tuple[float, int]:
-    return (100.0, 1) if column.share else (1.0, 2)
+def decimals(low: float, high: float) -> int:
+    """Returns how many decimals of a figure its interval lets stand, by the Particle Data Group's rule.
+
+    Half the interval is written with two digits where its first three lie between 100 and 354, else with one, and the
+    figure as far as that: 68.3 [66.1, 70.5], 68 [62, 74].
+    """
+    half = abs(high - low) / 2
+    if not isfinite(half) or half == 0:
+        return 1
+    power = floor(log10(half))
+    return max(0, -power + (1 if half / 10**power <= 3.545 else 0))
+
+
+def _factor(column: Column) -> float:
+    return 100.0 if column.share else 1.0
 
 
 def _ranged(text: str, value: float, ends: Ends | None, factor: float, digits: int, *, sign: bool = False) -> Cell:

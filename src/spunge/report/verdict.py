@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import sqrt
+from typing import Literal, TypeVar
 
+from spunge.report import damage
+from spunge.report.damage import VariantDamage
 from spunge.report.findings import Column, Findings, Row, improvement
-from spunge.report.rows import Comparison
-from spunge.report.tables import level, signed
-from spunge.variants import (
-    BASE,
-    JOINT,
-    JOINT_EQUAL_STEPS,
-    MERGED,
-    RANDOM_SPLIT,
-    RIVALS,
-    SEQUENTIAL,
-    label_of,
-    phrase_of,
-)
+from spunge.report.rows import Comparison, Ends
+from spunge.report.tables import decimals, level, signed
+from spunge.statistics import items_needed, seeds_needed
+from spunge.variants import BASE, JOINT, MERGED, RANDOM_SPLIT, RIVALS, label_of, phrase_of
 
 MARGIN = 0.05
-"""How much of the base model's score on what must stay may go, before it is called lost."""
+"""How much of the base model's score on what must stay may go before it is called lost, and how far apart two variants
+may be and still be called no different."""
 
 FLUENCY_MARGIN = 0.25
 """How much the perplexity of what a model writes may grow, before it is said to write worse."""
@@ -32,13 +28,25 @@ HIDDEN = 0.1
 ONE_LETTER = 0.6
 """A model that answers so large a share of questions with one letter has not forgotten: it has stopped reading."""
 
-NEARLY_ALL, MOST = 0.1, 0.5
-"""No more than so much is left where nearly all, or most, of what the base model had is called forgotten."""
+NEARLY_ALL, MOST = 0.85, 0.5
+"""The least that must be gone, interval and all, where nearly all or most is called forgotten."""
 
 SMALL = 0.25
-"""Where no more than so much can have gone, with no difference beyond chance, nothing measurable was forgotten."""
+"""Where no more than so much can have gone, with no difference that stands, nothing measurable was forgotten."""
+
+T = TypeVar("T")
 
 GOOD, BAD, UNSURE = "good", "bad", "unsure"
+
+Word = Literal[
+    "better", "worse", "no different", "not told apart", "better in places", "worse in places", "not comparable"
+]
+"""`no different`: surely within the margin. `not told apart`: so few items or seeds leave it open."""
+
+_STATUS: dict[Word, str] = {
+    "better": GOOD, "better in places": GOOD, "worse": BAD, "worse in places": BAD, "no different": UNSURE,
+    "not told apart": UNSURE, "not comparable": UNSURE,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,11 +59,81 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The answer in a few sentences, and the points it rests on."""
+class Number:
+    """One figure of a first screen, in per cent or points, with what it comes to in a word."""
 
-    headline: str
-    points: Sequence[Point] = ()
+    label: str
+    word: str
+    status: str
+    value: float | None
+    low: float | None
+    high: float | None
+    unit: str
+    n: int
+    """Items."""
+
+    @property
+    def text(self) -> str:
+        """The value with its interval, as many digits as that lets stand."""
+        if self.value is None:
+            return "—"
+        write = signed if self.unit == "points" else _plain
+        if self.low is None or self.high is None:
+            return f"{write(self.value, 0)} {self.unit}"
+        digits = decimals(self.low, self.high)
+        ends = f"[{write(self.low, digits)}, {write(self.high, digits)}]"
+        return f"{write(self.value, digits)} {self.unit} {ends}"
+
+
+@dataclass(frozen=True)
+class Contest:
+    """SPUNGE against one rival on what must go, over all that is asked of it."""
+
+    rival: str
+    """The variant's name."""
+    word: Word
+    status: str
+    text: str
+    """The line of it, whole: against whom, the word, the difference with its interval, and of how many."""
+    points: tuple[Point, ...]
+    """For every headline figure, what it says."""
+    matched: bool
+    """Whether both were asked at the same damage to the rest."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One value of what was split by: the share of what the base model had, beyond guessing, that SPUNGE still has."""
+
+    value: str
+    left: float
+    low: float | None
+    high: float | None
+    n: int
+    worse: bool
+    """Whether SPUNGE does more of what must go there than the base model."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer in a few sentences, and what it rests on."""
+
+    sentences: tuple[str, ...]
+    """What a user takes away, the most pressing first."""
+    points: tuple[Point, ...] = ()
+    numbers: tuple[Number, ...] = ()
+    """Forgotten, kept, better than joint: each with its interval."""
+    contests: tuple[Contest, ...] = ()
+    """One for each rival that was run, the most telling first."""
+    damage: tuple[VariantDamage, ...] = ()
+    """What each variant does to the rest where it is compared; empty where that was not measured."""
+    groups: tuple[Group, ...] = ()
+    """The worst first."""
+
+    @property
+    def headline(self) -> str:
+        """All sentences."""
+        return " ".join(self.sentences)
 
 
 def verdict(findings: Findings) -> Verdict:
@@ -65,36 +143,42 @@ def verdict(findings: Findings) -> Verdict:
     variants = findings.main_variants
     lacking = [label_of(role.name) for role in (BASE, MERGED) if role.name not in variants]
     if lacking:
-        return Verdict(f"No verdict yet: no answers of {' and '.join(lacking)} are here.")
+        return Verdict((f"No verdict yet: no answers of {' and '.join(lacking)} are here.",))
     forget, retain = findings.leading("forget"), findings.leading("retain")
-    forgot = _known(forgetting(findings, column) for column in forget)
-    forgot += _known(one_letter(findings, column) for column in forget)
-    kept = _known(keeping(findings, column, MARGIN) for column in retain)
-    kept += _known(keeping(findings, column, FLUENCY_MARGIN) for column in findings.fluency())
-    contests = {
-        rival: _known(contest(findings, column, rival) for column in forget) for rival in RIVALS if rival in variants
-    }
-    beside = _known(contest(findings, column, JOINT.name) for column in retain)
-    back = _known(recovery(attack, column, rows) for (attack, column), rows in findings.attacks.items())
-    shares = [share for column in forget if (share := left(findings, column)) is not None]
-    broken, groups = unscored(findings), worse_groups(findings)
+    forgot = _present(forgetting(findings, column) for column in forget)
+    forgot += _present(one_letter(findings, column) for column in forget)
+    kept = _present(keeping(findings, column, MARGIN) for column in retain)
+    kept += _present(keeping(findings, column, FLUENCY_MARGIN) for column in findings.fluency())
+    contests = tuple(contest_with(findings, rival) for rival in RIVALS if rival in variants)
+    beside = _present(contest(findings, column, JOINT.name) for column in retain)
+    back = _present(recovery(attack, column, rows) for (attack, column), rows in findings.attacks.items())
+    broken, groups = unscored(findings), group_shares(findings)
+    spent = damage.by_variant(findings)
     sentences = [
         *_damaged(findings),
-        f"{_forgot(findings, forgot, shares)}{_kept(kept)}.",
-        *(["It made things worse for a group: see below."] if groups else []),
-        *(_incomparable(findings) or [*_better(contests), *_controls(contests), *_beside(contests, beside)]),
+        f"{_forgot(findings, forgot)}{_kept(kept)}.",
+        *_worst_group(groups),
+        *(_incomparable(findings) or [*_against_joint(findings, contests), *_controls(contests), *_beside(beside)]),
         *_back(back),
+        *_seeds(findings),
     ]
     if any(name == MERGED.name for _, name in findings.unscored):
         sentences = _damaged(findings)
-    rivals = (point for found in contests.values() for point in found)
-    return Verdict(" ".join(sentences), [*broken, *groups, *forgot, *kept, *rivals, *beside, *back])
+    rivals = [point for one in contests for point in one.points]
+    worse = [_worse_group(findings, group) for group in groups if group.worse]
+    return Verdict(
+        tuple(map(_tied, sentences)),
+        (*broken, *worse, *forgot, *kept, *rivals, *beside, *back),
+        (_forgotten_number(findings, forgot), _kept_number(findings, kept), _joint_number(findings, contests)),
+        contests,
+        spent,
+        groups,
+    )
 
 
-def damage(findings: Findings, name: str) -> list[str]:
+def damages(findings: Findings, name: str) -> list[str]:
     """Says, for each retain suite and what tells of fluent language, what a variant lost beyond the margin."""
-    allowed = dict.fromkeys(findings.leading("retain"), MARGIN)
-    allowed |= dict.fromkeys(findings.fluency(), FLUENCY_MARGIN)
+    allowed = dict.fromkeys(findings.fluency(), FLUENCY_MARGIN) | dict.fromkeys(findings.leading("retain"), MARGIN)
     lost = []
     for column, margin in allowed.items():
         point = keeping(findings, column, margin, name)
@@ -102,19 +186,7 @@ def damage(findings: Findings, name: str) -> list[str]:
             unit = " %" if column.share else ""
             before, after = (level(findings.score(one, column), column).text for one in (BASE.name, name))
             lost.append(f"{column.metric.in_words} on {where(column)} {before} → {after}{unit}")
-    return [_tied(text) for text in lost]
-
-
-def worse_groups(findings: Findings) -> list[Point]:
-    """Warns of every value of what was split by on which SPUNGE does more of what must go than the base model."""
-    attribute, points = findings.results["split"]["attribute"], []
-    for column in findings.leading("forget"):
-        for value in findings.attributes(column).get(attribute, ()):
-            row = findings.comparison(MERGED.name, BASE.name, column, attribute, value)
-            if row is not None and improvement(row, column) < 0 and row.q is not None and row.q < 0.05:
-                text = f"On {where(column)}, SPUNGE made it worse for “{value}”, by {column.metric.in_words}."
-                points.append(Point(BAD, text, _tied(_difference(row, column))))
-    return points
+    return lost
 
 
 def forgetting(findings: Findings, column: Column) -> Point | None:
@@ -123,26 +195,80 @@ def forgetting(findings: Findings, column: Column) -> Point | None:
     if row is None:
         return None
     status = _status(row, column)
-    told = {GOOD: "fell", UNSURE: "did not change beyond chance", BAD: "went the wrong way"}[status]
+    words = {GOOD: "fell", UNSURE: "did not change beyond chance", BAD: "went the wrong way"}[status]
     if column.higher_is_better and status == GOOD:
-        told = "rose, as it should"
-    share = left(findings, column)
-    if status == GOOD and share is not None:
+        words = "rose, as it should"
+    gone = forgotten(findings, column)
+    if status == GOOD and gone is not None:
         beyond = " beyond guessing" if findings.chance(column) else ""
-        told += f"; {max(0.0, 100 * share):.0f} % of what the base model had{beyond} is left"
+        words += f"; {max(0.0, 100 * (1 - gone[0])):.0f} % of what the base model had{beyond} is left"
     figures = f"{_two(findings, column, BASE.name)}; {_difference(row, column)}"
     chance = findings.chance(column)
     figures += f"; guessing gives {100 * chance:.1f} %" if chance is not None else ""
-    return Point(status, f"On {where(column)}, {column.metric.in_words} {_tied(told)}.", _tied(figures))
+    return Point(status, _tied(f"On {where(column)}, {column.metric.in_words} {words}."), _tied(figures))
 
 
-def left(findings: Findings, column: Column) -> float | None:
-    """Returns the share of what the base model had that SPUNGE still has, above guessing where that is known."""
-    base, spunge = findings.score(BASE.name, column), findings.score(MERGED.name, column)
+def forgotten(
+    findings: Findings, column: Column, name: str = MERGED.name, attribute: str | None = None, value: str | None = None
+) -> tuple[float, float | None, float | None, int] | None:
+    """Returns the share of what the base model had that a variant has lost, above guessing where that is known.
+
+    With the ends of its interval, which take the base model's own score as it was measured, and the number of items;
+    None where the figure rises as what must go goes, or the base model had nothing to lose.
+    """
+    base = findings.score(BASE.name, column, attribute, value)
+    row = findings.comparison(name, BASE.name, column, attribute, value)
     floor = findings.chance(column) or 0.0
-    if base is None or spunge is None or column.higher_is_better or base.value <= floor:
+    if base is None or row is None or column.higher_is_better or base.value <= floor:
         return None
-    return (spunge.value - floor) / (base.value - floor)
+    had = base.value - floor
+    low, high = (None, None) if row.ends is None else (-row.ends[1] / had, -row.ends[0] / had)
+    return -row.difference / had, low, high, row.n
+
+
+def group_shares(findings: Findings) -> tuple[Group, ...]:
+    """Returns what is left of each value of what was split by, the worst first: a merge is as good as that."""
+    attribute, groups = findings.results["split"]["attribute"], []
+    for column in findings.leading("forget"):
+        for value in findings.attributes(column).get(attribute, ()):
+            gone = forgotten(findings, column, MERGED.name, attribute, value)
+            row = findings.comparison(MERGED.name, BASE.name, column, attribute, value)
+            if row is None:
+                continue
+            worse = improvement(row, column) < 0
+            if gone is None:  # the base model had nothing to lose there, or no share can be told
+                if worse:
+                    groups.append(Group(value, 1.0, None, None, row.n, worse))
+                continue
+            share, low, high, n = gone
+            ends = (None, None) if low is None or high is None else (1 - high, 1 - low)
+            groups.append(Group(value, 1 - share, *ends, n, worse))
+    return tuple(sorted(groups, key=lambda group: (not group.worse, -group.left)))
+
+
+def _worse_group(findings: Findings, group: Group) -> Point:
+    attribute = findings.results["split"]["attribute"]
+    for column in findings.leading("forget"):
+        row = findings.comparison(MERGED.name, BASE.name, column, attribute, group.value)
+        if row is not None and improvement(row, column) < 0:
+            text = f"On {where(column)}, SPUNGE made it worse for “{group.value}”, by {column.metric.in_words}."
+            return Point(BAD, text, _tied(_difference(row, column)))
+    raise AssertionError(f"{group.value} got worse on no column")
+
+
+def _worst_group(groups: Sequence[Group]) -> list[str]:
+    """The worst value of what was split by, and how far apart they are."""
+    worse = [group for group in groups if group.worse]
+    if worse:
+        names = " and ".join(f"“{group.value}”" for group in worse[:3])
+        return [f"It made things worse for {names}: the model does more of what must go there than the base model."]
+    if len(groups) < 2:
+        return []
+    most, least = (100 * max(0.0, group.left) for group in (groups[0], groups[-1]))
+    if most - least < 0.5:
+        return []
+    worst = f"“{groups[0].value}” is worst, with {most:.0f} % left"
+    return [f"Of {len(groups)} groups {worst}; the best has {least:.0f} %."]
 
 
 def one_letter(findings: Findings, column: Column) -> Point | None:
@@ -165,19 +291,19 @@ def keeping(findings: Findings, column: Column, allowed: float, name: str = MERG
     # The rule of three: n items without a loss leave room for a loss on 3/n of all.
     if row.ends is None or (column.share and row.n * margin < 3):
         few = "of so few items it cannot be told"
-        status, told = UNSURE, f"may or may not be within {100 * allowed:.0f} % of the base model's: {few}"
+        status, words = UNSURE, f"may or may not be within {100 * allowed:.0f} % of the base model's: {few}"
     else:
         worst, best = sorted(sign * end for end in row.ends)
         if worst >= -margin:
-            status, told = GOOD, f"stayed within {100 * allowed:.0f} % of the base model's"
+            status, words = GOOD, f"stayed within {100 * allowed:.0f} % of the base model's"
         elif best < -margin:
-            status, told = BAD, f"is more than {100 * allowed:.0f} % worse than the base model's"
+            status, words = BAD, f"is more than {100 * allowed:.0f} % worse than the base model's"
         elif best < 0:
-            status, told = UNSURE, f"got worse; whether by more than {100 * allowed:.0f} % is not settled"
+            status, words = UNSURE, f"got worse; whether by more than {100 * allowed:.0f} % is not settled"
         else:
-            status, told = UNSURE, f"may or may not be within {100 * allowed:.0f} % of the base model's"
-    figures = f"{_two(findings, column, BASE.name)}; {_difference(row, column)}"
-    return Point(status, f"On {where(column)}, {column.metric.in_words} {_tied(told)}.", _tied(figures))
+            status, words = UNSURE, f"may or may not be within {100 * allowed:.0f} % of the base model's"
+    figures = f"{_two(findings, column, BASE.name, name)}; {_difference(row, column)}"
+    return Point(status, _tied(f"On {where(column)}, {column.metric.in_words} {words}."), _tied(figures))
 
 
 def unscored(findings: Findings) -> list[Point]:
@@ -190,21 +316,74 @@ def unscored(findings: Findings) -> list[Point]:
     return points
 
 
+def word_for(findings: Findings, row: Comparison, column: Column) -> Word:
+    """Returns the word of one comparison: whether it stands, and whether it surely lies within the margin."""
+    base = findings.score(BASE.name, column)
+    floor = (findings.chance(column) or 0.0) if column.goal == "forget" else 0.0
+    margin = 0.0 if base is None else MARGIN * abs(base.value - floor)
+    if row.ends is not None and -margin <= row.ends[0] and row.ends[1] <= margin:
+        return "no different"
+    return {1: "better", 0: "not told apart", -1: "worse"}[improvement(row, column)]  # type: ignore[return-value]
+
+
 def contest(findings: Findings, column: Column, rival: str, one: str = MERGED.name) -> Point | None:
-    """Says whether SPUNGE, or another variant, is better than a rival, beyond chance."""
+    """Says whether SPUNGE, or another variant, is better than a rival."""
     row = findings.comparison(one, rival, column)
     if row is None:
         return None
-    status = _status(row, column)
+    word = word_for(findings, row, column)
     did = "forgot" if column.goal == "forget" else "kept"
     other = phrase_of(rival)
-    told = {
-        GOOD: f"{label_of(one)} {did} more than {other}",
-        UNSURE: f"{label_of(one)} and {other} {did} about as much, as far as these items tell",
-        BAD: f"{label_of(one)} {did} less than {other}",
-    }[status]
+    words = {
+        "better": f"{label_of(one)} {did} more than {other}",
+        "worse": f"{label_of(one)} {did} less than {other}",
+        "no different": f"{label_of(one)} and {other} {did} the same, within {100 * MARGIN:.0f} %",
+        "not told apart": f"{label_of(one)} and {other} are not told apart{_enough(findings, row, column)}",
+    }[word]
     figures = f"{_two(findings, column, rival, one)}; {_difference(row, column)}"
-    return Point(status, f"On {where(column)}, {told}.", _tied(figures))
+    return Point(_STATUS[word], _tied(f"On {where(column)}, {words}."), _tied(figures))
+
+
+def _enough(findings: Findings, row: Comparison, column: Column) -> str:
+    """How many items or seeds would tell two variants apart that differ by what these seem to, or by the margin."""
+    base = findings.score(BASE.name, column)
+    if row.spread is None or base is None:
+        return " (so few items tell nothing)"
+    floor = (findings.chance(column) or 0.0) if column.goal == "forget" else 0.0
+    apart = max(abs(row.difference), MARGIN * abs(base.value - floor))
+    items, seeds = items_needed(row.spread, apart), seeds_needed(row.spread, apart)
+    if items is not None and items > row.n:
+        return f" (about {_rounded(items)} items would tell)"
+    return f" ({seeds} seeds would tell)" if seeds is not None and seeds > row.seeds else " (more seeds would tell)"
+
+
+def contest_with(findings: Findings, rival: str, one: str = MERGED.name) -> Contest:
+    """Returns the contest with one rival on all that must go, in one word and one line."""
+    matched = damage.matched(findings, rival)
+    columns = [column for column in findings.leading("forget") if findings.comparison(one, rival, column)]
+    points = tuple(_present(contest(findings, column, rival, one) for column in columns))
+    rows = [(row, column) for column in columns if (row := findings.comparison(one, rival, column))]
+    word = _together([word_for(findings, row, column) for row, column in rows])
+    caveat = damage.caveat(findings, rival, better=word.startswith("better"))
+    if caveat and word in ("better", "better in places", "worse", "worse in places"):
+        word = "not comparable"
+    parts = [f"{_difference(row, column)}{f' on {where(column)}' if len(rows) > 1 else ''}" for row, column in rows]
+    enough = _enough(findings, *rows[0]) if word == "not told apart" and len(rows) == 1 else ""
+    words = f"no different within {100 * MARGIN:.0f} %" if word == "no different" else word
+    text = f"Against {phrase_of(rival)}: {words}{enough}; {'; '.join(parts)}"
+    return Contest(rival, word, _STATUS[word], _tied(f"{text}; {caveat}." if caveat else f"{text}."), points, matched)
+
+
+def _together(words: Sequence[Word]) -> Word:
+    """One word for several figures."""
+    different = set(words)
+    if not different:
+        return "not comparable"
+    if len(different) == 1:
+        return words[0]
+    if "worse" in different:
+        return "worse in places"
+    return "better in places" if "better" in different else "not told apart"
 
 
 def recovery(attack: str, column: Column, rows: Sequence[Row]) -> Point | None:
@@ -217,12 +396,12 @@ def recovery(attack: str, column: Column, rows: Sequence[Row]) -> Point | None:
     if low is None or high is None:
         return None
     status = BAD if low > HIDDEN else GOOD if high < HIDDEN else UNSURE
-    told = {GOOD: "brought little back", UNSURE: "may have brought some back", BAD: "brought part of it back"}[status]
+    words = {GOOD: "brought little back", UNSURE: "may have brought some back", BAD: "brought part of it back"}[status]
     figures = (
         f"{worst['setting']}: {100 * worst['recovered']:.0f} % [{100 * low:.0f}, {100 * high:.0f}] of what SPUNGE "
     )
     figures += f"took, n = {worst['n']}"
-    return Point(status, f"On {where(column)}, the attack “{attack}” {told}.", _tied(figures.replace("-", "−")))
+    return Point(status, f"On {where(column)}, the attack “{attack}” {words}.", _tied(figures.replace("-", "−")))
 
 
 def where(column: Column) -> str:
@@ -232,26 +411,27 @@ def where(column: Column) -> str:
 
 def _across(findings: Findings) -> Verdict:
     """Judges the merged models of several runs against the first run's."""
-    points, sentences = [], []
+    points: list[Point] = []
+    sentences = []
     for one, rival in findings.pairs:
         if rival == BASE.name:
             continue
-        found = {
-            goal: _known(contest(findings, column, rival, one) for column in findings.leading(goal))
+        by_goal = {
+            goal: _present(contest(findings, column, rival, one) for column in findings.leading(goal))
             for goal in ("forget", "retain")
         }
-        points += [*found["forget"], *found["retain"]]
-        gone, kept = _ahead(found["forget"]), _ahead(found["retain"])
-        told = f"{gone} on what must go, {kept} on what must stay" if gone != kept else f"{gone} on either side"
-        sentences.append(f"Against “{rival}”, “{one}” is {told}.")
-    return Verdict(" ".join(sentences) or "Only one of these runs has a merged model.", points)
+        points += [*by_goal["forget"], *by_goal["retain"]]
+        gone, kept = _ahead(by_goal["forget"]), _ahead(by_goal["retain"])
+        words = f"{gone} on what must go, {kept} on what must stay" if gone != kept else f"{gone} on either side"
+        sentences.append(f"Against “{rival}”, “{one}” is {words}.")
+    return Verdict(tuple(sentences) or ("Only one of these runs has a merged model.",), tuple(points))
 
 
 def _ahead(points: Sequence[Point]) -> str:
-    found = {point.status for point in points}
-    if {GOOD, BAD} <= found:
+    statuses = {point.status for point in points}
+    if {GOOD, BAD} <= statuses:
         return "better in places and worse in others"
-    return "better" if GOOD in found else "worse" if BAD in found else "no different beyond chance"
+    return "better" if GOOD in statuses else "worse" if BAD in statuses else "no different beyond chance"
 
 
 def _damaged(findings: Findings) -> list[str]:
@@ -260,63 +440,145 @@ def _damaged(findings: Findings) -> list[str]:
     for name in [name for name in (MERGED.name, *RIVALS) if any(name == broken for _, broken in findings.unscored)]:
         suites = " and ".join(f"“{suite}”" for suite, broken in findings.unscored if broken == name)
         sentences.append(f"{_capital(phrase_of(name))} gave NaN on {suites}: a broken model, and not one that forgot.")
-    if lost := damage(findings, MERGED.name):
-        sentences.append(f"SPUNGE damaged the model: {'; '.join(lost)}.")
+    if lost := damages(findings, MERGED.name):
+        fluent = any(
+            (point := keeping(findings, column, FLUENCY_MARGIN)) is not None and point.status == BAD
+            for column in findings.fluency()
+        )
+        much = " and writes no fluent text any more" if fluent and _wrecked(findings) else ""
+        sentences.append(f"SPUNGE damaged the model{much}: {'; '.join(lost)}.")
     return sentences
+
+
+def _wrecked(findings: Findings) -> bool:
+    """Whether what SPUNGE writes surprises the judge more than twice as much as what the base model writes."""
+    for column in findings.fluency():
+        base, merged = findings.score(BASE.name, column), findings.score(MERGED.name, column)
+        if base is not None and merged is not None and column.metric.better == "low" and merged.value > 2 * base.value:
+            return True
+    return False
 
 
 def _incomparable(findings: Findings) -> list[str]:
     """Why SPUNGE and joint unlearning cannot be compared: one of them paid with the rest of what the model knew."""
-    if JOINT.name not in findings.main_variants:
+    if JOINT.name not in findings.main_variants or damage.matched(findings, JOINT.name):
         return []
-    merged, joint = damage(findings, MERGED.name), damage(findings, JOINT.name)
+    merged, joint = damages(findings, MERGED.name), damages(findings, JOINT.name)
     if joint:
-        told = "both damaged the model" if merged else f"joint unlearning damaged the model ({'; '.join(joint)})"
+        words = "both damaged the model" if merged else f"joint unlearning damaged the model ({'; '.join(joint)})"
     elif merged:
-        told = "joint unlearning left the rest as it was, and SPUNGE did not"
+        words = "joint unlearning left the rest as it was, and SPUNGE did not"
     else:
         return []
-    return [f"At these settings the two cannot be compared: {told}."]
+    return [f"At these settings the two cannot be compared: {words}."]
 
 
-def _controls(contests: dict[str, list[Point]]) -> list[str]:
+def _against_joint(findings: Findings, contests: Sequence[Contest]) -> list[str]:
+    """The contest with joint unlearning, at the same damage where that was matched."""
+    joint = next((one for one in contests if one.rival == JOINT.name), None)
+    if joint is None:
+        return ["It was not compared with joint unlearning."]
+    at = f"At the same damage to the rest ({damage.budget(findings)})" if joint.matched else "At its own strength"
+    rows = [(row, c) for c in findings.leading("forget") if (row := findings.comparison(MERGED.name, JOINT.name, c))]
+    by = f", by {_size(*rows[0])}" if len(rows) == 1 else ""
+    enough = _enough(findings, *rows[0]) if len(rows) == 1 else ""
+    words: dict[Word, str] = {
+        "better": f"it forgot more than joint unlearning{by}",
+        "worse": f"joint unlearning forgot more{by}",
+        "better in places": "it forgot more than joint unlearning in some places, and is not told apart in others",
+        "worse in places": "joint unlearning forgot more in some places",
+        "no different": f"it is no different from joint unlearning within {100 * MARGIN:.0f} %",
+        "not told apart": f"it is not told apart from joint unlearning{enough}",
+        "not comparable": f"it cannot be compared with joint unlearning: {damage.caveat(findings, JOINT.name)}",
+    }
+    sentences = [f"{at} {words[joint.word]}."]
+    if not joint.matched:
+        sentences.append("The two may have done different damage, which was not measured.")
+    return [*sentences, *damage.at_own_strength(findings)]
+
+
+def _controls(contests: Sequence[Contest]) -> list[str]:
     """The random split stands in every headline: splitting and merging alone can earn what the attribute seems to."""
-    told = {
-        GOOD: "beyond chance better than {}", UNSURE: "not told apart from {}", BAD: "beyond chance worse than {}",
+    words: dict[Word, str] = {
+        "better": "better than {}", "better in places": "better than {} in some places", "worse": "worse than {}",
+        "worse in places": "worse than {} in some places", "no different": "no different from {}",
+        "not told apart": "not told apart from {}", "not comparable": "not comparable with {}",
     }  # fmt: skip
-    found = {name: _worst(contests.get(name, ())) for name in (RANDOM_SPLIT.name, SEQUENTIAL.name)}
-    parts = [told[worst].format(phrase_of(name)) for name, worst in found.items() if worst]
-    return [f"On what must go it is {' and '.join(parts)}."] if parts else []
+    met: dict[str, Word] = {one.rival: one.word for one in contests if one.rival != JOINT.name}
+    by_word: dict[Word, list[str]] = {}
+    for rival, word in met.items():
+        by_word.setdefault(word, []).append(phrase_of(rival))
+    parts = [words[word].format(" and ".join(rivals)) for word, rivals in by_word.items()]
+    sentences = [f"On what must go it is {', '.join(parts)}."] if parts else []
+    if RANDOM_SPLIT.name not in met:
+        return [*sentences, "A random split was not run: what the attribute earns is not known."]
+    if met[RANDOM_SPLIT.name] not in ("better", "better in places"):
+        sentences.append("What it gains need not come from the attribute.")
+    return sentences
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _beside(points: Sequence[Point]) -> list[str]:
+    """Says what forgetting more, or no more, than joint cost on what must stay."""
+    statuses = {point.status for point in points}
+    if {GOOD, BAD} <= statuses:
+        return ["Beside joint it kept more of some things that must stay and less of others."]
+    if BAD in statuses:
+        return ["It kept less of the rest than joint did."]
+    return ["It kept more of the rest than joint did."] if GOOD in statuses else []
+
+
+def _seeds(findings: Findings) -> list[str]:
+    """What the seeds leave open: one says nothing of the method, several may disagree."""
+    seeds = findings.results["provenance"]["seeds"]
+    if len(seeds) < 2:
+        return ["All this is of one seed: another training may differ."]
+    sentences = []
+    for column in findings.leading("forget"):
+        apart = [
+            (one.value - other.value) * (1 if column.higher_is_better else -1)
+            for seed in seeds
+            if (one := findings.score_of_seed(MERGED.name, seed, column))
+            and (other := findings.score_of_seed(JOINT.name, seed, column))
+        ]
+        row = findings.comparison(MERGED.name, JOINT.name, column)
+        spread = row.spread if row else None
+        # Seeds differ by the chance of their items anyway; they disagree where that is not what separates them.
+        if spread and min(apart) < 0 < max(apart) and spread.seed_variance > spread.unit_variance:
+            more = sum(value > 0 for value in apart)
+            sentences.append(
+                f"The {len(apart)} seeds disagree: on {where(column)} it forgot more than joint in {more} of them."
+            )
+    return sentences
+
+
+def _forgot(findings: Findings, points: Sequence[Point]) -> str:
+    bound = at_most(findings)
+    statuses = {point.status for point in points}
+    if points and bound is not None and bound <= SMALL and statuses == {UNSURE}:
+        return f"SPUNGE forgot nothing measurable (at most {max(1, round(100 * bound))} % of what it should)"
+    shares = _present(forgotten(findings, column) for column in findings.leading("forget"))
+    least = min((low if low is not None else 0.0 for _, low, _, _ in shares), default=0.0)
+    amount = "nearly all" if least >= NEARLY_ALL else "most" if least >= MOST else "some"
+    number = _forgotten_number(findings, points)
+    share = f" ({number.text})" if number.value is not None else ""
+    return {
+        GOOD: f"SPUNGE forgot {amount} of what it should{share}",
+        BAD: "Something is wrong with what SPUNGE forgot",
+        UNSURE: f"It is not shown that SPUNGE forgot all it should{_few(findings)}",
+        None: "Nothing here measures what must go",
+    }[_worst(points)]
+
+
+def _few(findings: Findings) -> str:
+    counts = [row.n for c in findings.leading("forget") if (row := findings.comparison(MERGED.name, BASE.name, c))]
+    return f": {min(counts)} items are too few to tell" if counts and min(counts) < 10 else ""
 
 
 def at_most(findings: Findings) -> float | None:
     """Returns the largest share of what the base model had, beyond guessing, that SPUNGE may have lost: 95 % sure."""
-    bounds = []
-    for column in findings.leading("forget"):
-        row, base = findings.comparison(MERGED.name, BASE.name, column), findings.score(BASE.name, column)
-        floor = findings.chance(column) or 0.0
-        if row is None or row.ends is None or base is None or column.higher_is_better or base.value <= floor:
-            return None
-        bounds.append(max(0.0, -row.ends[0]) / (base.value - floor))
-    return max(bounds, default=None)
-
-
-def _forgot(findings: Findings, points: Sequence[Point], shares: Sequence[float]) -> str:
-    bound = at_most(findings)
-    if points and bound is not None and bound <= SMALL and {point.status for point in points} == {UNSURE}:
-        return _tied(f"SPUNGE forgot nothing measurable (at most {max(1, round(100 * bound))} % of what it should)")
-    worst = max(shares, default=1.0)
-    amount = "nearly all" if worst <= NEARLY_ALL else "most" if worst <= MOST else "some"
-    return {
-        GOOD: f"SPUNGE forgot {amount} of what it should",
-        BAD: "Something is wrong with what SPUNGE forgot",
-        UNSURE: "It is not shown that SPUNGE forgot all it should",
-        None: "Nothing here measures what must go",
-    }[_worst(points)]
+    shares = [forgotten(findings, column) for column in findings.leading("forget")]
+    bounds = [share[2] for share in shares if share is not None and share[2] is not None]
+    return max(0.0, *bounds) if bounds and len(bounds) == len(shares) else None
 
 
 def _kept(points: Sequence[Point]) -> str:
@@ -328,63 +590,84 @@ def _kept(points: Sequence[Point]) -> str:
     }[_worst(points)]
 
 
-def _better(contests: dict[str, list[Point]]) -> list[str]:
-    if JOINT.name not in contests:
-        return ["It was not compared with joint unlearning."]
-    found = {point.status for point in contests[JOINT.name]}
-    if found == {UNSURE} or not found:
-        beaten = [phrase_of(rival) for rival, points in contests.items() if BAD in {point.status for point in points}]
-        also = [f"{' and '.join(beaten)} forgot more.".capitalize()] if beaten else []
-        return ["Nothing here shows that it forgot more than joint unlearning.", *also]
-    if BAD in found:
-        return ["Joint unlearning forgot more, beyond chance."] if found == {BAD} else [
-            "Against joint unlearning it wins in some places and loses in others."
-            if GOOD in found
-            else "Against joint unlearning it wins nowhere, and loses in places."
-        ]  # fmt: skip
-    told = "It forgot more than joint unlearning, beyond chance"
-    sentences = [f"{told}." if found == {GOOD} else f"{told} in some places; in others the difference may be chance."]
-    equal, random = (_worst(contests.get(role.name, ())) for role in (JOINT_EQUAL_STEPS, RANDOM_SPLIT))
-    if equal == GOOD and random == GOOD:
-        sentences.append("It also beats both controls: neither more steps nor splitting at random explains the gain.")
-    else:
-        if equal is not None:
-            sentences.append(
-                "More steps do not explain it." if equal == GOOD else "Joint with as many steps may do as well."
-            )
-        if random is not None:
-            sentences.append(
-                "Splitting at random does not explain it." if random == GOOD else "A random split may do as well."
-            )
-    in_turn = _worst(contests.get(SEQUENTIAL.name, ()))
-    if in_turn not in (None, GOOD):
-        sentences.append("Unlearning one subset after the other may do as well.")
-    return sentences
+def _forgotten_number(findings: Findings, points: Sequence[Point]) -> Number:
+    """The share of what must go that is gone, every headline figure counting the same."""
+    shares = _present(forgotten(findings, column) for column in findings.leading("forget"))
+    worst = _worst(points)
+    words = {GOOD: "forgotten", UNSURE: "not settled", BAD: "went wrong", None: "not measured"}
+    if not shares:
+        return Number("Forgotten", words[worst], worst or UNSURE, None, None, None, "%", 0)
+    # Below guessing is not more than forgotten.
+    capped = [(min(share, 1.0), low, high and min(high, 1.0)) for share, low, high, _ in shares]
+    value, ends = _mean(capped)
+    n = sum(n for *_, n in shares)
+    return Number("Forgotten", words[worst], worst or UNSURE, value, *ends, "%", n)
 
 
-def _beside(contests: dict[str, list[Point]], kept: Sequence[Point]) -> list[str]:
-    """Says what forgetting more, or no more, than joint cost on what must stay."""
-    found = {point.status for point in kept}
-    if JOINT.name not in contests or not found & {GOOD, BAD}:
-        return []
-    if {GOOD, BAD} <= found:
-        return ["Beside joint it kept more of some things that must stay and less of others."]
-    if BAD in found:
-        return ["It kept less of the rest than joint did."]
-    return ["It kept more of the rest than joint did, beyond chance."]
+def _kept_number(findings: Findings, points: Sequence[Point]) -> Number:
+    """What is kept of what must stay, of the suite that lost most: a perplexity turned over."""
+    kept = []
+    for column in findings.leading("retain"):
+        row = findings.comparison(MERGED.name, BASE.name, column)
+        if row is None or row.relative is None or row.relative_ends is None:
+            continue
+        ends = tuple(1 + end for end in row.relative_ends)
+        value = 1 + row.relative
+        if not column.higher_is_better and min(value, *ends) > 0:
+            value, ends = 1 / value, (1 / ends[1], 1 / ends[0])
+        kept.append((value, ends[0], ends[1], row.n, column.name))
+    worst = _worst(points)
+    words = {GOOD: f"within {100 * MARGIN:.0f} %", UNSURE: "not settled", BAD: "damaged", None: "not measured"}
+    if not kept:
+        return Number("Kept", words[worst], worst or UNSURE, None, None, None, "%", 0)
+    value, low, high, n, name = min(kept)
+    label = "Kept" if len(kept) == 1 else f"Kept (least: {name})"
+    return Number(label, words[worst], worst or UNSURE, 100 * value, 100 * low, 100 * high, "%", n)
+
+
+def _joint_number(findings: Findings, contests: Sequence[Contest]) -> Number:
+    """How much more than joint unlearning was forgotten, in points of the headline figures, each counting the same."""
+    joint = next((one for one in contests if one.rival == JOINT.name), None)
+    label = "Better than joint" + (" at the same damage" if joint and joint.matched else "")
+    if joint is None:
+        return Number(label, "not compared", UNSURE, None, None, None, "points", 0)
+    apart, n = [], 0
+    for column in findings.leading("forget"):
+        row = findings.comparison(MERGED.name, JOINT.name, column)
+        if row is not None and column.share:
+            sign = 1 if column.higher_is_better else -1
+            low, high = (None, None) if row.ends is None else sorted(sign * end for end in row.ends)
+            apart.append((sign * row.difference, low, high))
+            n += row.n
+    if not apart:
+        return Number(label, joint.word, joint.status, None, None, None, "points", 0)
+    value, ends = _mean(apart)
+    return Number(label, joint.word, joint.status, value, *ends, "points", n)
+
+
+def _mean(
+    values: Sequence[tuple[float, float | None, float | None]],
+) -> tuple[float, tuple[float | None, float | None]]:
+    """The mean of shares with its interval, in per cent, as if they were independent of each other."""
+    mean = sum(value for value, _, _ in values) / len(values)
+    if any(low is None or high is None for _, low, high in values):
+        return 100 * mean, (None, None)
+    below = sqrt(sum((value - (low or 0.0)) ** 2 for value, low, _ in values)) / len(values)
+    above = sqrt(sum(((high or 0.0) - value) ** 2 for value, _, high in values)) / len(values)
+    return 100 * mean, (100 * (mean - below), 100 * (mean + above))
 
 
 def _back(points: Sequence[Point]) -> list[str]:
-    told = {
+    words = {
         BAD: "An attack brought part of what was forgotten back.",
         UNSURE: "Whether an attack brings it back is not settled.",
         GOOD: "The attacks that were tried brought little back.",
     }
-    return [told[worst]] if (worst := _worst(points)) else []
+    return [words[worst]] if (worst := _worst(points)) else []
 
 
-def _known(points: Iterable[Point | None]) -> list[Point]:
-    return [point for point in points if point is not None]
+def _present(values: Iterable[T | None]) -> list[T]:
+    return [value for value in values if value is not None]
 
 
 def _status(row: Comparison, column: Column) -> str:
@@ -392,8 +675,8 @@ def _status(row: Comparison, column: Column) -> str:
 
 
 def _worst(points: Iterable[Point]) -> str | None:
-    found = {point.status for point in points}
-    return next((status for status in (BAD, UNSURE, GOOD) if status in found), None)
+    statuses = {point.status for point in points}
+    return next((status for status in (BAD, UNSURE, GOOD) if status in statuses), None)
 
 
 def _two(findings: Findings, column: Column, rival: str, one: str = MERGED.name) -> str:
@@ -403,13 +686,46 @@ def _two(findings: Findings, column: Column, rival: str, one: str = MERGED.name)
 
 
 def _difference(row: Comparison, column: Column) -> str:
-    factor, digits, unit = (100, 1, " points") if column.share else (1, 2, "")
-    text = f"difference {signed(row.difference * factor, digits)}{unit}"
-    if row.ends is not None:
-        text += f" [{', '.join(signed(end * factor, digits) for end in row.ends)}]"
+    factor, unit = (100, " points") if column.share else (1, "")
+    digits = decimals(*(factor * end for end in row.ends)) if row.ends else 1
+    text = f"difference {signed(row.difference * factor, digits)}{unit}{_interval(row.ends, factor, digits)}"
     if row.p is not None:
         text += ", p < 0.001" if row.p < 0.001 else f", p = {row.p:.3f}"
-    return f"{text}, n = {row.n}"
+    return f"{text}, n = {_count(row)}"
+
+
+def _size(row: Comparison, column: Column) -> str:
+    """A difference without its sign, for a sentence that says who is ahead."""
+    factor, unit = (100, " points") if column.share else (1, f" of {column.metric.in_words}")
+    if row.ends is None:
+        return f"{abs(row.difference) * factor:.0f}{unit}"
+    low, high = sorted(abs(end) for end in row.ends) if row.stands else row.ends
+    digits = decimals(low * factor, high * factor)
+    ends = f"[{_plain(low * factor, digits)}, {_plain(high * factor, digits)}]"
+    return f"{_plain(abs(row.difference) * factor, digits)}{unit} {ends}, n = {_count(row)}"
+
+
+def _count(row: Comparison) -> str:
+    clusters = f" in {row.clusters} clusters" if row.clusters else ""
+    return f"{row.n}{clusters} × {row.seeds} seeds" if row.seeds > 1 else f"{row.n}{clusters}"
+
+
+def _interval(ends: Ends | None, factor: float, digits: int) -> str:
+    return f" [{', '.join(signed(end * factor, digits) for end in ends)}]" if ends else ""
+
+
+def _rounded(count: int) -> str:
+    """A number of items to two digits: it is only about so many."""
+    power = 10 ** max(0, len(str(count)) - 2)
+    return f"{-(-count // power) * power:,}"
+
+
+def _plain(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _tied(figures: str) -> str:
