@@ -8,10 +8,13 @@ import re
 import shutil
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
 from report_runs import HOSTILE, write_run
 
 from spunge import report
+from spunge.report import artifacts, explorer
+from spunge.report.findings import Findings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -47,7 +50,7 @@ def browser():
 class Visit:
     """A page that notes everything that should never happen."""
 
-    def __init__(self, browser, path, **context):
+    def __init__(self, browser, path, address="", **context):
         self.context = browser.new_context(**context)
         self.page = self.context.new_page()
         self.problems: list[str] = []
@@ -56,10 +59,10 @@ class Visit:
         self.page.on("dialog", lambda dialog: self.problems.append(dialog.message))
         self.page.on("request", self._note)
         self.home = path.as_uri()
-        self.page.goto(self.home)
+        self.page.goto(self.home + address)
 
     def _note(self, request):
-        if request.url != self.home and not request.url.startswith("data:"):
+        if request.url.partition("#")[0] != self.home and not request.url.startswith("data:"):
             self.problems.append(request.url)
 
     def items(self):
@@ -72,8 +75,8 @@ class Visit:
 def visit(browser):
     visits = []
 
-    def open_page(path, **context):
-        visits.append(Visit(browser, path, **context))
+    def open_page(path, address="", **context):
+        visits.append(Visit(browser, path, address, **context))
         return visits[-1]
 
     yield open_page
@@ -83,9 +86,28 @@ def visit(browser):
     assert problems == []
 
 
+def unpack(html, name):
+    data = re.search(rf'<script type="text/plain" id="{name}">(.*?)</script>', html)
+    assert data
+    return gzip.decompress(base64.b64decode(data[1]))
+
+
+def packed_texts(html):
+    """Yields every suite of the explorer with each piece of its texts."""
+    for suite in json.loads(unpack(html, "data"))["suites"]:
+        for number in suite["texts"]:
+            yield suite, json.loads(unpack(html, f"piece-{number}"))
+
+
+def settled(page):
+    page.wait_for_selector("#items[data-ready]:not([data-busy])")
+    return page
+
+
 def test_hostile_text_is_escaped_in_the_file(hostile):
     html = hostile.read_text()
-    assert html.count("<script") == html.count("</script>") == 2
+    assert html.count("<script>") == 1
+    assert html.count("<script") == html.count("</script>") == html.count('<script type="text/plain"') + 1
     assert "<img" not in html
     assert "\x00" not in html
     assert "\u202e" not in html
@@ -128,11 +150,10 @@ def test_every_figure_is_well_formed_and_titled(hostile):
 
 
 def test_the_explorer_holds_long_texts_cut_and_says_so(hostile):
-    data = re.search(r'<script type="text/plain" id="data">(.*?)</script>', hostile.read_text())
-    assert data
-    world = json.loads(gzip.decompress(base64.b64decode(data[1])))
-    assert max(map(len, world["texts"])) < 3_000
-    assert any("(1,000,000 characters)" in text for text in world["texts"])
+    rows = [row for _, content in packed_texts(hostile.read_text()) for row in content]
+    texts = [text for row in rows for text in (row["q"], *row.get("a", ()))]
+    assert max(map(len, texts)) < 3_000
+    assert any("(1,000,000 characters)" in text for text in texts)
 
 
 def test_hostile_text_shows_and_runs_nothing(hostile, visit):
@@ -140,6 +161,7 @@ def test_hostile_text_shows_and_runs_nothing(hostile, visit):
     page = seen.items()
     page.click("#reveal")
     page.fill("#query", "<script>")
+    settled(page)
     assert page.locator("#list").inner_text().count("<script>") > 0
     assert "owned" not in page.title()
     assert page.locator("#list script, #list img").count() == 0
@@ -150,8 +172,10 @@ def test_offensive_texts_are_shown_only_on_demand(hostile, visit):
     page = visit(hostile).items()
     assert "river folk" not in page.locator("#list").inner_text()
     page.click("#reveal")
+    settled(page)
     assert "river folk" in page.locator("#list").inner_text()
     page.click("#reveal")
+    settled(page)
     assert "river folk" not in page.locator("#list").inner_text()
 
 
@@ -170,30 +194,94 @@ def test_tables_sort_both_ways(plain_page, visit):
 
 def test_items_are_searched_filtered_and_paged(plain_page, visit):
     page = visit(plain_page).items()
-    count = page.locator("#count")
-    assert count.inner_text() == "120 of 120 items"
+
+    def count():
+        return settled(page).locator("#count").inner_text()
+
+    assert count() == "120 of 120 items"
     page.fill("#query", "sample number 7?")
-    assert count.inner_text() == "1 of 120 items"
+    assert count() == "1 of 120 items"
     assert page.locator("#list mark").inner_text() == "sample number 7?"
     page.fill("#query", "")
     page.select_option("#attribute", label="domain: bio")
-    assert count.inner_text() == "60 of 120 items"
+    assert count() == "60 of 120 items"
     totals = 0
     for change in ("better", "worse", "unchanged"):
         page.select_option("#change", label=change)
-        totals += int(count.inner_text().split()[0])
+        totals += int(count().split()[0].replace("None", "0"))
     assert totals == 60
     page.select_option("#change", label="any")
+    count()
     first = page.locator("#list .asked").first.inner_text()
     page.click("#next")
+    count()
     assert page.locator("#page").inner_text() == "2 / 3"
     assert page.locator("#list .asked").first.inner_text() != first
+
+
+def test_answers_that_changed_come_first(plain_page, visit):
+    page = settled(visit(plain_page).items())
+    changes = [
+        dict(line.split("\n")[:2] for line in item.locator("li").all_inner_texts())
+        for item in page.locator("#list .item").all()
+    ]
+    assert all(told["base model"] != told["SPUNGE"] for told in changes)
+    page.select_option("#change", label="unchanged")
+    assert int(settled(page).locator("#count").inner_text().split()[0]) > 0
+
+
+def test_a_filter_is_a_url_and_an_empty_one_says_so(plain_page, visit):
+    seen = visit(plain_page)
+    page = settled(seen.items())
+    page.select_option("#attribute", label="domain: bio")
+    page.select_option("#change", label="better")
+    page.fill("#query", "number")
+    shown = settled(page).locator("#list").inner_text()
+    address = page.evaluate("location.hash")
+    assert address == "#items?attribute=domain%3A+bio&change=fixed&query=number"
+    linked = visit(plain_page, address).page
+    settled(linked)
+    assert linked.locator("#list").inner_text() == shown
+    assert linked.locator("#change").input_value() == "fixed"
+    linked.fill("#query", "nothing says this")
+    assert settled(linked).locator("#count").inner_text() == "None of 120 items fits this filter."
+    linked.click("#clear")
+    assert settled(linked).locator("#count").inner_text() == "120 of 120 items"
+
+
+def test_choices_stand_with_their_probabilities(plain_page, visit):
+    page = settled(visit(plain_page).items())
+    choices = page.locator("#list .options").first
+    assert choices.locator("thead th").all_inner_texts() == ["choice", "base model", "SPUNGE"]
+    for column in (0, 1):
+        odds = [float(row.locator("td").nth(column).inner_text().removesuffix(" %"))
+                for row in choices.locator("tbody tr").all()]  # fmt: skip
+        assert len(odds) == 4
+        assert sum(odds) == pytest.approx(100, abs=1)
+
+
+def test_texts_beyond_the_budget_are_left_out_the_unchanged_ones_last(tmp_path):
+    run = write_run(tmp_path, items=2_000)
+    read = artifacts.read(run)
+    findings = Findings(report.build(run))
+    whole, part = (explorer.pack(read, findings, budget=budget) for budget in (8_000_000, 40_000))
+    assert whole is not None
+    assert part is not None
+    for packed, complete in ((whole, True), (part, False)):
+        suite = json.loads(gzip.decompress(base64.b64decode(packed.index)))["suites"][0]
+        assert (len(suite["texts"]) * suite["piece"] >= suite["items"]) is complete
+        assert 0 < sum(len(packed.pieces[number]) for number in suite["texts"]) <= 8_000_000 * complete + 40_000
+        base, merged = (np.frombuffer(gzip.decompress(base64.b64decode(packed.pieces[suite["scores"][row]])), np.uint8)
+                        for row in (suite["variants"].index(name) for name in ("base model", "SPUNGE")))  # fmt: skip
+        changed = base != merged
+        assert len(changed) == suite["items"] == 1_000
+        assert changed[: changed.sum()].all()
 
 
 def test_what_is_called_better_is_better(plain_page, visit):
     page = visit(plain_page).items()
     page.select_option("#change", label="better")
-    verdicts = page.locator("#list .item").first.locator("li")
+    verdicts = settled(page).locator("#list .item").first.locator("li")
     told = {line.split("\n")[0]: line.split("\n")[1] for line in verdicts.all_inner_texts()}
     assert (told["base model"], told["SPUNGE"]) == ("right", "wrong")  # a hazard: wrong is what was asked for
 
@@ -237,14 +325,11 @@ def test_no_label_of_a_figure_is_clipped(hostile, visit):
     assert outside == []
 
 
-def test_it_prints_without_controls_and_with_everything_unfolded(plain_page, visit):
+def test_it_prints_without_controls(plain_page, visit):
     page = visit(plain_page).page
     page.emulate_media(media="print")
-    assert not page.locator("nav").is_visible()
-    page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert page.locator("details:not([open])").count() == 0
-    page.evaluate("dispatchEvent(new Event('afterprint'))")
-    assert page.locator("details:not([open])").count() > 0
+    for hidden in ("nav", "#items", "#theme"):
+        assert not page.locator(hidden).is_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

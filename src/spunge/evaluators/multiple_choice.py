@@ -129,7 +129,7 @@ class MultipleChoice(Evaluator):
         for task, group in questions.items():
             scores = _score(variant, group, work, self.batch_size, f"{self.suite}: {task}")
             measured += [
-                Measurement(question.item, task, values, {"question": question.contexts[0].rstrip()})
+                Measurement(question.item, task, values, question.texts)
                 for question, values in zip(group, scores, strict=True)
             ]
         return item_table(self.suite, measured)
@@ -246,6 +246,14 @@ class Question:
     """The indices of the right ones."""
     by_share: bool = False
     """Whether it is scored by the share of probability on them."""
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """What a reader of its item wants to see; lettered choices stand in the question itself."""
+        texts = {"question": self.contexts[0].rstrip()}
+        if any(target not in LETTERS for target in self.targets):
+            texts["choices"] = json.dumps(self.targets, ensure_ascii=False)
+        return texts
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
