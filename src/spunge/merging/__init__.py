@@ -8,6 +8,7 @@ in float32, so neither their order nor blocks nor threads can change a bit of th
 
 from __future__ import annotations
 
+from spunge.merging.anchor import anchored
 from spunge.merging.diagnostics import COVERAGE_FLOOR, lost_to_rounding
 from spunge.merging.engine import Merged, merge, write
 from spunge.merging.factors import leading_svd
@@ -29,6 +30,7 @@ __all__ = [
     "Merged",
     "Options",
     "Spectrum",
+    "anchored",
     "average",
     "batches_of",
     "by_matrix",
