@@ -360,3 +360,43 @@ def test_each_subset_retains_the_others_in_turn_with_the_retain_rows_but_joint_a
         assert set(kept) == {*plain, *forget} - set(gone)
         assert kept[:4:2] == plain[:2]
         assert not {*kept[1::2]} & {*plain}
+
+
+def test_the_merged_model_and_its_rivals_are_anchored_alike_and_the_subsets_are_not(
+    world: dict[str, Any], tmp_path: Path
+) -> None:
+    controls = ["joint", "random_split", "sequential"]
+    plain = pipeline.run(Experiment.model_validate({**world, "controls": controls}), out=tmp_path / "runs")
+    recipe = {**world, "controls": controls, "name": "anchored", "anchor": {"mu": 5, "rows": 3}}
+    anchored = pipeline.run(Experiment.model_validate(recipe), out=tmp_path / "runs")
+    before, after = (
+        {v["name"]: TaskVector.load(run / v["task_vector"]) for v in manifest_of(run)["variants"] if v["task_vector"]}
+        for run in (plain, anchored)
+    )
+    parameter = next(name for name in before["spunge"] if name.endswith("down_proj.weight"))
+    # C from a plain forward pass of one text at a time, first tokens apart
+    base = Experiment.model_validate(world).model
+    model, tokenizer = base.load(), base.load_tokenizer()
+    seen: list[torch.Tensor] = []
+    layer = model.get_submodule(parameter.removesuffix(".weight"))
+    layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0, 1:].detach()))
+    for line in (tmp_path / "retain.jsonl").read_text().splitlines()[:3]:
+        model(**tokenizer(json.loads(line)["text"], return_tensors="pt"))
+    gram = torch.cat(seen).double().T @ torch.cat(seen).double()
+    system = torch.eye(len(gram)) + 5 * gram * len(gram) / gram.trace()
+    for name in ("spunge", "joint", "random_split", "sequential"):
+        wanted = before[name].delta(parameter).double() @ torch.linalg.inv(system)
+        assert torch.allclose(after[name].delta(parameter).double(), wanted, rtol=1e-3, atol=1e-7), name
+    for name in ("subset:a", "subset:b"):
+        assert torch.equal(after[name].delta(parameter), before[name].delta(parameter))
+    trained = [stage["status"] for stage in manifest_of(anchored)["stages"] if stage["stage"] == "unlearn"]
+    assert set(trained) == {"reused"}
+    again = planning.plan(Experiment.model_validate({**recipe, "name": "again"}), out=tmp_path / "runs")
+    assert {step["status"] for step in again} == {"reused"}
+
+
+def test_an_anchor_needs_a_retain_set(world: dict[str, Any]) -> None:
+    del world["retain"]
+    world |= {"unlearn": {"method": "gradient_ascent"}, "anchor": {}}
+    with pytest.raises(RecipeError, match=r"anchor: .*say where `retain` is"):
+        reading.parse(json.dumps(world))

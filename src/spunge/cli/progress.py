@@ -19,7 +19,7 @@ from rich.text import Text
 
 from spunge.files import format_duration
 
-STAGES = ("split", "unlearn", "merge", "damage", "generate", "classify", "judge", "evaluate")
+STAGES = ("split", "unlearn", "merge", "anchor", "damage", "generate", "classify", "judge", "evaluate")
 """In the order of the flow."""
 
 MOST_VARIANTS = 8

@@ -27,7 +27,11 @@ def batches_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], device:
 
 @torch.no_grad()
 def gram_matrices(
-    model: torch.nn.Module, names: Mapping[str, str], batches: Iterable[Mapping[str, Tensor]]
+    model: torch.nn.Module,
+    names: Mapping[str, str],
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    first_tokens: bool = True,
 ) -> dict[str, Tensor]:
     """Returns the mean of x xᵀ over the inputs x of linear layers, one for each token that is not padding.
 
@@ -36,6 +40,8 @@ def gram_matrices(
         names: The model's parameter name → the checkpoint's, of the matrices wanted; what is no linear layer's weight
             is passed over.
         batches: What the model is called with: `input_ids` and `attention_mask`, [batch, tokens].
+        first_tokens: Whether each text's first token counts. Models park attention there, with inputs some hundred
+            times as long as any other's, so that a mean with them is mostly theirs.
 
     Returns:
         The checkpoint's parameter name → float32 [in, in].
@@ -61,9 +67,11 @@ def gram_matrices(
     try:
         for batch in batches:
             mask = batch["attention_mask"].bool()
+            if not first_tokens:
+                mask &= mask.cumsum(1) > 1
             tokens += int(mask.sum())
             model(**batch)
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: summed / tokens for name, summed in sums.items()}
+    return {name: summed / max(tokens, 1) for name, summed in sums.items()}

@@ -100,6 +100,20 @@ class Joint(Settings):
         }
 
 
+class Anchor(Settings):
+    """Turns task vectors away from what the retain set's inputs meet: Δ (I + μC)⁻¹ in every linear layer.
+
+    C is the mean of x xᵀ over the layer's inputs on the retain set, first tokens apart, brought to a mean eigenvalue
+    of 1.
+    """
+
+    mu: float = Field(default=3.0, gt=0)
+    """How much it counts that outputs on the retain set stay those of the base model, against how near the task vector
+    stays to what was learnt."""
+    rows: int = Field(default=256, ge=1)
+    """The first so many rows of the retain set are read."""
+
+
 class Damage(Settings):
     """The damage to the rest at which variants are compared: the mean KL divergence per token from the base model."""
 
@@ -151,6 +165,8 @@ class Experiment(Settings):
     sweep: dict[str, list[Any]] = {}
     """`merge.density: [0.1, 0.2]` and so on: every combination is merged and evaluated on the validation part of the
     items, and the best goes into the tables, which are of the other items; λ is also tried on the joint baselines."""
+    anchor: Anchor | None = None
+    """Anchor the merged model and all that is compared with it to the retain set; null: leave them as they are."""
     damage: Damage | None = None
     """Compare the merged model, the joint baselines, the random split and the subsets in turn at the same damage to the
     retain set, each at the λ that does it; null: each at its own."""
@@ -192,9 +208,11 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
-    def _damage_can_be_measured(self) -> Experiment:
+    def _retain_is_there(self) -> Experiment:
         if self.damage is not None and self.retain is None:
             raise ValueError("damage: it is measured on the retain set: say where `retain` is")
+        if self.anchor is not None and self.retain is None:
+            raise ValueError("anchor: it is the retain set that variants are anchored to: say where `retain` is")
         return self
 
     @model_validator(mode="after")

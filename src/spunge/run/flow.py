@@ -48,10 +48,10 @@ def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
         if prolong and not longer:
             prolonged = [replace(baselines[0], name="joint_equal_steps")]
             outcome.notes.append(steps.STANDS_FOR_BOTH)
-        in_turn = [steps.unlearn_in_turn(context, subsets)] if "sequential" in controls else []
+        in_turn = steps.anchor(context, [steps.unlearn_in_turn(context, subsets)] if "sequential" in controls else [])
 
         # merge; of a sweep's settings each variant takes the one that does best on the validation part of the items
-        rivals = [steps.scaled(context, variant) for variant in [*baselines, *prolonged]]
+        rivals = [steps.scaled(context, variant) for variant in steps.anchor(context, [*baselines, *prolonged])]
         tried = [steps.merge(context, "spunge", unlearned, subsets)]
         if random:
             tried.append(steps.merge(context, "random_split", unlearned_at_random, random))

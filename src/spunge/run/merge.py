@@ -16,6 +16,8 @@ from spunge.variants import SUBSET
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from spunge.weights.language_model import LanguageModel
+
 
 @dataclass(frozen=True, eq=False)
 class Merge:
@@ -48,7 +50,7 @@ class Merge:
     def forecast(self, work: Work, earlier: Mapping[str, Forecast]) -> Forecast:
         """Says what merging takes; nothing where nobody knows how many numbers a variant changes."""
         artifacts = [variant.artifact for variant in self.variants if variant.artifact is not None]
-        changed = [_changed(artifact, earlier) for artifact in artifacts]
+        changed = [changed_numbers(artifact, earlier) for artifact in artifacts]
         counts = [count for count in changed if count is not None]
         return self.merger.forecast(counts) if len(counts) == len(changed) else Forecast()
 
@@ -68,28 +70,47 @@ class Merge:
         return {"norm": merged.task_vector.norm, "diagnostics": {**merged.diagnostics, "rounding": rounding}}
 
     def _grams(self, work: Work, changed: frozenset[str]) -> Mapping[str, Mapping[str, Tensor]] | None:
-        """Gram matrices of what goes into the changed matrices; kept beside the resident base for other merges."""
-        from spunge import merging
-        from spunge.weights.conversion import ParameterNames
-
-        if not self.fitted_on:
-            return None
-        model, tokenizer = work.resident.base(self.base.model)
-        stored = ParameterNames(model, self.base.model.checkpoint().tensors).renamed
-        names = {ours: theirs for ours, theirs in stored.items() if theirs in changed}
+        """Gram matrices of what goes into the changed matrices, of every subset and of the retain set."""
         limit = self.merger.needs().grams
-
-        def grams(rows: Corpus) -> Mapping[str, Tensor]:
-            texts = rows.texts[:limit]
-            return merging.gram_matrices(model, names, merging.batches_of(tokenizer, texts, work.device))
-
         return {
-            name: work.resident.cached(("grams", rows.fingerprint, limit, changed), lambda rows=rows: grams(rows))
-            for name, rows in self.fitted_on.items()
-        }
+            name: input_grams(self.base.model, rows, changed, limit, work) for name, rows in self.fitted_on.items()
+        } or None
 
 
-def _changed(artifact: Artifact, earlier: Mapping[str, Forecast]) -> int | None:
+def input_grams(
+    base: LanguageModel,
+    rows: Corpus,
+    changed: frozenset[str],
+    limit: int,
+    work: Work,
+    *,
+    first_tokens: bool = True,
+) -> Mapping[str, Tensor]:
+    """Returns Gram matrices of what goes into linear layers; kept beside the resident base for other tasks.
+
+    Args:
+        base: The base model.
+        rows: What it reads.
+        changed: The checkpoint's names of the tensors asked for; those that are no linear layer's weight are left out.
+        limit: How many of the rows are read.
+        work: Where and how.
+        first_tokens: Whether each row's first token counts.
+    """
+    from spunge import merging
+    from spunge.weights.conversion import ParameterNames
+
+    model, tokenizer = work.resident.base(base)
+    stored = ParameterNames(model, base.checkpoint().tensors).renamed
+    names = {ours: theirs for ours, theirs in stored.items() if theirs in changed}
+
+    def grams() -> Mapping[str, Tensor]:
+        batches = merging.batches_of(tokenizer, rows.texts[:limit], work.device)
+        return merging.gram_matrices(model, names, batches, first_tokens=first_tokens)
+
+    return work.resident.cached(("grams", rows.fingerprint, limit, changed, first_tokens), grams)
+
+
+def changed_numbers(artifact: Artifact, earlier: Mapping[str, Forecast]) -> int | None:
     """How many numbers a task vector that is there already changes, or one that is forecast."""
     from spunge.weights.task_vector import TaskVector
 

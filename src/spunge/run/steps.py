@@ -12,6 +12,7 @@ from spunge.interfaces import RETAIN, Merger, strength_of
 from spunge.recipe.schema import Experiment
 from spunge.rows.sources import SUBSET, Corpus, take_turns
 from spunge.run import sweep
+from spunge.run.anchor import AnchorToRetain
 from spunge.run.damage import MatchDamage
 from spunge.run.evaluate import Evaluate, Generate, Score
 from spunge.run.executors import Executor, Task
@@ -183,11 +184,18 @@ def merge(context: Context, name: str, variants: Sequence[Variant], subsets: Sub
         merger = _weighing(settings, subsets)
         fitted_on = {**subsets.rows, **retain} if merger.needs().grams else {}
         tasks.append(Merge(_titled(name, point), merger, context.base, tuple(variants), context.seed, fitted_on))
-    artifacts = context.executor.run(tasks)
-    return [
-        (point, Variant(name, kind, context.seed, artifact))
-        for (point, _), artifact in zip(context.experiment.grid, artifacts, strict=True)
-    ]
+    merged = [Variant(name, kind, context.seed, artifact) for artifact in context.executor.run(tasks)]
+    points = [point for point, _ in context.experiment.grid]
+    return list(zip(points, anchor(context, merged), strict=True))
+
+
+def anchor(context: Context, variants: Sequence[Variant]) -> list[Variant]:
+    """Anchors variants to the retain set where the recipe says so; each keeps its λ."""
+    settings, retain = context.experiment.anchor, context.rows.retain
+    if settings is None or retain is None:
+        return [*variants]
+    artifacts = context.executor.run([AnchorToRetain(one, settings, retain, context.base) for one in variants])
+    return [replace(one, artifact=artifact) for one, artifact in zip(variants, artifacts, strict=True)]
 
 
 def _weighing(merger: Merger, subsets: Subsets) -> Merger:
