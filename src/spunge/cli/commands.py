@@ -303,4 +303,5 @@ for _command in (
     listings.schema,
 ):
     app.command()(_command)
+app.command("import")(steps.import_gguf)  # a word that no function can have
 app.add_typer(stores.app, name="store")

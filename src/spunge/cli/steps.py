@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from spunge.cli.options import (
+    DTYPES,
     Columns,
     Device,
     Dtype,
@@ -214,6 +215,28 @@ def search(
             table.add_row(str(trial.layer), *shown)
         screen.print(table)
         screen.print(f"a recipe takes the best with unlearn: {{method: rmu, search: {out}}}")
+
+
+def import_gguf(
+    file: Annotated[Path, typer.Argument(help="A GGUF file, as llama.cpp reads models.")],
+    out: Annotated[
+        Path | None, typer.Argument(help="The new directory; default: the file's name, and that it is dequantised.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="What to store: float32 (exact), bfloat16 or float16.")] = (
+        "float32"
+    ),
+    quiet: Quiet = False,
+) -> None:
+    """Turns a GGUF file into a model directory, dequantised where it is quantised; `model: {id: …}` takes that."""
+    if dtype not in DTYPES[1:]:
+        raise RecipeError(f"--dtype {dtype}: use one of {', '.join(DTYPES[1:])}")
+    from spunge.weights import gguf
+
+    opened = gguf.open_gguf(file)
+    written = gguf.convert(opened, out or opened.directory, dtype=dtype)  # pyright: ignore[reportArgumentType]
+    if not quiet:
+        how = f"dequantised from {opened.format}" if opened.dequantised else f"from {opened.format}"
+        screen.print(f"{written}: a checkpoint that AutoModelForCausalLM loads, {how}", soft_wrap=True)
 
 
 def train_classifier(

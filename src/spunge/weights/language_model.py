@@ -96,6 +96,8 @@ class LanguageModel(Settings):
         if path.is_dir():
             refuse_special(*path.iterdir())
             return path
+        if path.is_file() and path.suffix.lower() == ".gguf":
+            raise ModelError(f"{self.id}: a GGUF file: run `spunge import {self.id}` once, and name what it writes")
         if is_local(self.id):
             raise ModelError(f"{self.id}: no such model directory")
         return None
