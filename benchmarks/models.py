@@ -416,7 +416,7 @@ def main() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    only = [name.strip() for name in arguments.only.split(";" if ";" in arguments.only else ",")]
+    only = [name.strip() for name in arguments.only.split(";" if ";" in arguments.only else ",") if name.strip()]
     if arguments.only == ",".join(ARCHITECTURES):
         only = list(ARCHITECTURES)
     sys.exit(0 if table(only, arguments.real) else 1)
