@@ -453,8 +453,7 @@ def test_a_search_finds_what_a_grid_finds(tmp_path: Path, base: LanguageModel) -
 
 @pytest.mark.parametrize(
     ("changes", "layers", "said"),
-    [({"max_steps": 0}, (1, 2), "max_steps=0: a trial without a step"),
-     ({"layer": 3, "update_layers": (3,)}, (1, 3), r"update_layers \[3\] lie above layer 1"),
+    [({"layer": 3, "update_layers": (3,)}, (1, 3), r"update_layers \[3\] lie above layer 1"),
      ({}, (1, 2, 9), "no layer 9: the model has 6 layers")],
 )  # fmt: skip
 def test_a_search_that_cannot_be_is_refused_before_the_first_trial(
@@ -491,3 +490,16 @@ def test_the_faithful_preset_fills_in_what_is_left_open() -> None:
     assert RMU.model_validate(faithful.dump()) == faithful
     assert RMU(layer=1).updated == (0, 1)
     assert RMU(layer=5).updated == (3, 4, 5)
+
+
+def test_matrices_are_not_trained_in_float16_itself(tmp_path):
+    base = make_model(tmp_path / "model", dtype=torch.float16)
+    faithful = RMU(layer=2, preset="faithful", max_steps=1)
+    with pytest.raises(RecipeError, match=r"master: model \(of preset: faithful\).*float16.*master: float32"):
+        faithful.forecast(base, make_corpus(4, 0), make_corpus(4, 1), make_work(tmp_path / "plan"))
+    with pytest.raises(RecipeError, match="float16"):
+        faithful.unlearn(base, make_corpus(4, 0), make_corpus(4, 1), make_work(tmp_path / "run"))
+    trained = RMU(layer=2, max_steps=1).unlearn(
+        base, make_corpus(4, 0), make_corpus(4, 1), make_work(tmp_path / "well")
+    )
+    assert 0 < trained.norm < float("inf")

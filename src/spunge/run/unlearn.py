@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from spunge.errors import RecipeError
+from spunge.errors import RecipeError, TrainingDiverged
 from spunge.files import replaced
 from spunge.interfaces import Forecast, Unlearner, Work, scale_of
 from spunge.rows.sources import Corpus
@@ -75,9 +76,12 @@ class Unlearn:
                 f"{type(unlearner).__name__}: `lengthened` says that it counts steps, but its task vector's provenance "
                 "has no `steps`: note them there, or let `lengthened` return None"
             )
-        scaled_by = type(unlearner).scaled_by
+        scaled_by, method = type(unlearner).scaled_by, getattr(unlearner, "method", type(unlearner).__name__)
+        norm = vector.norm
+        if not 0 < norm < math.inf:
+            _refuse_unlearnt(method, vector, norm)
         provenance = {
-            "method": getattr(unlearner, "method", type(unlearner).__name__),
+            "method": method,
             "settings": unlearner.model_dump(mode="json", by_alias=True, exclude={scaled_by} if scaled_by else None),
             **vector.provenance,
             "base": _touched(self.base.model, vector),
@@ -87,7 +91,7 @@ class Unlearn:
         # With its sign, lest who takes it from the store by hand add what must go; λ alone is left to the reader.
         signed = vector.scaled(-1.0) if scaled_by else vector
         replace(signed, provenance=provenance).save(work.output)
-        return {"norm": vector.norm}
+        return {"norm": norm}
 
     def _prolonged(self) -> Unlearner:
         """The same method with as many steps as all subsets took together."""
@@ -169,6 +173,18 @@ class UnlearnInTurn:
             calls=sum(part.calls for part in forecasts),
             notes={self.name: "one checkpoint of the model lies in the store while it is made"},
         )
+
+
+def _refuse_unlearnt(method: str, vector: TaskVector, norm: float) -> NoReturn:
+    """Says why a training has left nothing to merge or to ask: it would be the base under another name, or no model."""
+    if norm:
+        raise TrainingDiverged(f"{method}: weights are NaN or infinite after training: lower learning_rate")
+    stopped = vector.provenance.get("stopped", "finished")
+    why = "" if stopped == "finished" else f", as {stopped} ended it"
+    raise RecipeError(
+        f"{method}: every weight is the base's after {vector.provenance.get('steps', 'its')} steps{why}: nothing was "
+        "unlearned; raise learning_rate or the steps"
+    )
 
 
 def _touched(base: LanguageModel, vector: TaskVector) -> Mapping[str, Any]:

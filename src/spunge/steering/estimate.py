@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from spunge.errors import ModelError
+from spunge.errors import ModelError, RecipeError
 from spunge.files import format_bytes
 from spunge.steering.settings import SteeredUnlearner
 from spunge.steering.truncated import skeleton_of
 from spunge.weights.language_model import LanguageModel
-from spunge.weights.shape import activations_of, find_layers, number_size
+from spunge.weights.shape import activations_of, compute_dtype, find_layers
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,13 @@ def estimate(
 
     Raises:
         ModelError: The architecture or the layer is not to be had.
+        RecipeError: The numbers that are trained cannot hold a training.
     """
     skeleton = skeleton_of(base, settings.layer + 1)
     layers = find_layers(skeleton)
-    size = number_size(skeleton.config, dtype or base.dtype)
+    compute = compute_dtype(skeleton.config, dtype or base.dtype)
+    refuse_float16(settings, compute)
+    size = compute.itemsize
     master = size if settings.master == "model" else 4
     changed = sum(layers[layer].get_parameter(name).numel() for layer, names in parameters.items() for name in names)
     depth = settings.layer + 1 - min(parameters)
@@ -60,6 +63,22 @@ def estimate(
         activations=settings.batch_size * tokens * depth * activations_of(layers[-1]) * size,
         task_vector=4 * changed,
     )
+
+
+def refuse_float16(settings: SteeredUnlearner, compute: torch.dtype) -> None:
+    """Refuses to train the matrices in float16 themselves.
+
+    Adam's ε of 1e-8 is zero there, and so is the square of every gradient below 2e-4: what comes of it is 0 / 0, or no
+    step at all, where bfloat16 merely rounds.
+
+    Raises:
+        RecipeError: That is asked for.
+    """
+    if settings.master == "model" and compute == torch.float16:
+        raise RecipeError(
+            f"master: model{' (of preset: faithful)' if settings.preset else ''} trains in the model's float16, where "
+            "small gradients are zero and the rest is NaN: set master: float32, or model.dtype: bfloat16"
+        )
 
 
 def check_memory(expected: Estimate, device: str) -> None:

@@ -21,7 +21,7 @@ from spunge.interfaces import Work, require_retain
 from spunge.rows.sources import Corpus
 from spunge.steering.batches import Batch, Cut, orders, pad, tokenise
 from spunge.steering.cache import StateCache
-from spunge.steering.estimate import check_memory, estimate
+from spunge.steering.estimate import check_memory, estimate, refuse_float16
 from spunge.steering.optimisers import AdamWEpsilonOutside
 from spunge.steering.settings import SteeredUnlearner, of_topic
 from spunge.steering.truncated import Call, TruncatedModel, choose_parameters, load_truncated, positions
@@ -459,6 +459,7 @@ class Matrices:
         leaves = {place: value.detach().clone().requires_grad_() for place, value in self._base.items()}
         self.leaves = {layer: {name: leaves[layer, name] for name in names} for layer, names in parameters.items()}
         self._leaves = list(leaves.values())
+        refuse_float16(settings, model.dtype)  # the estimate goes by the configuration, which need not say
         self._masters = self._leaves
         if settings.master == "float32" and model.dtype != torch.float32:
             self._masters = [leaf.detach().float() for leaf in self._leaves]

@@ -72,11 +72,9 @@ def search(
         alphas: The weights of the retain loss, in order.
 
     Raises:
-        RecipeError: A trial would have no step, or `update_layers` lie above a layer to try.
+        RecipeError: `update_layers` lie above a layer to try.
         SpungeError: As the run itself would.
     """
-    if settings.max_steps == 0:
-        raise RecipeError("max_steps=0: a trial without a step says nothing; set at least 1")
     if settings.update_layers is not None and max(settings.update_layers) > min(layers):
         raise RecipeError(
             f"update_layers {list(settings.update_layers)} lie above layer {min(layers)}, which is to be tried: "

@@ -48,7 +48,7 @@ class SteeredUnlearner(Unlearner):
     """How often the same batches are gone through."""
     max_batches: int | None = Field(default=None, ge=1)
     """At most so many batches of every topic in an epoch."""
-    max_steps: int | None = Field(default=None, ge=0)
+    max_steps: int | None = Field(default=None, ge=1)
     """At most so many steps in all."""
     max_length: int = Field(default=512, ge=1)
     """Forget rows are cut to so many tokens, unless their source sets its own limit."""

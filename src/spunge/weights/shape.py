@@ -13,6 +13,7 @@ from spunge.weights.language_model import LanguageModel
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -148,9 +149,14 @@ def find_layers(decoder: PreTrainedModel) -> nn.ModuleList:
     raise ModelError(f"{type(decoder).__name__}: no list of {count} decoder layers in this architecture")
 
 
-def number_size(config: PreTrainedConfig, dtype: str) -> int:
-    """Returns the bytes of a number in the dtype that a model computes in; `auto` is the checkpoint's own."""
+def compute_dtype(config: PreTrainedConfig, dtype: str) -> torch.dtype:
+    """Returns what a model computes in; `auto` is the checkpoint's own, float32 where its configuration is silent."""
     import torch
 
     compute = config.dtype if dtype == "auto" else getattr(torch, dtype)
-    return compute.itemsize if isinstance(compute, torch.dtype) else 4
+    return compute if isinstance(compute, torch.dtype) else torch.float32
+
+
+def number_size(config: PreTrainedConfig, dtype: str) -> int:
+    """Returns the bytes of a number in the dtype that a model computes in."""
+    return compute_dtype(config, dtype).itemsize
