@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spunge.asking.encoding import Ids, beginning_token
+from spunge.asking.encoding import Ids, encode_from_start
 from spunge.asking.forward import KeyValueCache, can_share_cache, forward
 from spunge.errors import DataError
 
@@ -65,16 +65,15 @@ def whole_texts(
     Raises:
         DataError: All texts together are shorter than one.
     """
-    first = beginning_token(tokenizer)
     chosen: list[Ids] = []
     joined = ""
     for text in texts:
         if len(chosen) * length >= tokens:
             break
         joined = f"{joined}\n\n{text}" if joined else text
-        ids = tokenizer.encode(joined, add_special_tokens=False, verbose=False)
-        if len(ids) >= length - 1:
-            chosen.append((first, *ids[: length - 1]))
+        ids = encode_from_start(tokenizer, joined)
+        if len(ids) >= length:
+            chosen.append(ids[:length])
             joined = ""
     if not chosen:
         raise DataError(f"damage is measured on texts of {length} tokens, and all of these are fewer; give more rows")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from spunge.errors import DataError
+from spunge.weights.tokens import tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -31,18 +32,18 @@ class Request:
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:
     """Tokenises texts that will be read on from: with the token that begins a text, without one that ends it."""
-    bos, eos, end = tokenizer.bos_token, tokenizer.eos_token, tokenizer.eos_token_id
-    # A chat template writes the beginning itself; the tokenizer would add a second one.
-    begun = [bool(bos) and text.startswith(str(bos)) for text in texts]
-    encoded: list[Ids] = [()] * len(texts)
-    for special in (True, False):
-        chosen = [index for index, has_bos in enumerate(begun) if has_bos != special]
-        if chosen:
-            ids = tokenizer([texts[index] for index in chosen], add_special_tokens=special, verbose=False)["input_ids"]
-            for index, row in zip(chosen, ids, strict=True):  # pyright: ignore[reportArgumentType]
-                ended = special and len(row) > 1 and row[-1] == end and not texts[index].endswith(str(eos))
-                encoded[index] = tuple(row[:-1] if ended else row)
-    return encoded
+    eos, end = tokenizer.eos_token, tokenizer.eos_token_id
+    return [
+        tuple(row[:-1] if len(row) > 1 and row[-1] == end and not text.endswith(str(eos)) else row)
+        for text, row in zip(texts, tokenize(tokenizer, texts), strict=True)
+    ]
+
+
+def encode_from_start(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
+    """Tokenises a text that is scored from its first token on: behind the token that begins a text, once."""
+    first = beginning_token(tokenizer)
+    ids = tuple(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+    return ids if ids[:1] == (first,) else (first, *ids)
 
 
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) -> list[Request]:
@@ -61,8 +62,12 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, 
     ids = dict(zip(texts, encode(tokenizer, texts), strict=True)) if texts else {}
     requests = []
     for head, tail in moved:
-        context = ids[head] if head else (beginning_token(tokenizer),)
-        if head and len(whole := ids[head + tail]) > len(context) and whole[: len(context)] == context:
+        if not head:
+            whole = encode_from_start(tokenizer, tail)
+            requests.append(Request(whole[:1], whole[1:]))
+            continue
+        context, whole = ids[head], ids[head + tail]
+        if len(whole) > len(context) and whole[: len(context)] == context:
             requests.append(Request(context, whole[len(context) :]))
         else:
             requests.append(Request(context, tuple(tokenizer.encode(tail, add_special_tokens=False, verbose=False))))

@@ -62,7 +62,7 @@ class Perplexity(Evaluator):
             DataError: A row holds no text, or the window is longer than the model's.
         """
         from spunge.asking.batching import Batching
-        from spunge.asking.encoding import Request, beginning_token, context_window
+        from spunge.asking.encoding import Request, context_window, encode_from_start
         from spunge.asking.likelihoods import loglikelihoods
 
         loaded = suite_items(self, "text")
@@ -73,13 +73,12 @@ class Perplexity(Evaluator):
             raise DataError(
                 f"{self.suite}: window {window} and stride {stride} do not fit a model that reads {longest} tokens"
             )
-        first = beginning_token(variant.tokenizer)
         requests, owners = [], []
         for number, item in enumerate(loaded):
-            ids = tuple(variant.tokenizer.encode(str(item.row["text"]), add_special_tokens=False, verbose=False))
-            if not ids:
+            ids = encode_from_start(variant.tokenizer, str(item.row["text"]))
+            if len(ids) == 1:
                 raise DataError(f"{self.sources[0].path}: a row has an empty 'text'; remove it")
-            parts = windows((first, *ids), window, stride)
+            parts = windows(ids, window, stride)
             requests += [Request(context, continuation) for context, continuation in parts]
             owners += [number] * len(parts)
         batching = Batching(self.batch_size, work.progress, work.scratch)

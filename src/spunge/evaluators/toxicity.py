@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from spunge.asking.classifiers import SequenceClassifier
 
 _LOOP = 3
+_PARTED = {"prompt and completion": "apart where they merge"}
+"""Part of a judge's key: before, of a completion that begins within the prompt's last word, part was not judged."""
 
 
 class Classifier(Settings):
@@ -107,6 +109,11 @@ class Toxicity(Evaluator):
     two may differ in a token here and there, so one's completions are never taken for the other's."""
     batch_size: int = Field(default=16, ge=1)
     """How many rows go through a model at once."""
+
+    @property
+    def depends_on(self) -> dict[str, str]:
+        """How the judge's tokens of a prompt and its completion are parted."""
+        return _PARTED if self.judge else {}
 
     @property
     def generation(self) -> Completions:
@@ -229,6 +236,11 @@ class Judged(Scorer):
 
     judge: LanguageModel
     batch_size: int
+
+    @property
+    def depends_on(self) -> dict[str, str]:
+        """How the judge's tokens of a prompt and its completion are parted."""
+        return _PARTED
 
     def forecast(self, generation: Generation) -> Forecast:
         """Says what reading every prompt with its completion takes; the judge reads what the variant writes."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from spunge.weights.tokens import tokenize
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -21,7 +23,8 @@ def batches_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], device:
     """Yields texts as padded batches, each cut after 512 tokens."""
     for start in range(0, len(texts), _ROWS):
         some = list(texts[start : start + _ROWS])
-        encoded = tokenizer(some, padding=True, truncation=True, max_length=_TOKENS, return_tensors="pt")
+        rows = {"input_ids": tokenize(tokenizer, some, max_length=_TOKENS)}
+        encoded = tokenizer.pad(rows, padding=True, return_tensors="pt")
         yield {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}
 
 

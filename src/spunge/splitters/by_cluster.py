@@ -15,6 +15,7 @@ from spunge.interfaces import Forecast, Progress, Splitter, Work
 from spunge.rows.sources import Corpus
 from spunge.weights.language_model import LanguageModel
 from spunge.weights.shape import token_counts
+from spunge.weights.tokens import tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,7 +97,7 @@ class ByCluster(Splitter):
         order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            rows = [tokenizer.encode(texts[index], verbose=False)[: self.max_length] for index in batch]
+            rows = [row[: self.max_length] for row in tokenize(tokenizer, [texts[index] for index in batch])]
             width = max(map(len, rows))
             ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
             mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spunge.errors import DataError
 from spunge.rows.sources import Corpus
+from spunge.weights.tokens import tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,7 +69,7 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, limit: int, wha
     texts = corpus.texts
     for length in sorted(set(limits)):
         indices = [index for index, own in enumerate(limits) if own == length]
-        encoded = tokenizer([texts[index] for index in indices], truncation=True, max_length=length)["input_ids"]
+        encoded = tokenize(tokenizer, [texts[index] for index in indices], max_length=length)
         for index, ids in zip(indices, encoded, strict=True):
             rows[index] = ids
     for number, ids in enumerate(rows, 1):

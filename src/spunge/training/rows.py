@@ -15,6 +15,7 @@ from spunge.errors import DataError
 from spunge.rows.sources import Corpus
 from spunge.training import losses
 from spunge.training.settings import Tuning
+from spunge.weights.tokens import tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -174,7 +175,10 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool = True) -> Iterator[list[int]]:
     for some in cut(list(texts), 1000):
-        yield from tokenizer(some, add_special_tokens=special, verbose=False)["input_ids"]  # pyright: ignore[reportReturnType]
+        if special:
+            yield from tokenize(tokenizer, some)
+        else:
+            yield from tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]  # pyright: ignore[reportReturnType]
 
 
 def collate(rows: Sequence[Encoded], indices: Sequence[int], *, pad: int, device: str) -> Batch:

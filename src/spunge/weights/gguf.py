@@ -53,7 +53,7 @@ def open_gguf(path: Path) -> GgufFile:
     if find_spec("gguf") is None or find_spec("sentencepiece") is None:
         raise MissingExtra("reading GGUF needs gguf and sentencepiece: pip install 'spunge[gguf]'")
     from gguf import LlamaFileType
-    from transformers.integrations.gguf import read_gguf_metadata
+    from transformers.integrations.gguf.reader import read_gguf_metadata
 
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
@@ -95,7 +95,8 @@ def convert(file: GgufFile, out: Path, *, dtype: Literal["float32", "bfloat16", 
         with as_model_error(f"{file.path}: {file.architecture} cannot be had from GGUF"):
             try:
                 tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=file.path.name)
-                model, loading = AutoModelForCausalLM.from_pretrained(
+                auto: Any = AutoModelForCausalLM
+                model, loading = auto.from_pretrained(
                     alone, gguf_file=file.path.name, dtype=getattr(torch, dtype), output_loading_info=True
                 )
             except (TypeError, AttributeError, IndexError) as error:  # of keys that a header lacks

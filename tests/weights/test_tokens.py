@@ -1,0 +1,69 @@
+"""Who begins a text: a conversation that was written out gets no second beginning, whoever asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+from steering_models import make_tokenizer
+from tokenizers import processors
+
+from spunge.asking.encoding import encode, encode_from_start, encode_pairs
+from spunge.rows.sources import Corpus
+from spunge.steering.batches import tokenise
+from spunge.training import rows as training
+from spunge.weights.tokens import beginning, tokenize
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}w1 {{ message['role'] == 'user' }} {{ message['content'] }} w2 "
+    "{% endfor %}{% if add_generation_prompt %}w3{% endif %}"
+)
+TURNS = [{"role": "user", "content": "w5 w6 w7"}, {"role": "assistant", "content": "w8 w9"}]
+
+
+def chat_tokenizer(prefix: str = "<bos>") -> Any:
+    """A tokenizer that begins every text, with a template that begins it too."""
+    tokenizer = make_tokenizer()
+    ids = [(word, tokenizer.convert_tokens_to_ids(word)) for word in dict.fromkeys(prefix.split())]
+    post = processors.TemplateProcessing(single=f"{prefix} $A", special_tokens=ids)
+    setattr(tokenizer.backend_tokenizer, "post_processor", post)  # noqa: B010
+    tokenizer.chat_template = TEMPLATE.replace("{{ bos_token }}", prefix.replace(" ", ""))
+    return tokenizer
+
+
+@pytest.mark.parametrize("prefix", ["<bos>", "<bos> <pad>", "<pad> <bos>"])
+def test_a_conversation_that_was_written_out_is_what_the_chat_template_tokenises(prefix):
+    tokenizer = chat_tokenizer(prefix)
+    wanted = tokenizer.apply_chat_template(TURNS, tokenize=True)["input_ids"]
+    text = tokenizer.apply_chat_template(TURNS, tokenize=False)
+    count = len(prefix.split())
+    assert beginning(tokenizer) == wanted[:count]
+    assert wanted[count : 2 * count] != wanted[:count]
+    assert tokenizer(text)["input_ids"] == [*wanted[:count], *wanted]  # what a careless asker gets
+    plain = "w4 w5"
+    assert tokenize(tokenizer, [text, plain]) == [wanted, tokenizer(plain)["input_ids"]]
+    assert tokenize(tokenizer, [text, plain], max_length=4) == [wanted[:4], tokenizer(plain)["input_ids"][:4]]
+    assert tokenize(tokenizer, []) == []
+    corpus = Corpus(pl.DataFrame({"text": [text]}))
+    assert encode(tokenizer, [text]) == [tuple(wanted)]
+    assert tokenise(tokenizer, corpus, 100, "forget") == [wanted]
+    assert list(training.encode(corpus, tokenizer, max_length=100)[0].ids) == wanted
+
+
+def test_prompts_and_responses_are_laid_out_as_the_chat_template_tokenises_them():
+    tokenizer = chat_tokenizer()
+    corpus = Corpus(pl.DataFrame({"prompt": [TURNS[0]["content"]], "response": [TURNS[1]["content"]]}))
+    (row,) = training.encode(corpus, tokenizer, max_length=100)
+    opening = tokenizer.apply_chat_template(TURNS[:1], tokenize=True, add_generation_prompt=True)["input_ids"]
+    assert list(row.ids) == tokenizer.apply_chat_template(TURNS, tokenize=True)["input_ids"]
+    assert list(row.ids)[: row.start] == opening[: row.start]
+
+
+def test_a_text_that_is_scored_from_its_start_begins_once():
+    tokenizer = chat_tokenizer()
+    ids = tuple(tokenizer("w4 w5")["input_ids"])
+    assert encode_from_start(tokenizer, "w4 w5") == encode_from_start(tokenizer, "<bos> w4 w5") == ids
+    plain, begun = encode_pairs(tokenizer, [("", "w4 w5"), ("", "<bos> w4 w5")])
+    assert plain == begun
+    assert plain.context == ids[:1]
