@@ -160,7 +160,9 @@ def test_a_recipe_takes_what_a_search_found(world: dict[str, Any], write_recipe:
         (["unlern"], r"No such command 'unlern'.*unlearn"),
         (["run", "none.yaml"], r"none\.yaml: no such recipe file"),
         (["run", "recipe.yaml", "unlearn.alhpa=3"], r"unlearn\.alhpa: unknown setting; did you mean 'alpha'"),
-        (["run", "recipe.yaml", "--device", "cuda:7"], r"--device cuda:7: not available here"),
+        (["run", "recipe.yaml", "--device", "cuda:7"], r"--device cuda:7: not available here; there is cpu"),
+        (["run", "recipe.yaml", "--device", "gpu"], r"--device gpu: not available here; there is cpu"),
+        (["methods", "tise"], r"tise: no method of this name; did you mean 'ties'\?"),
         (["run", "recipe.yaml", "--dtype", "float17"], r"--dtype float17: use one of"),
         (["run", "recipe.yaml", "--jobs", "0"], r"--jobs"),
         (["run", "recipe.yaml", "unlearn.layer=9"], r"layer.*9.*4"),
@@ -260,6 +262,32 @@ def test_interrupted_then_continued(world: dict[str, Any], write_recipe: Write, 
 def test_help_and_lists_are_quick(tmp_path: Path) -> None:
     for words in (["--help"], ["recipes"], ["methods"], ["schema"]):
         assert spunge(*words, cwd=tmp_path).returncode == 0
+
+
+def test_every_method_is_described_with_all_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    from spunge.cli import listings
+    from spunge.recipe import schema
+
+    for kinds in schema.methods().values():
+        for name, kind in kinds.items():
+            listings.methods(name)
+            text = capsys.readouterr().out
+            settings = [line.partition(":")[0] for line in text.splitlines() if re.match(r"\S+: ", line)]
+            assert {field.alias or label for label, field in kind.model_fields.items()} - {"by", "method"} <= {
+                *settings
+            }
+            assert f": {name}" in text
+
+
+def test_one_method_is_described_with_its_paper_and_ranges(capsys: pytest.CaptureFixture[str]) -> None:
+    from spunge.cli import listings
+
+    listings.methods("ties")
+    text = capsys.readouterr().out
+    assert "arXiv 2306.01708" in text
+    assert "merge: {method: ties}" in text
+    assert "density: 0.2   (> 0, ≤ 1)" in text
+    assert 'election: "mass"   ("mass", "count")' in text
 
 
 def test_looking_after_the_store(world: dict[str, Any], write_recipe: Write, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,6 +53,21 @@ def test_a_split_by_column_blames_the_right_setting(extra: str, message: str) ->
         reading.parse(RECIPE.replace("column: domain}", f"column: domain, {extra}}}"), name="r.yaml")
 
 
+@pytest.mark.parametrize(
+    ("word", "spelt"),
+    [
+        ("model=models/mine", "{id: models/mine}"),
+        ("split=topic", "{by: column, column: topic}"),
+        ("split=column", "{by: column}"),
+        ("unlearn=npo", "{method: npo}"),
+        ("merge=ties", "{method: ties}"),
+    ],
+)
+def test_who_writes_the_one_thing_that_matters_is_told_how_to_spell_its_section(word: str, spelt: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(f"a section is wanted: write {spelt}")):
+        reading.parse(RECIPE, overrides=[word])
+
+
 def test_a_recipe_is_read() -> None:
     recipe = reading.parse(RECIPE)
     assert recipe.unlearn.learning_rate == 5e-5  # pyright: ignore[reportAttributeAccessIssue]
@@ -87,6 +103,8 @@ def test_a_subset_or_the_joint_run_may_differ() -> None:
             "name: mine\njoint: {epoch: 1}",
             r"r\.yaml:2:9: joint\.epoch: unknown setting; did you mean 'epochs'",
         ),
+        ("alpha: 1200", "dtype: bf16", r"unlearn\.dtype: unknown setting; did you mean model\.dtype\?"),
+        ("name: mine", "name: mine\nseeds: 3", r"r\.yaml:2:1: seeds: a list is wanted: write \[3\]"),
         ("name: mine", "nmae: mine", r"r\.yaml:1:1: nmae: unknown setting; did you mean 'name'\?"),
         ("method: rmu", "method: rmuu", r"r\.yaml:7:1: unlearn: unknown method 'rmuu'; did you mean 'rmu'\?"),
         ("  method: rmu\n", "", r"r\.yaml:7:1: unlearn: say its method"),

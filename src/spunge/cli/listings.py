@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, get_args
 
 import typer
+from pydantic import BaseModel
 from rich.table import Table
 
 from spunge.cli.options import screen
@@ -21,16 +27,55 @@ def recipes() -> None:
     screen.print(table)
 
 
-def methods() -> None:
-    """Lists every method with its settings and their defaults."""
-    from spunge.recipe import schema
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(help="one method, with every setting's default, range and meaning")
+    ] = None,
+) -> None:
+    """Lists every method with its settings, or shows one whole."""
+    from spunge.errors import RecipeError
+    from spunge.recipe import mistakes, schema
 
-    for title, kinds in schema.methods().items():
+    listed = schema.methods()
+    if name is not None:
+        kinds = {tag: (title, kind) for title, kinds in listed.items() for tag, kind in kinds.items()}
+        if name not in kinds:
+            raise RecipeError(f"{name}: no method of this name{mistakes.near(name, kinds)}")
+        typer.echo("\n".join(_described(name, *kinds[name])))
+        return
+    for title, kinds in listed.items():
         table = Table("method", "settings", title=title, title_justify="left")
-        for name, kind in kinds.items():
+        for tag, kind in kinds.items():
             fields = (known.alias or field for field, known in kind.model_fields.items())
-            table.add_row(name, ", ".join(field for field in fields if field not in ("method", "by")))
+            table.add_row(tag, ", ".join(field for field in fields if field not in ("method", "by")))
         screen.print(table)
+
+
+def _described(name: str, section: str, kind: type[BaseModel]) -> Iterator[str]:
+    """Yields the lines on one method: what it is and whose, an example, and its settings."""
+    yield from (inspect.getdoc(sys.modules[kind.__module__]) or "").splitlines()
+    key = "by" if "by" in kind.model_fields else "method"
+    fields = {
+        field.alias or label: field for label, field in kind.model_fields.items() if label not in ("by", "method")
+    }
+    required = "".join(f", {label}: …" for label, field in fields.items() if field.is_required())
+    example = f"{{{key}: {name}{required}}}"
+    yield from ("", f"{section}: {example if section != 'evaluate' else f'[{example}]'}", "")
+    for label, field in fields.items():
+        default = "must be given" if field.is_required() else _spelt(field.get_default(call_default_factory=True))
+        choices = [json.dumps(choice) for choice in get_args(field.annotation) if isinstance(choice, str | bool)]
+        bounds = ", ".join([*choices, *(f"{sign} {value:g}" for sign, value in _bounds(field.metadata))])
+        yield f"{label}: {default}" + (f"   ({bounds})" if bounds else "")
+        yield textwrap.fill(field.description or "", 76, initial_indent="    ", subsequent_indent="    ")
+
+
+def _spelt(default: Any) -> str:
+    return default.model_dump_json() if isinstance(default, BaseModel) else json.dumps(default, default=str)
+
+
+def _bounds(metadata: Sequence[Any]) -> Iterator[tuple[str, float]]:
+    for attribute, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤")):
+        yield from ((sign, getattr(rule, attribute)) for rule in metadata if hasattr(rule, attribute))
 
 
 def schema() -> None:

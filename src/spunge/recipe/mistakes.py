@@ -25,17 +25,17 @@ def in_document(error: ValidationError, document: Document, root: Any) -> str:
     first = _most_telling(error)
     path = _path(first["loc"], document.settings)
     # What a validator of the whole recipe says begins with the setting that it is about.
-    origin = document.origin(tuple(map(str, path)) or undotted(_reason(first).split(":")[0]))
+    origin = document.origin(tuple(map(str, path)) or undotted(_reason(first, root, path).split(":")[0]))
     setting = f"{dotted(path)}: " if path else ""
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{origin}: {setting}{_reason(first)}{_hint(first, root, path)}{more}"
+    return f"{origin}: {setting}{_reason(first, root, path)}{_hint(first, root, path)}{more}"
 
 
 def in_settings(error: ValidationError, settings: Mapping[str, Any], section: str, root: Any) -> str:
     """Returns what is wrong with settings that stand in no file; `section` is where they belong."""
     first = _most_telling(error)
     path = _path(first["loc"], settings)
-    return f"{'.'.join(filter(None, [section, dotted(path)]))}: {_reason(first)}{_hint(first, root, path)}"
+    return f"{'.'.join(filter(None, [section, dotted(path)]))}: {_reason(first, root, path)}{_hint(first, root, path)}"
 
 
 def models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -91,8 +91,12 @@ def _is_tag(key: int | str, section: Mapping[str, Any]) -> bool:
     return key in (section.get("method"), section.get("by"))
 
 
-def _reason(error: Any) -> str:
+def _reason(error: Any, root: Any, path: Sequence[int | str]) -> str:
     kind, value = error["type"], error.get("input")
+    if kind in _SECTION_WANTED and isinstance(value, str | int | float):
+        return f"a section is wanted{_written_out(value, _kinds_at(root, path))} (got {value!r})"
+    if kind == "list_type" and isinstance(value, str | int | float):
+        return f"a list is wanted: write [{value}] (got {value!r})"
     if kind == "extra_forbidden":
         return "unknown setting"
     if kind == "missing":
@@ -107,6 +111,22 @@ def _reason(error: Any) -> str:
     return f"{error['msg']}{shown[:120]}"
 
 
+_SECTION_WANTED = ("model_type", "model_attributes_type", "dict_type")
+
+
+def _written_out(value: Any, kinds: Sequence[type[BaseModel]]) -> str:
+    """How somebody who wrote the one thing that matters has to spell its section; nothing where that is not known."""
+    for kind in kinds:
+        if tag(kind) == value:
+            return f": write {{{'by' if 'by' in kind.model_fields else 'method'}: {value}}}"
+    for kind in kinds:
+        required = [field.alias or name for name, field in kind.model_fields.items() if field.is_required()]
+        if len(required) == 1:
+            by = f"by: {tag(kind)}, " if "by" in kind.model_fields else ""
+            return f": write {{{by}{required[0]}: {value}}}"
+    return ""
+
+
 def _discriminator(error: Any) -> str:
     return error["ctx"]["discriminator"].strip("'")
 
@@ -117,12 +137,34 @@ def _hint(error: Any, root: Any, path: Sequence[int | str]) -> str:
         return near(str(error["ctx"]["tag"]), expected)
     if error["type"] == "extra_forbidden" and path:
         tags = [key for key in error["loc"] if isinstance(key, str)]
-        return near(str(path[-1]), _names_at(root, path[:-1], tags))
+        name = str(path[-1])
+        elsewhere = [section for section in _sections_with(root, name) if section != path[0]]
+        if elsewhere and len(path) == 2:
+            return f"; did you mean {elsewhere[0]}.{name}?"
+        return near(name, _names_at(root, path[:-1], tags))
     return ""
+
+
+def _sections_with(root: Any, name: str) -> list[str]:
+    """The sections of a recipe, written once each, that have a setting of this name in whatever they hold."""
+    return [
+        field.alias or section
+        for kind in models(root)
+        for section, field in kind.model_fields.items()
+        if typing.get_origin(field.annotation) is not list
+        and any(name in _names(inner) for inner in models(field.annotation))
+    ]
 
 
 def _names_at(root: Any, path: Sequence[int | str], tags: Sequence[str]) -> list[str]:
     """The settings that exist where `path` leads; of a union, the members that a tag on the way names."""
+    kinds = _kinds_at(root, path)
+    tagged = [kind for kind in kinds if tag(kind) in tags]
+    return [name for kind in tagged or kinds for name in _names(kind)]
+
+
+def _kinds_at(root: Any, path: Sequence[int | str]) -> list[type[BaseModel]]:
+    """The settings classes that may stand where `path` leads."""
     kinds = list(models(root))
     for key in path:
         if isinstance(key, int):
@@ -134,8 +176,7 @@ def _names_at(root: Any, path: Sequence[int | str], tags: Sequence[str]) -> list
             if key in (name, field.alias)
             for inner in models(field.annotation)
         ]
-    tagged = [kind for kind in kinds if tag(kind) in tags]
-    return [name for kind in tagged or kinds for name in _names(kind)]
+    return kinds
 
 
 def _names(kind: type[BaseModel]) -> list[str]:

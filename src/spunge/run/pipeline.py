@@ -10,7 +10,7 @@ from typing import Literal
 import polars as pl
 
 from spunge import report
-from spunge.errors import ArtifactError, RecipeError, first_line, redacted
+from spunge.errors import ArtifactError, RecipeError, redacted
 from spunge.files import digest_of, locked, replace_text, replaced
 from spunge.interfaces import Progress, silent
 from spunge.recipe import reading
@@ -133,5 +133,7 @@ def choose_device(device: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise RecipeError(f"--device {device}: not available here: {first_line(error)}") from error
+        # torch's own line names eighteen kinds of device, of which a machine has two.
+        here = ["cpu", *(kind for kind in ("cuda", "mps", "xpu") if getattr(torch, kind).is_available())]
+        raise RecipeError(f"--device {device}: not available here; there is {', '.join(here)}") from error
     return device
