@@ -59,7 +59,7 @@ def recipe_of(example: str) -> Experiment:
     changed = yaml.safe_load(EXAMPLES[example][1])
     if example == "levelling":
         changed["unlearn"]["max_steps"] = 2
-    return reading.parse(json.dumps({**yaml.safe_load(WORLD), **changed}))
+    return reading.parse(json.dumps({**yaml.safe_load(WORLD), **changed}), allow_code=True)
 
 
 @pytest.mark.long
@@ -117,7 +117,7 @@ def test_a_method_that_counts_steps_and_notes_none_is_told_after_the_first_subse
     (outside / "my_package" / "counting.py").write_text(STEPLESS, encoding="utf-8")
     recipe = {**yaml.safe_load(WORLD), "unlearn": {"method": "my_package.counting:Counting"}}
     with pytest.raises(RecipeError, match=r"^Counting: `lengthened` says .* has no `steps`: note them there"):
-        run(reading.parse(json.dumps(recipe)), out=outside / "runs")
+        run(reading.parse(json.dumps(recipe), allow_code=True), out=outside / "runs")
 
 
 WRONG = """
@@ -148,7 +148,7 @@ class Numbered(Splitter):
 def test_a_splitters_result_is_checked_where_it_comes_in(outside: Path, kind: str, message: str) -> None:
     (outside / "my_package" / "wrong.py").write_text(WRONG, encoding="utf-8")
     recipe = {**yaml.safe_load(WORLD), "split": {"by": f"my_package.wrong:{kind}"}}
-    experiment = reading.parse(json.dumps(recipe))
+    experiment = reading.parse(json.dumps(recipe), allow_code=True)
     assert isinstance(experiment.split, Splitter)
     with pytest.raises(DataError, match=message):
         planning.plan(experiment, out=outside / "runs")

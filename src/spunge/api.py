@@ -14,13 +14,20 @@ from spunge.run import pipeline
 from spunge.weights.task_vector import TaskVector
 
 
-def run(recipe: str | Path | Experiment, *settings: str, out: str | Path = "runs", **options: Any) -> Path:
+def run(
+    recipe: str | Path | Experiment,
+    *settings: str,
+    out: str | Path = "runs",
+    allow_code: bool = False,
+    **options: Any,
+) -> Path:
     """Runs an experiment and writes its report.
 
     Args:
         recipe: An `Experiment`, a YAML file, or the name of a recipe that ships with Spunge.
         *settings: Overrides such as `"merge.density=0.5"`, of an `Experiment` as of a file.
         out: The runs root.
+        allow_code: Whether code that a recipe's text or a setting names may run; an `Experiment` is code already.
         **options: Passed on to `pipeline.run`: device, dtype, jobs, progress.
 
     Returns:
@@ -30,9 +37,9 @@ def run(recipe: str | Path | Experiment, *settings: str, out: str | Path = "runs
         SpungeError: Something is missing or wrong; the message says what.
     """
     if isinstance(recipe, Experiment):
-        experiment = reading.override(recipe, settings)
+        experiment = reading.override(recipe, settings, allow_code=allow_code)
     else:
-        experiment = reading.read(recipe, settings)
+        experiment = reading.read(recipe, settings, allow_code=allow_code)
     return pipeline.run(experiment, out=out, **options)
 
 

@@ -8,12 +8,13 @@ import fcntl
 import functools
 import glob
 import hashlib
+import json
 import os
 import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,22 @@ def digest_of(file: Path) -> dict[str, Any]:
     """Returns a file's size in bytes and its sha256."""
     with file.open("rb") as stream:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def content_of(file: Path) -> str:
+    """Returns a file's sha256, computed once while the file stays as it is (see `state_of`)."""
+    return _content_in(file.absolute(), state_of(file))
+
+
+@functools.lru_cache(maxsize=2**14)
+def _content_in(file: Path, state: tuple[int, ...]) -> str:
+    return digest_of(file)["sha256"]
+
+
+def checksum(manifest: Mapping[str, Any]) -> str:
+    """Returns the sha256 of a manifest as it is read back, its own `checksum` apart."""
+    plain = {name: part for name, part in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def format_bytes(size: float) -> str:

@@ -56,7 +56,19 @@ Start = Callable[..., subprocess.Popen[str]]
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts a run on the cluster; what a test leaves of it is ended."""
     started: list[subprocess.Popen[str]] = []
-    run = [sys.executable, "-m", "spunge", "run", "recipe.yaml", "--quiet", "--executor", "ray", "--address", ADDRESS]
+    run = [
+        sys.executable,
+        "-m",
+        "spunge",
+        "run",
+        "recipe.yaml",
+        "--quiet",
+        "--allow-code",
+        "--executor",
+        "ray",
+        "--address",
+        ADDRESS,
+    ]
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
 
     def begin(**more: str) -> subprocess.Popen[str]:

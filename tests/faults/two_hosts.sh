@@ -38,7 +38,7 @@ on() { local host=$1; shift; ip netns exec "$host" unshare --uts sh -c 'hostname
 ray_node() { on "$1" "$python" -m ray.scripts.scripts start "${@:2}" --num-cpus=1 --object-store-memory=100000000 \
     --disable-usage-stats >"$dir/ray.$1.log" 2>&1 </dev/null || fail "Ray does not start on $1"; }
 second_host() { ray_node "$b" --address=10.123.0.1:6379 --node-ip-address=10.123.0.2; }
-spunge() { on "$a" "$python" -m spunge run recipe.yaml --quiet --out "$@"; }
+spunge() { on "$a" "$python" -m spunge run recipe.yaml --quiet --allow-code --out "$@"; }
 
 cd "$dir"
 "$python" "$here/slow.py" build "$dir"

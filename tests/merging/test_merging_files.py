@@ -92,7 +92,7 @@ def test_a_checkpoint_is_base_plus_merged_delta_rounded_once(tmp_path, dtype, sh
     for name, weight in before.items():
         assert torch.equal(after[name], (weight.float() + merged.delta(name)).to(dtype))
         assert torch.equal(after[name], base.changed(merged, name))
-    names = {file.name for file in (tmp_path / "base").iterdir()}
+    names = {file.name for file in (tmp_path / "base").iterdir()} | {"spunge.json"}
     assert {file.name for file in (tmp_path / "out").iterdir()} == names
     lost = sum(float((after[n].float() - before[n].float() - merged.delta(n)).square().sum()) for n in after)
     assert diagnostics["rounding"] == pytest.approx(lost / merged.norm**2, rel=1e-3)
@@ -368,6 +368,7 @@ def test_an_adapter_that_names_another_base_is_warned_of(tmp_path, base):
     )
     variants = merging.open_variants([tmp_path / "a"], base)
     assert not merging.write(Linear(), variants, tmp_path / "one", base=base)["warnings"]
+    (tmp_path / "a/spunge.json").unlink()
     config = json.loads((tmp_path / "a/adapter_config.json").read_text())
     for named, warned in (("org/other", True), ("elsewhere/base", False), ("lab:base", False)):
         (tmp_path / "a/adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": named}))
@@ -423,6 +424,7 @@ def test_adapters_that_are_no_sum_of_factors_are_refused(tmp_path, base, change,
         form=AsAdapter(),
     )
     config = json.loads((tmp_path / "a/adapter_config.json").read_text())
+    (tmp_path / "a/spunge.json").unlink()
     (tmp_path / "a/adapter_config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(ArtifactError, match=message):
         merging.open_variant(tmp_path / "a", base)
@@ -466,6 +468,7 @@ def test_adapters_of_different_bases_or_revisions_are_refused(tmp_path, base, ke
         adapter.save(TaskVector(low_rank), tmp_path / name, base=model)
     same = merging.open_variants([tmp_path / "a", tmp_path / "b"], base)
     merging.check_base(same, base)
+    (tmp_path / "b/spunge.json").unlink()
     config = json.loads((tmp_path / "b/adapter_config.json").read_text())
     (tmp_path / "b/adapter_config.json").write_text(json.dumps({**config, key: value}))
     with pytest.raises(IncompatibleTaskVectors, match="a and b were made from different base models"):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from spunge import merging
 from spunge.cli import standalone
+from spunge.files import checksum
 from spunge.mergers import TaskArithmetic
 from spunge.recipe.schema import Experiment
 from spunge.run import pipeline
@@ -37,7 +38,7 @@ def as_before(artifact: Path) -> None:
     file = artifact / "manifest.json"
     manifest = {key: part for key, part in json.loads(file.read_text()).items() if key != "signed"}
     manifest["scale"] = 1.0
-    manifest["checksum"] = stores._checksum(manifest)
+    manifest["checksum"] = checksum(manifest)
     file.write_text(json.dumps(manifest))
 
 

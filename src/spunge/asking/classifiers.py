@@ -36,6 +36,7 @@ def load_classifier(handle: LanguageModel, *, device: str) -> SequenceClassifier
     from transformers import AutoModelForSequenceClassification
 
     no_bars()
+    handle.verify()
     directory = handle.checkpoint().directory
     with as_model_error(f"{handle.id}: cannot be loaded as a sequence classifier"):
         model, loading = AutoModelForSequenceClassification.from_pretrained(

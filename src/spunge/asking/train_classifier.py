@@ -20,6 +20,7 @@ from spunge.interfaces import Progress, silent
 from spunge.rows.sources import item_id
 from spunge.settings import Settings
 from spunge.statistics import area_under_roc
+from spunge.weights import seal
 from spunge.weights.language_model import no_bars
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def train_classifier(
         tokenizer.save_pretrained(directory)
         card = {**asdict(report), "settings": settings.dump(), "seed": seed}
         (directory / CARD).write_text(json.dumps(card, indent=1, sort_keys=True))
+        seal.write(directory)
     return report
 
 

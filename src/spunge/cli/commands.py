@@ -22,6 +22,7 @@ from rich.table import Table
 
 from spunge.cli import listings, steps, stores
 from spunge.cli.options import (
+    AllowCode,
     AsJson,
     Device,
     Dtype,
@@ -136,6 +137,7 @@ def run(
     device: Device = "auto",
     dtype: Dtype = None,
     offline_root: OfflineRoot = None,
+    allow_code: AllowCode = False,
     check: Annotated[bool, typer.Option("--check", help="Do what `spunge plan` does, and run nothing.")] = False,
     track: Track = None,
     quiet: Quiet = False,
@@ -147,13 +149,16 @@ def run(
     options: dict[str, Any] = {"device": device, "jobs": jobs, "executor": executor, "address": address}
     if sweep:
         options |= {"seeds": seeds, "dtype": dtype, "offline_root": offline_root, "track": track}
+        options["allow_code"] = allow_code
         _sweep(recipe, words, sweep, out=out, check=check, quiet=quiet, as_json=as_json, **options)
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RecipeError("torchrun is for one job on several devices, unlearn or finetune: run a recipe without it")
-    experiment = _read(recipe, words, seeds, offline_root)
+    experiment = _read(recipe, words, seeds, offline_root, allow_code=allow_code)
     if check:
-        plan(recipe, words, out=out, seeds=seeds, offline_root=offline_root, device=device)
+        plan(
+            recipe, words, out=out, seeds=seeds, offline_root=offline_root, allow_code=allow_code, device=device
+        )  # fmt: skip
         return
     from spunge.run import pipeline
 
@@ -183,6 +188,7 @@ def plan(
     out: Out = Path("runs"),
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Plan seeds 0 … N−1.")] = None,
     offline_root: OfflineRoot = None,
+    allow_code: AllowCode = False,
     device: Device = "auto",
     memory: Annotated[
         float | None, typer.Option("--memory", min=0, help="Plan for a device with so many GB, not for this one.")
@@ -190,7 +196,7 @@ def plan(
     every_task: Annotated[bool, typer.Option("--all", help="Say it of each task.")] = False,
 ) -> None:
     """Says what a run would fetch, compute or reuse and why, how long that takes, and what would not fit."""
-    experiment = _read(recipe, words, seeds, offline_root)
+    experiment = _read(recipe, words, seeds, offline_root, allow_code=allow_code)
     from spunge.cli.plan import show_fetches, show_plan
     from spunge.foretell import plan as planning
     from spunge.foretell.fetching import to_fetch
@@ -246,13 +252,14 @@ def _sweep(recipe: str, words: Sequence[str] | None, sweep: Sequence[str], *, ou
     if not axes:
         run(recipe, words, out=out, **options)
         return
-    name = _read(recipe, words, options["seeds"]).name
+    allow_code = options["allow_code"]
+    name = _read(recipe, words, options["seeds"], allow_code=allow_code).name
     points = {
         re.sub(r"[^A-Za-z0-9._-]+", "-", f"{name}-{'-'.join(point)}")[:100]: [*words, *point]
         for point in itertools.product(*axes)
     }
     for named, settings in points.items():  # a mistake in any of them is found before the first is run
-        _read(recipe, [*settings, f"name={named}"], options["seeds"])
+        _read(recipe, [*settings, f"name={named}"], options["seeds"], allow_code=allow_code)
     for named, settings in points.items():
         run(recipe, [*settings, f"name={named}"], out=out, **options)
     if len(points) > 1 and not options["check"]:
@@ -261,11 +268,18 @@ def _sweep(recipe: str, words: Sequence[str] | None, sweep: Sequence[str], *, ou
             screen.print(f"sweep: {page}", soft_wrap=True)
 
 
-def _read(recipe: str, words: Sequence[str] | None, seeds: int | None, offline_root: Path | None = None) -> Experiment:
+def _read(
+    recipe: str,
+    words: Sequence[str] | None,
+    seeds: int | None,
+    offline_root: Path | None = None,
+    *,
+    allow_code: bool,
+) -> Experiment:
     from spunge.recipe import offline, reading
 
     settings = [*(words or []), *([f"seeds={list(range(seeds))}"] if seeds else [])]
-    read = reading.read(recipe, settings)
+    read = reading.read(recipe, settings, allow_code=allow_code)
     return read if offline_root is None else offline.from_folder(read, offline_root)
 
 

@@ -37,6 +37,10 @@ OfflineRoot = Annotated[
     Path | None,
     typer.Option("--offline-root", help="A folder that holds every model and data set of the hub; nothing is fetched."),
 ]
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Run code that the recipe names: read it first, it may do all that you may."),
+]
 Track = Annotated[
     str | None, typer.Option("--track", help="Send every step's figures to tensorboard, trackio or wandb.")
 ]

@@ -50,6 +50,8 @@ def summary(experiment: Experiment, plan: Plan) -> Iterator[str]:
     reused = len(plan.steps) - len(computed)
     yield f"{experiment.name}: {len(computed)} of {len(plan.steps)} stages would be computed, {reused} reused"
     yield f"  what    {_what(experiment)}"
+    for program in experiment.programs:
+        yield f"  code    {program} runs as a program, and may do all that you may"
     if not computed:
         return
     unknown = sum(step["seconds"] is None for step in computed)

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from spunge.cli.options import (
+    AllowCode,
     DTYPES,
     Columns,
     Device,
@@ -41,6 +42,7 @@ def unlearn(
     retain: Annotated[list[str] | None, typer.Option("--retain", help="A file or hub id.")] = None,
     method: Annotated[str, typer.Option("--method", help="`spunge methods` lists them.")] = "rmu",
     columns: Columns = None,
+    allow_code: AllowCode = False,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -49,10 +51,10 @@ def unlearn(
 ) -> None:
     """Unlearns one forget set from a model, and writes the task vector."""
     from spunge.recipe import reading
-    from spunge.unlearners import AnyUnlearner
+    from spunge.recipe.schema import AnyUnlearn
 
     settings = settings_of(words)
-    unlearner = reading.validate(AnyUnlearner, {"method": method, **settings}, "unlearn")
+    unlearner = reading.validate(AnyUnlearn, {"method": method, **settings}, "unlearn", allow_code=allow_code)
     topics, retained = topics_of(forget, columns), retained_of(retain or [], columns)
     from spunge.cli import standalone
 
@@ -61,11 +63,6 @@ def unlearn(
         vector = standalone.unlearn(step, unlearner, topics, retained)
     if not quiet:
         screen.print(f"{out}: {len(vector)} changed parameters, norm {vector.norm:.4g}")
-        if reach := vector.provenance.get("adapter_reach"):
-            screen.print(
-                f"  the adapter reaches {reach['adapted']:.1%} of the parameters; {reach['fused_experts']:.1%} are "
-                "fused experts, on which no LoRA is put"
-            )
 
 
 def merge(
@@ -77,18 +74,19 @@ def merge(
     only: Annotated[list[str] | None, typer.Option("--only", help="Merge this variant; may be repeated.")] = None,
     without: Annotated[list[str] | None, typer.Option("--except", help="Leave this one out; may be repeated.")] = None,
     rank: Annotated[int, typer.Option("--rank", min=1, help="Of an adapter that is not exact.")] = 64,
+    allow_code: AllowCode = False,
     seed: Seed = 0,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Merges variants of one base: task vectors, PEFT adapters or checkpoints."""
-    from spunge.mergers import AnyMerger
     from spunge.recipe import reading
+    from spunge.recipe.schema import AnyMerge
 
     settings, variants = split_words(words)
     if not variants:
         raise RecipeError("nothing to merge: name at least one task-vector, adapter or checkpoint directory")
-    merger = reading.validate(AnyMerger, {"method": method, **settings}, "merge")
+    merger = reading.validate(AnyMerge, {"method": method, **settings}, "merge", allow_code=allow_code)
     from spunge.cli import standalone
 
     with watch(quiet) as display:
@@ -139,6 +137,7 @@ def evaluate(
     out: NewOut,
     task_vector: Annotated[Path | None, typer.Option("--task-vector", help="A task-vector directory.")] = None,
     words: Words = None,
+    allow_code: AllowCode = False,
     device: Device = "auto",
     dtype: Dtype = None,
     quiet: Quiet = False,
@@ -146,7 +145,7 @@ def evaluate(
     """Asks a model, or model + task vector, the questions of a suite."""
     from spunge.recipe import reading
 
-    evaluators = reading.read_suite(suite, words or [])
+    evaluators = reading.read_suite(suite, words or [], allow_code=allow_code)
     from spunge.cli import standalone
 
     with watch(quiet) as display:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from spunge.cli.options import Out, aside, screen
+from spunge.cli.options import AllowCode, Out, aside, screen
 from spunge.errors import redacted
 
 app = typer.Typer(help="Looks after the artifacts that all runs under a runs root share.", no_args_is_help=True)
@@ -62,6 +62,7 @@ def verify(out: Out = Path("runs")) -> None:
 def gc(
     out: Out = Path("runs"),
     delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this, only say what would go.")] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Says what no run under the runs root refers to, and what broken attempts left; with --delete, removes it."""
     from spunge.files import format_bytes, size_of
@@ -71,7 +72,7 @@ def gc(
     store = Store(out / "store")
     total = count = 0
     with store.held(alone=True) if delete else nullcontext():
-        for path in store.superfluous(planning.needed(out)):
+        for path in store.superfluous(planning.needed(out, allow_code=allow_code)):
             used = size_of(path)
             total, count = total + used, count + 1
             screen.print(f"{format_bytes(used):>9}  {path}", soft_wrap=True)

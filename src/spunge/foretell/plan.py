@@ -90,10 +90,10 @@ def forecast(
     return Plan(planned.steps, planned.rounds, machine)
 
 
-def needed(out: str | Path) -> dict[str, list[str]]:
+def needed(out: str | Path, *, allow_code: bool = False) -> dict[str, list[str]]:
     """Returns the key of every artifact that the runs under a runs root refer to, with the runs' names.
 
-    A run that has not ended refers to all that its recipe leads to.
+    A run that has not ended refers to all that its recipe leads to, and code that the recipe names must be allowed.
 
     Raises:
         ArtifactError: What a run refers to cannot be told.
@@ -107,7 +107,11 @@ def needed(out: str | Path) -> dict[str, list[str]]:
         except (OSError, ValueError, KeyError, TypeError):
             keys = None
         try:
-            keys = [step["key"] for step in plan(reading.read(file), out=out)] if keys is None else keys
+            keys = (
+                [step["key"] for step in plan(reading.read(file, allow_code=allow_code), out=out)]
+                if keys is None
+                else keys
+            )
         except SpungeError as error:
             raise ArtifactError(
                 f"{directory}: this run has not ended, and what it needs cannot be told ({error}); "

@@ -96,6 +96,7 @@ def write(
     with new_directory(out) as building:
         destination = form.open(job, building)
         diagnostics = combine(job, destination.write)
+        base.verify()
         return {**diagnostics, **destination.close(diagnostics)}
 
 
@@ -105,7 +106,10 @@ def combine(job: Job, write: Callable[[str, int, Tensor], None]) -> dict[str, An
     # limit rises with the largest mapping that was freed, to 32 MiB at most: one that is never touched costs nothing.
     torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8)
     with job.files:
-        return _combine(job, write)
+        diagnostics = _combine(job, write)
+    for variant in job.variants.values():
+        variant.verify()  # nothing that was written is published before
+    return diagnostics
 
 
 def _combine(job: Job, write: Callable[[str, int, Tensor], None]) -> dict[str, Any]:

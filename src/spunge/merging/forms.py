@@ -12,7 +12,7 @@ from torch import Tensor
 from spunge.merging.diagnostics import Rounding
 from spunge.merging.factors import Factors
 from spunge.merging.job import Job, provenance
-from spunge.weights import adapter
+from spunge.weights import adapter, seal
 from spunge.weights.checkpoint import TensorWriter, refuse_overflow, rewrite
 from spunge.weights.safetensors_files import create
 from spunge.weights.task_vector import FILE, TaskVector, add, write_manifest
@@ -112,6 +112,7 @@ class _CheckpointFiles:
         if self._card is not None:
             (self._directory / "README.md").write_text(self._card, encoding="utf-8")
         self._tensors.verify()
+        seal.write(self._directory)
         return {"rounding": self._rounding.share}
 
 

@@ -190,7 +190,7 @@ def _difference(variant: Checkpoint, base: Checkpoint) -> TaskVector:
     for name in extra:
         if not _copies(name, variant):
             raise IncompatibleTaskVectors(f"{variant.directory}: has {name!r}, which {base.directory} lacks")
-    return TaskVector(entries, 1.0, {"settings": {"checkpoint": variant.directory.name}})
+    return TaskVector(entries, 1.0, {"settings": {"checkpoint": variant.directory.name}}, variant.checks)
 
 
 def _copies(name: str, checkpoint: Checkpoint) -> list[str]:

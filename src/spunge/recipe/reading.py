@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 
+from spunge import outside
 from spunge.errors import RecipeError
 from spunge.interfaces import Evaluator
 from spunge.recipe import shipped, yaml
@@ -25,34 +26,44 @@ S = TypeVar("S", bound=Settings)
 _DISCRIMINATORS = {"split": "by", "unlearn": "method", "merge": "method"}
 
 
-def read(recipe: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+def read(recipe: str | Path, overrides: Sequence[str] = (), *, allow_code: bool = False) -> Experiment:
     """Reads a recipe: a YAML file, or the name of one that ships with Spunge.
 
     Args:
         recipe: A path or a name (`spunge recipes` lists them).
         overrides: `key=value` with dotted keys and YAML values, such as `unlearn.alpha=100`.
+        allow_code: Whether code that the recipe names may run, which is a program then (see docs/reliability.md).
 
     Raises:
         RecipeError: The file is missing or no YAML, or a setting is unknown or wrong; the message gives its position.
     """
     file = _find(recipe)
-    return parse(file.read_bytes(), name=_shown(file), overrides=overrides)
+    with outside.code_from(_folder(file), allowed=allow_code):
+        return _parse(file.read_bytes(), _shown(file), overrides)
 
 
-def parse(text: str | bytes, *, name: str = "recipe", overrides: Sequence[str] = ()) -> Experiment:
+def parse(
+    text: str | bytes, *, name: str = "recipe", overrides: Sequence[str] = (), allow_code: bool = False
+) -> Experiment:
     """Reads a recipe from its text; see `read`."""
+    with outside.code_from(None, allowed=allow_code):
+        return _parse(text, name, overrides)
+
+
+def _parse(text: str | bytes, name: str, overrides: Sequence[str]) -> Experiment:
     document = yaml.load(text, name)
     if not isinstance(document.settings, dict):
         raise RecipeError(f"{name}:1:1: a recipe is a mapping of settings, this is {_kind(document.settings)}")
     return _validated(Experiment, document, overrides)
 
 
-def override(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+def override(experiment: Experiment, overrides: Sequence[str], *, allow_code: bool = False) -> Experiment:
     """Returns an experiment with other values for some settings, validated as a whole.
 
     Args:
         experiment: What to start from.
         overrides: `key=value` with dotted keys and YAML values, such as `unlearn.alpha=100`.
+        allow_code: Whether code that the settings so changed name may run.
 
     Raises:
         RecipeError: A setting is unknown or wrong.
@@ -63,37 +74,40 @@ def override(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
     # The rest stays as it is: a method may be of a class that no recipe could name.
     plain = _plain(experiment, exclude_unset=True)
     settings = {name: plain[name] if name in touched else getattr(experiment, name) for name in plain}
-    return _validated(Experiment, Document(settings, {(): experiment.name}), overrides)
+    with outside.code_from(None, allowed=allow_code):
+        return _validated(Experiment, Document(settings, {(): experiment.name}), overrides)
 
 
-def read_suite(suite: str, overrides: Sequence[str] = ()) -> list[Evaluator]:
+def read_suite(suite: str, overrides: Sequence[str] = (), *, allow_code: bool = False) -> list[Evaluator]:
     """Reads evaluators: of a recipe, of a suite that ships with Spunge, or from a YAML list in a file.
 
     Raises:
         RecipeError: There is no such recipe or suite, or a setting is unknown or wrong.
     """
     if not Path(suite).is_file() and suite not in shipped.recipes():
-        document, name = yaml.load(f"[{{suite: {json.dumps(suite)}}}]", "--suite"), "--suite"
+        document, name, folder = yaml.load(f"[{{suite: {json.dumps(suite)}}}]", "--suite"), "--suite", None
     else:
         file = _find(suite)
-        name = _shown(file)
+        name, folder = _shown(file), _folder(file)
         document = yaml.load(file.read_bytes(), name)
     if isinstance(document.settings, list):
         document = document.below("evaluate")
     if not isinstance(document.settings, dict) or not isinstance(document.settings.get("evaluate"), list):
         raise RecipeError(f"{name}: no evaluators in it: a suite is a YAML list of them, or a recipe with `evaluate`")
     document.settings = {"evaluate": document.settings["evaluate"]}
-    return [*_validated(Suite, document, overrides).evaluate]
+    with outside.code_from(folder, allowed=allow_code):
+        return [*_validated(Suite, document, overrides).evaluate]
 
 
-def validate(kind: Any, settings: Mapping[str, Any], section: str) -> Any:
+def validate(kind: Any, settings: Mapping[str, Any], section: str, *, allow_code: bool = False) -> Any:
     """Validates settings that stand in no file against one class or union; `section` is what mistakes call them.
 
     Raises:
         RecipeError: A setting is unknown or wrong.
     """
     try:
-        return TypeAdapter(kind).validate_python(settings)
+        with outside.code_from(Path.cwd(), allowed=allow_code):
+            return TypeAdapter(kind).validate_python(settings)
     except ValidationError as error:
         raise RecipeError(in_settings(error, settings, section, kind)) from error
 
@@ -126,6 +140,11 @@ def _find(recipe: str | Path) -> Path | Traversable:
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise RecipeError(f"{recipe}: no such recipe file")
     raise RecipeError(f"{recipe}: neither a file nor a recipe that ships with Spunge{near(str(recipe), recipes)}")
+
+
+def _folder(file: Path | Traversable) -> Path | None:
+    """Where a module that a recipe names may lie: beside it, unless it ships with Spunge."""
+    return file.absolute().parent if isinstance(file, Path) else None
 
 
 def _shown(file: Path | Traversable) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, WrapValidator, field_validator, model_validator
 
+from spunge import outside
+from spunge.errors import first_line
 from spunge.evaluators import AnyEvaluator
 from spunge.interfaces import Evaluator, Merger, Splitter, Unlearner
 from spunge.mergers import AnyMerger
@@ -19,7 +20,7 @@ from spunge.recipe.mistakes import in_settings, models, tag
 from spunge.recipe.paths import dotted
 from spunge.rows.sources import Source
 from spunge.settings import Settings
-from spunge.splitters import AnySplitter
+from spunge.splitters import AnySplitter, ByFunction
 from spunge.unlearners import AnyUnlearner
 from spunge.variants import Control
 from spunge.weights.language_model import LanguageModel
@@ -28,7 +29,7 @@ M = TypeVar("M", bound=Settings)
 
 
 class _FromOutside:
-    """Lets a recipe name a class out of tree: `method: package.module:Class`. Its code runs, as any import does."""
+    """Lets a recipe name a class out of tree: `method: package.module:Class`. Its code runs, if that is allowed."""
 
     def __init__(self, kind: type[Settings], discriminator: str) -> None:
         self.kind = kind
@@ -40,14 +41,15 @@ class _FromOutside:
         target = value.get(self.discriminator) if isinstance(value, Mapping) else None
         if not (isinstance(target, str) and ":" in target):
             return validate_shipped(value)
-        module, _, name = target.partition(":")
-        try:
-            method = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"{target!r} cannot be imported: {error}") from error
+        method = outside.load(target)
         if not (isinstance(method, type) and issubclass(method, self.kind)):
             raise ValueError(f"{target!r} is not a class derived from {self.kind.__name__}")
-        return method.model_validate({key: part for key, part in value.items() if key != self.discriminator})
+        try:
+            return method.model_validate({key: part for key, part in value.items() if key != self.discriminator})
+        except ValueError:  # pydantic's own among them, with their place
+            raise
+        except Exception as error:  # another's code may raise anything; a class without its verb a TypeError
+            raise ValueError(f"{target!r}: {type(error).__name__}: {first_line(error)}") from error
 
 
 AnySplit = Annotated[SerializeAsAny[AnySplitter], WrapValidator(_FromOutside(Splitter, "by"))]
@@ -253,6 +255,11 @@ class Experiment(Settings):
         ]
 
     @property
+    def programs(self) -> list[str]:
+        """The code that it makes run beside Spunge's own, one line each: where the recipe names it, and what it is."""
+        return [*_programs(self, ())]
+
+    @property
     def joint_unlearner(self) -> Unlearner:
         """The joint baseline's method."""
         return _overridden(self.unlearn, self.joint.overrides, "joint")
@@ -268,6 +275,24 @@ class Experiment(Settings):
     def subset_unlearner(self, subset: str) -> Unlearner:
         """Returns the method for one subset."""
         return _overridden(self.unlearn, self.subsets.get(subset, {}), dotted(["subsets", subset]))
+
+
+def _programs(value: Any, path: tuple[str, ...]) -> Iterator[str]:
+    """Yields what runs of a method from outside, a function, or a repository's own code, wherever it is named."""
+    if isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from _programs(part, (*path, str(number)))
+    if not isinstance(value, BaseModel):
+        return
+    kind = type(value)
+    if not kind.__module__.startswith("spunge."):
+        yield f"{dotted(path)}: {kind.__module__}:{kind.__qualname__}"
+    if isinstance(value, ByFunction):
+        yield f"{dotted(path)}: {value.function}"
+    if getattr(value, "trust_remote_code", False):
+        yield f"{dotted(path)}: the code of {getattr(value, 'id', 'its model')}"
+    for name, field in kind.model_fields.items():
+        yield from _programs(getattr(value, name), (*path, field.alias or name))
 
 
 class Suite(Settings):

@@ -116,7 +116,7 @@ def changed_numbers(artifact: Artifact, earlier: Mapping[str, Forecast]) -> int 
 
     if not artifact.reused:
         return earlier[artifact.key].changed if artifact.key in earlier else None
-    vector = TaskVector.load(artifact.path)
+    vector = TaskVector.open(artifact.path)
     return sum(vector.shape(name).numel() for name in vector)
 
 

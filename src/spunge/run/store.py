@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import math
@@ -17,6 +16,8 @@ from typing import Any
 
 from spunge.errors import ArtifactError, redacted
 from spunge.files import (
+    checksum,
+    content_of,
     digest_of,
     directories_in,
     files_below,
@@ -25,7 +26,6 @@ from spunge.files import (
     newest_first,
     remove,
     remove_dead,
-    state_of,
     sync,
     sync_all,
     unique_name,
@@ -94,7 +94,7 @@ class Store:
         """
         path = self.root / stage / key(stage, inputs)
         manifest = _read(path / MANIFEST)
-        if manifest is None or _damage(manifest, path, path.name, _content):
+        if manifest is None or _damage(manifest, path, path.name, content_of):
             return None
         return Artifact(path, manifest)
 
@@ -283,7 +283,7 @@ def _write_manifest(
         "files": {str(file.relative_to(directory)): digest_of(file) for file in files_below(directory) if file != path},
     }
     manifest = json.loads(redacted(json.dumps(manifest, ensure_ascii=False)))
-    manifest["checksum"] = _checksum(manifest)
+    manifest["checksum"] = checksum(manifest)
     path.write_text(json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
     return manifest
 
@@ -296,29 +296,13 @@ def _copy_what_is_there(source: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.relative_to(source))
 
 
-def _checksum(manifest: Mapping[str, Any]) -> str:
-    """The sha256 of a manifest as it is read back, its own checksum apart."""
-    plain = {name: part for name, part in manifest.items() if name != "checksum"}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def _content(file: Path) -> str:
-    """The sha256 of a file, computed once while the file stays as it is."""
-    return _content_in(file, state_of(file))
-
-
-@functools.lru_cache(maxsize=2**14)
-def _content_in(file: Path, state: tuple[int, ...]) -> str:
-    return digest_of(file)["sha256"]
-
-
 def _damage_of(path: Path, name: str | None = None) -> str | None:
     """Says which file of an artifact is not what was published; None if all are."""
-    return _damage(_read(path / MANIFEST) or {}, path, name or path.name, _content)
+    return _damage(_read(path / MANIFEST) or {}, path, name or path.name, content_of)
 
 
 def _damage(manifest: Mapping[str, Any], path: Path, name: str, content: Callable[[Path], str]) -> str | None:
-    if manifest.get("checksum") != _checksum(manifest) or manifest.get("key") != name:
+    if manifest.get("checksum") != checksum(manifest) or manifest.get("key") != name:
         return MANIFEST
     if manifest["format"] > FORMAT:
         raise ArtifactError(

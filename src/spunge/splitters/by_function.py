@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
 
+from spunge import outside
 from spunge.errors import DataError
 from spunge.interfaces import Splitter, Work
 from spunge.rows.sources import Corpus
@@ -23,7 +23,7 @@ class ByFunction(Splitter):
 
     by: Literal["function"] = "function"
     function: str
-    """`package.module:function`, called with each row as a dictionary. Its code runs, as any import does."""
+    """`package.module:function`, called with each row as a dictionary. Its code runs: see docs/reliability.md."""
 
     @field_validator("function")
     @classmethod
@@ -60,11 +60,7 @@ class ByFunction(Splitter):
 
 
 def _import(path: str) -> Callable[[Mapping[str, Any]], Any]:
-    module, _, name = path.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path!r} cannot be imported as module:function: {error}") from error
+    function = outside.load(path)
     if not callable(function):
         raise ValueError(f"{path!r} is no function")
     return function

@@ -180,6 +180,7 @@ def load_truncated(base: LanguageModel, layers: int, *, device: str, dtype: str 
         ModelError: It is no text decoder, or has fewer layers.
     """
     no_bars()
+    base.verify()
     skeleton = skeleton_of(base, layers)
     checkpoint = base.checkpoint(lambda names: _parts(base, skeleton, names).values())
     parts = _parts(base, skeleton, checkpoint.tensors)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from spunge.errors import ArtifactError, IncompatibleTaskVectors, ModelError
+from spunge.weights import seal
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.safetensors_files import StoredTensor, read_header
 from spunge.weights.task_vector import Difference, Entry, LowRank, TaskVector
@@ -49,9 +50,10 @@ def read(directory: str | Path, base: Checkpoint) -> TaskVector:
         IncompatibleTaskVectors: It does not fit the base model.
     """
     directory = Path(directory)
+    seal.verify(directory, weights=False)
     config = _read_config(directory)
     try:
-        tensors = read_header(directory / WEIGHTS)
+        tensors = read_header(directory / WEIGHTS, seal.read(directory).get(WEIGHTS))
     except FileNotFoundError as error:
         raise ArtifactError(f"{directory}: no {WEIGHTS}: only safetensors weights are read, never pickles") from error
     except ModelError as error:
@@ -90,7 +92,8 @@ def read(directory: str | Path, base: Checkpoint) -> TaskVector:
     provenance: dict[str, Any] = {"method": "lora", "settings": {"adapter": directory.name}}
     if model := config.get("base_model_name_or_path"):
         provenance["base"] = {"id": model, "revision": config.get("revision")}
-    return TaskVector(entries, 1.0, provenance)
+    checks = tuple(stored.check for stored in tensors.values() if stored.check is not None)
+    return TaskVector(entries, 1.0, provenance, checks)
 
 
 def _low_rank(
@@ -238,6 +241,7 @@ def save(
         safetensors.torch.save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
         text = json.dumps(_config_of(modules, base), indent=2, sort_keys=True)
         (directory / CONFIG).write_text(text, encoding="utf-8")
+        seal.write(directory)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{directory}: the adapter cannot be written: {error}") from error
     return directory

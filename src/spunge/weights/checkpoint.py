@@ -17,6 +17,7 @@ from torch import Tensor
 
 from spunge.errors import ArtifactError, IncompatibleTaskVectors, ModelError
 from spunge.files import new_directory
+from spunge.weights import seal
 from spunge.weights.safetensors_files import OpenFiles, StoredTensor, as_bytes, read_header
 from spunge.weights.task_vector import TaskVector, add, check_shape
 
@@ -50,6 +51,7 @@ class Checkpoint:
 
         Raises:
             ModelError: No safetensors weights, a shard name that is not a plain file name, or a damaged header.
+            ArtifactError: Of a checkpoint of ours: a header is not the one that was written.
         """
         directory = Path(directory)
         if not directory.is_dir():
@@ -57,12 +59,13 @@ class Checkpoint:
         listed = shard_names(directory)
         everything = {SINGLE} if listed is None else set(listed.values())
         opened = everything if shards is None else everything & set(shards)
+        sealed = seal.read(directory)
         tensors: dict[str, StoredTensor] = {}
         for shard in sorted(opened):
             if not (directory / shard).exists():
                 rule = "only safetensors weights are read, never pickles"
                 raise ModelError(f"{directory}: no {shard}: {rule}{_if_pickled(directory)}")
-            tensors.update(read_header(directory / shard))
+            tensors.update(read_header(directory / shard, sealed.get(shard)))
         expected = {name for name, shard in (listed or {}).items() if shard in opened}
         if missing := sorted(expected - set(tensors)):
             raise ModelError(f"{directory / INDEX}: lists {missing[0]!r}, which is in none of the shards")
@@ -98,6 +101,21 @@ class Checkpoint:
     def digest(self, name: str) -> str:
         """The sha256 of one tensor's bytes."""
         return self.tensor(name).digest()
+
+    @property
+    def checks(self) -> tuple[seal.Check, ...]:
+        """Of all its tensors, if it is a checkpoint of ours."""
+        return tuple(stored.check for stored in self.tensors.values() if stored.check is not None)
+
+    def verify(self) -> None:
+        """Makes sure that a checkpoint of ours, read or not, is what was written; of others' nothing is known.
+
+        Raises:
+            ArtifactError: A file is damaged.
+        """
+        seal.verify(self.directory, weights=False)
+        for check in self.checks:
+            check.finish()
 
     def fingerprint(self) -> str:
         """What tells this model from another: the sha256 of all names, shapes and types, and of samples of all weights.
@@ -188,6 +206,9 @@ def export(base: str | Path, task_vector: TaskVector, out: str | Path, *, card: 
         if card is not None:
             (building / "README.md").write_text(card, encoding="utf-8")
         writer.verify()
+        task_vector.verify()
+        checkpoint.verify()
+        seal.write(building)
     return Path(out)
 
 
@@ -208,7 +229,7 @@ def rewrite(base: Checkpoint, directory: Path, changed: Collection[str]) -> dict
     for file in sorted(base.directory.iterdir()):
         if file in shards:
             _copy_but(file, directory / file.name, shards[file])
-        elif file.is_file() and not file.name.endswith(_NOT_COPIED):
+        elif file.is_file() and not file.name.endswith(_NOT_COPIED) and file.name != seal.SEAL:
             shutil.copyfile(file, directory / file.name)
     return {
         name: replace(stored, file=directory / stored.file.name)

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import model_validator
 
+from spunge import outside
 from spunge.errors import ModelError
-from spunge.files import refuse_special
+from spunge.files import content_of, refuse_special
 from spunge.rows.hub import as_model_error, hub_refusal
 from spunge.rows.sources import is_local, locate
 from spunge.settings import Settings
+from spunge.weights import seal
 
 # A handle is part of a recipe, and reading a recipe must not cost the import of torch.
 if TYPE_CHECKING:
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
     from spunge.weights.task_vector import TaskVector
 
 T = TypeVar("T")
-_BESIDES = ("*.json", "*.model", "*.txt", "*.jinja")
-_WEIGHTS = ("*.safetensors", *_BESIDES)
+_WEIGHTS = seal.SEALED
+_BESIDES = tuple(pattern for pattern in _WEIGHTS if pattern != "*.safetensors")
 
 
 class LanguageModel(Settings):
@@ -120,6 +122,7 @@ class LanguageModel(Settings):
 
         Raises:
             ModelError: They are not.
+            ArtifactError: It is a model of ours, and damaged.
         """
         directory = self.directory(weights=False)
         known = self._hub_digests() if self._local() is None else None
@@ -131,12 +134,21 @@ class LanguageModel(Settings):
             )
         if known is None and weights:
             self.checkpoint()  # all shards must be there
+            self.verify()
         hashes = known or {}
         for file in directory.iterdir():
-            if file.name not in hashes and any(file.match(pattern) for pattern in _WEIGHTS) and file.is_file():
-                with file.open("rb") as stream:
-                    hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+            if file.name not in hashes and seal.is_sealed(file):
+                hashes[file.name] = content_of(file)
         return hashlib.sha256("".join(f"{name}:{hashes[name]}\n" for name in sorted(hashes)).encode()).hexdigest()
+
+    def verify(self) -> None:
+        """Makes sure that a model directory of ours is what was written; of others' nothing is known.
+
+        Raises:
+            ArtifactError: A file is damaged.
+        """
+        if (directory := self._local()) is not None:
+            seal.verify(directory)
 
     def _hub_digests(self) -> dict[str, str] | None:
         """Returns the sha256 of every file of weights as the hub has it; None where it cannot be asked."""
@@ -166,6 +178,7 @@ class LanguageModel(Settings):
         import torch
 
         no_bars()
+        self.verify()
         directory = self.checkpoint().directory
         wanted = dtype or self.dtype
         with as_model_error(f"{self.id}: cannot be loaded as a causal language model"):
@@ -252,8 +265,10 @@ def check_code_is_pinned(id: str, revision: str | None, trust_remote_code: bool)
     """The one rule for code that comes with a model, a judge or a classifier: the user says so, and which they read.
 
     Raises:
-        ValueError: Code of the hub is to be trusted in whatever revision the hub has.
+        ValueError: A recipe's code may not run; or it is the hub's, in whatever revision the hub has.
     """
+    if trust_remote_code:
+        outside.refuse_code(f"trust_remote_code: the code of {id}")
     if trust_remote_code and revision is None and not locate(id).is_dir():
         raise ValueError("trust_remote_code: say which revision of the code you have read, as `revision`")
 
@@ -356,6 +371,7 @@ class Resident:
 
         try:
             fill(changed)
+            task_vector.verify()
             yield model
         finally:
             fill(checkpoint.read)

@@ -8,7 +8,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spunge.errors import ModelError
 from spunge.files import refuse_special
+from spunge.weights import seal
 
 _MAX_HEADER = 100_000_000
 """As the safetensors library has it: a longer header is an attack on the memory of who parses it."""
@@ -63,6 +64,8 @@ class StoredTensor:
     stop: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+    check: seal.Check | None = field(default=None, compare=False, repr=False)
+    """What its bytes should be, where that is known; it hears of all that is read."""
 
     def load(self) -> Tensor:
         """Returns the whole tensor in its shape."""
@@ -92,6 +95,8 @@ class StoredTensor:
             count = os.preadv(descriptor, [view], offset)
             if not count:
                 raise ModelError(f"{self.file}: truncated")
+            if self.check is not None:
+                self.check.take(offset, view[:count])
             view, offset = view[count:], offset + count
 
     def write(self, start: int, values: Tensor) -> None:
@@ -141,12 +146,17 @@ class StoredTensor:
                 yield piece
 
 
-def read_header(file: Path) -> dict[str, StoredTensor]:
+def read_header(file: Path, digests: Mapping[str, Any] | None = None) -> dict[str, StoredTensor]:
     """Reads a safetensors header.
+
+    Args:
+        file: A safetensors file.
+        digests: What it was when it was written (see `seal`): every tensor then has a check. None: nobody knows.
 
     Raises:
         FileNotFoundError: There is no such file.
         ModelError: The file is truncated, its header lies about its contents, or a tensor's type is not supported.
+        ArtifactError: The header is not the one that was written.
     """
     refuse_special(file)
     try:
@@ -155,7 +165,8 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
                 raise ModelError(f"{file}: truncated or not a safetensors file")
-            header = json.loads(stream.read(length))
+            encoded = stream.read(length)
+        header = json.loads(encoded)
         tensors = {
             name: _stored_tensor(file, name, entry, 8 + length, size)
             for name, entry in header.items()
@@ -170,7 +181,11 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         # Two names for the same bytes would be changed twice, or change each other.
         if other.start < one.stop and other.start < other.stop:
             raise ModelError(f"{file}: tensors {first!r} and {second!r} overlap: damaged header")
-    return tensors
+    if not digests:
+        return tensors
+    spans = {name: (tensor.start, tensor.stop) for name, tensor in tensors.items()}
+    checks = seal.checks_of(file, length.to_bytes(8, "little") + encoded, spans, digests)
+    return {name: replace(tensor, check=checks[name]) for name, tensor in tensors.items()}
 
 
 def _stored_tensor(file: Path, name: str, entry: Mapping[str, Any], data: int, size: int) -> StoredTensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from spunge.errors import ArtifactError, IncompatibleTaskVectors
-from spunge.files import refuse_special
+from spunge.files import checksum, refuse_special
+from spunge.weights import seal
 from spunge.weights.safetensors_files import PIECE, StoredTensor, create, read_header
 
 FILE = "task_vector.safetensors"
@@ -92,11 +94,13 @@ class TaskVector:
         entries: Parameter name, exactly as in the checkpoint, to its delta.
         scale: What every delta is multiplied by when it is read; task vector negation stores τ with −λ.
         provenance: Where it came from: base model, method, settings, data, seed (JSON values).
+        checks: Of the files that it is read from, where it is known what they should be.
     """
 
     entries: Mapping[str, Entry]
     scale: float = 1.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    checks: tuple[seal.Check, ...] = ()
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -128,6 +132,15 @@ class TaskVector:
         """Returns the same task vector times `factor`; nothing is copied."""
         return replace(self, scale=self.scale * factor)
 
+    def verify(self) -> None:
+        """Makes sure that what was read of its files is what was written; call it before anything made of it is used.
+
+        Raises:
+            ArtifactError: A file is damaged.
+        """
+        for check in self.checks:
+            check.finish()
+
     @property
     def norm(self) -> float:
         """The Euclidean norm over all deltas."""
@@ -142,14 +155,15 @@ class TaskVector:
         directory = Path(directory)
         low_rank: dict[str, dict[str, Any]] = {}
         factors: dict[str, Tensor] = {}
-        for name, entry in self.entries.items():
+        for name, entry in sorted(self.entries.items()):
             if isinstance(entry, LowRank):
                 module = f"base_model.model.{name.removesuffix('.weight')}"
                 factors[f"{module}.lora_A.weight"] = entry.A.detach().float().cpu()
                 factors[f"{module}.lora_B.weight"] = entry.B.detach().float().cpu()
                 low_rank[name] = {"module": module, "scaling": entry.scaling, "transposed": entry.transposed}
-        shapes = {name: tuple(self.shape(name)) for name in self if name not in low_rank}
-        shapes.update({name: tuple(factor.shape) for name, factor in factors.items()})
+        # In the order that they are read in: factors at once, then by name. Only so can they be hashed on the way.
+        shapes = {name: tuple(factor.shape) for name, factor in factors.items()}
+        shapes.update({name: tuple(self.shape(name)) for name in sorted(self) if name not in low_rank})
         try:
             directory.mkdir(parents=True, exist_ok=True)
             for name, stored in create(directory / FILE, shapes).items():
@@ -166,24 +180,28 @@ class TaskVector:
 
     @classmethod
     def open(cls, directory: str | Path) -> TaskVector:
-        """Opens a task vector directory; dense deltas stay in their file until they are read.
+        """Opens a task vector directory; dense deltas stay in their file until they are read (then `verify`).
 
         Raises:
-            ArtifactError: It is missing, truncated or no task vector.
+            ArtifactError: It is missing, truncated, damaged or no task vector.
         """
         directory = Path(directory)
         refuse_special(directory / MANIFEST)
         try:
             manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-            tensors = read_header(directory / FILE)
+            if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "low_rank" not in manifest:
+                raise ArtifactError(f"{directory}: {MANIFEST} is not of a task vector in format {FORMAT}")
+            digests = _digests_in(manifest, directory)
+            tensors = read_header(directory / FILE, digests)
         except FileNotFoundError as error:
             missing = Path(error.filename or FILE).name
             raise ArtifactError(f"{directory}: not a task vector: no {missing} in it") from error
+        except ArtifactError:
+            raise
         except (OSError, ValueError, RecursionError) as error:
             raise ArtifactError(f"{directory}: the task vector is damaged: {error}") from error
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "low_rank" not in manifest:
-            raise ArtifactError(f"{directory}: {MANIFEST} is not of a task vector in format {FORMAT}")
         entries: dict[str, Entry] = {}
+        checks = tuple(dict.fromkeys(stored.check for stored in tensors.values() if stored.check is not None))
         try:
             for name, low in manifest["low_rank"].items():
                 a, b = (tensors.pop(f"{low['module']}.lora_{side}.weight") for side in "AB")
@@ -200,10 +218,18 @@ class TaskVector:
         if not isinstance(made_from, dict) or not isinstance(made_from.get("tensors") or {}, dict):
             raise ArtifactError(f"{directory}: {MANIFEST}: base does not say which tensors it is of")
         entries.update(tensors)
+        if digests is None:
+            warnings.warn(
+                f"{directory}: made by an older Spunge, its manifest has no digests: damage to it would not be noticed",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         provenance = {
-            key: value for key, value in manifest.items() if key not in ("format", "scale", "signed", "low_rank")
+            key: value
+            for key, value in manifest.items()
+            if key not in ("format", "scale", "signed", "low_rank", "sealed", "checksum")
         }
-        return cls(entries, scale, provenance)
+        return cls(entries, scale, provenance, checks)
 
     @classmethod
     def load(cls, directory: str | Path) -> TaskVector:
@@ -214,7 +240,8 @@ class TaskVector:
         """
         opened = cls.open(directory)
         entries = {name: e.load() if isinstance(e, StoredTensor) else e for name, e in opened.entries.items()}
-        return replace(opened, entries=entries)
+        opened.verify()
+        return replace(opened, entries=entries, checks=())
 
     def apply(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the changed parameters with this task vector added: float32 sum, one rounding to their dtype.
@@ -262,9 +289,23 @@ def _scale_in(manifest: Mapping[str, Any]) -> float:
     return -1.0 if learnt and not manifest.get("signed") else scale
 
 
+def _digests_in(manifest: Mapping[str, Any], directory: Path) -> Mapping[str, Any] | None:
+    """What a manifest says that the tensors' file should be: one of a run says it of every file of the artifact."""
+    if "checksum" in manifest and manifest["checksum"] != checksum(manifest):
+        raise ArtifactError(
+            f"{directory / MANIFEST}: damaged: not what was written: take another copy, or make it again"
+        )
+    listed = manifest.get("sealed") or manifest.get("files")
+    digests = listed.get(FILE) if isinstance(listed, dict) else None
+    return digests if isinstance(digests, dict) else None
+
+
 def write_manifest(
     directory: Path, provenance: Mapping[str, Any], *, scale: float, low_rank: Mapping[str, Any] | None = None
 ) -> None:
     """Writes what makes a directory a task vector; the tensors lie there already."""
     manifest = {**provenance, "format": FORMAT, "scale": scale, "signed": True, "low_rank": dict(low_rank or {})}
+    manifest["sealed"] = {FILE: seal.digests_of_tensors(directory / FILE)}
+    manifest = json.loads(json.dumps(manifest))
+    manifest["checksum"] = checksum(manifest)
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")

@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from threading import Lock, Thread, current_thread, main_thread
 from typing import Any, NamedTuple
 
+from spunge import outside
 from spunge.errors import SpungeError, WorkerDied
 from spunge.interfaces import Progress
 from spunge.run.executors import Task
@@ -164,7 +166,7 @@ class Workers:
         context = multiprocessing.get_context("spawn")  # a fork would share torch's threads and locks as they stand
         line, theirs = context.Pipe()
         threads = max(1, (os.cpu_count() or 1) // len(self.slots))
-        process = context.Process(target=_work, args=(theirs, slot, threads, self.patience.beat))
+        process = context.Process(target=_work, args=(theirs, slot, threads, self.patience.beat, outside.folders()))
         with _ctrl_c_ignored():  # by the worker, which inherits it: the parent ends it
             process.start()
         theirs.close()
@@ -244,10 +246,11 @@ def _ctrl_c_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _work(line: Connection, slot: Slot, threads: int, beat: float) -> None:
+def _work(line: Connection, slot: Slot, threads: int, beat: float, folders: Mapping[str, Path]) -> None:
     """What a worker does: task after task, until the parent says that there are no more."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leave by the way that cleans up
     Thread(target=_follow_parent, daemon=True).start()
+    outside.look_in(folders)  # of tasks, the methods that lie beside the recipe
     lock = Lock()  # two threads write to the line
 
     def tell(message: Any) -> None:
