@@ -9,8 +9,8 @@ import typer
 from rich.table import Table
 
 from spunge.cli.options import (
-    AllowCode,
     DTYPES,
+    AllowCode,
     Columns,
     Device,
     Dtype,
