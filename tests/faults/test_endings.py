@@ -14,6 +14,7 @@ import pytest
 from attempts import Meddling, Signalled, attempt
 
 from spunge.report import artifacts
+from spunge.rows.items import JOURNAL
 
 
 def status_of(run: Path) -> tuple[str, str]:
@@ -43,8 +44,15 @@ def test_a_lost_terminal_is_a_request_to_stop_and_a_kill_is_told_by_the_lock(rec
     killed = attempt(("run", recipe, "--quiet"), tmp_path, Signalled(tmp_path / "runs", 60))
     assert killed.code == -signal.SIGKILL
     assert status_of(tmp_path / "runs" / "tiny") == ("running", "interrupted")
+    journal = tmp_path / "runs" / "tiny" / JOURNAL
+    with journal.open("a") as stream:
+        stream.write('{"number": 99, "stage": {"st')  # half a line, as a kill may leave
+    ended = artifacts.read(tmp_path / "runs" / "tiny").manifest
+    assert [stage.stage for stage in ended.stages] == ["split"]
+    assert ended.split.attribute == "domain"
     assert attempt(("run", recipe, "--quiet"), tmp_path).code == 0
     assert status_of(tmp_path / "runs" / "tiny") == ("done", "done")
+    assert not journal.exists()
 
 
 def test_a_disk_that_is_full_for_the_report_leaves_no_run_that_says_it_is_done(recipe: Path, tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from spunge.errors import ArtifactError
-from spunge.files import replace_text
+from spunge.files import replace_text, state_of
 from spunge.report import artifacts, comparing, results, search
 from spunge.report.findings import Findings
 from spunge.report.tables import Table, all_tables, key_tables
 from spunge.report.verdict import verdict
+from spunge.rows.items import JOURNAL
 
 __all__ = ["Table", "build", "card", "compare", "summary", "watch", "write"]
 
@@ -44,7 +45,7 @@ def watch(run: Path, *, seconds: float = 5.0) -> Iterator[Path]:
     seen = None
     while True:
         running = artifacts.read(run).manifest.status == "running"
-        stamp = (run / "manifest.json").stat().st_mtime_ns
+        stamp = [state_of(file) for name in ("manifest.json", JOURNAL) if (file := run / name).exists()]
         if stamp != seen:
             seen = stamp
             yield write(run)

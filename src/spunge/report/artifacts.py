@@ -16,7 +16,7 @@ from ruamel.yaml import YAML, YAMLError
 from spunge.errors import ArtifactError, first_line
 from spunge.files import digest_of, is_locked
 from spunge.metrics import Metric
-from spunge.rows.items import RUN_FORMAT, SCHEMA
+from spunge.rows.items import JOURNAL, RUN_FORMAT, SCHEMA
 
 ITEM_COLUMNS = {"variant": pl.String, "seed": pl.Int64, **SCHEMA}
 
@@ -375,9 +375,7 @@ def _manifest(path: Path) -> Manifest:
     if not file.is_file():
         raise ArtifactError(f"{path}: not a run (no manifest.json); give the directory that `spunge run` printed")
     try:
-        # What is no number for JSON, infinity or NaN, counts as not known: it could not be written down again.
-        known: Any = {"parse_constant": lambda _: None, "parse_float": _finite}
-        content = json.loads(file.read_text(encoding="utf-8"), **known)
+        content = _loaded(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ArtifactError(f"{file}: not a run's manifest; run the experiment again")
         if content.get("format") != RUN_FORMAT:
@@ -385,13 +383,42 @@ def _manifest(path: Path) -> Manifest:
                 f"{file}: format {content.get('format')!r}, this version of Spunge reads {RUN_FORMAT}; "
                 "run the experiment again: what the store holds is used again"
             )
-        return Manifest.model_validate(content)
+        return Manifest.model_validate(_with_journal(content, path))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"{file}: damaged ({error}); run the experiment again") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(f"{file}: {where}: {first['msg']}; run the experiment again") from error
+
+
+def _loaded(text: str) -> Any:
+    """Reads JSON; its infinities and NaN count as not known, as they could not be written down again."""
+    return json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+
+
+def _with_journal(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The manifest of a run that goes on or was killed, with what its journal says of the tasks ended since."""
+    try:
+        texts = (path / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # it is there only while the manifest does not hold all
+        return content
+    written, lines = content.get("stages") or [], [line for line in map(_line, texts) if line is not None]
+    lines = [line for line in lines if isinstance(written, list) and line["number"] >= len(written)]
+    for line in lines:
+        for name in ("split", "merge"):
+            if isinstance(line.get(name), dict):
+                content |= {name: {**(content.get(name) or {}), **line[name]}}
+    return content | {"stages": [*written, *(line.get("stage") for line in lines)]} if lines else content
+
+
+def _line(text: str) -> dict[str, Any] | None:
+    """A line of a journal; None for half of one, as a run leaves that is killed while it writes."""
+    try:
+        line = _loaded(text)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("number"), int) else None
 
 
 def _finite(text: str) -> float | None:

@@ -32,6 +32,9 @@ as `{"group": "mexican"}` (a list where an item has several values). `value`: th
 
 RUN_FORMAT = 1
 """The version of what lies in a run's directory: `manifest.json`, and `items.parquet` in the columns of `SCHEMA`."""
+JOURNAL = "journal.jsonl"
+"""In a run's directory while it runs: a line for every task that has ended since the manifest was written. A line whose
+`number` is below the manifest's count of stages is in there already."""
 
 Part = Literal["all", "validation", "test"]
 VALIDATION_SHARE = 0.3
