@@ -29,14 +29,14 @@ from typing import Any
 import psutil
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "faults"))
-from attempts import CONTEXT, Ended, leftovers, made, start, wait
+from attempts import CONTEXT, Ended, leftovers, made, start, wait  # pyright: ignore[reportMissingImports]
 
 LORA = {"rank": 4, "target_modules": ["q_proj", "v_proj"]}
-TRAINED = {"lora": LORA, "batch_size": 2, "max_length": 64, "max_steps": 5}
+TRAINED = {"lora": LORA, "batch_size": 2, "max_length": 64, "max_steps": 4}
 METHODS: dict[str, dict[str, Any]] = {
     "npo": {"method": "npo", **TRAINED},
     "task_vector_negation": {"method": "task_vector_negation", **TRAINED},
-    "rmu": {"method": "rmu", "layer": 6, "batch_size": 2, "max_length": 64, "retain_max_length": 64, "max_steps": 5},
+    "rmu": {"method": "rmu", "layer": 6, "batch_size": 2, "max_length": 64, "retain_max_length": 64, "max_steps": 4},
 }
 PHASES = ("unlearn", "merge", "evaluate", "report", "export", "merge by hand")
 
@@ -145,12 +145,12 @@ def content_of(out: Path) -> dict[str, Any]:
 
 
 def write_recipe(path: Path, model: Path, unlearn: dict[str, Any]) -> None:
-    items = {"style": "continuation", "attributes": ["domain"], "where": "part = 'test'", "limit": 8}
+    items = {"style": "continuation", "attributes": ["domain"], "where": "part = 'test'", "limit": 4}
     path.write_text(
         json.dumps({
             "name": "killed",
             "model": {"id": str(model)},
-            "forget": {"sources": [{"path": "lab:knowledge/forget.jsonl"}], "max_rows": 12},
+            "forget": {"sources": [{"path": "lab:knowledge/forget.jsonl"}], "max_rows": 8},
             "retain": {"sources": [{"path": "lab:knowledge/retain.jsonl"}]},
             "split": {"by": "column", "column": "domain"},
             "unlearn": unlearn,
@@ -159,8 +159,6 @@ def write_recipe(path: Path, model: Path, unlearn: dict[str, Any]) -> None:
             "evaluate": [
                 {"suite": "hazards", "method": "multiple_choice", "goal": "forget",
                  "sources": [{"path": "lab:knowledge/hazards.jsonl"}], **items},
-                {"suite": "retained", "method": "multiple_choice", "goal": "retain",
-                 "sources": [{"path": "lab:knowledge/retained.jsonl"}], **items},
             ],
         }),
         encoding="utf-8",
@@ -172,22 +170,25 @@ def undisturbed(directory: Path, model: Path, method: str, jobs: int) -> dict[st
     recipe = directory / f"{method}.json"
     write_recipe(recipe, model, METHODS[method])
     commands: dict[str, Undisturbed] = {}
-    words = ("run", str(recipe), "--quiet", *(("--jobs", str(jobs)) if jobs > 1 else ()))
-    for name in ("run", "export", "merge by hand"):
+
+    def measure(name: str, *words: str) -> Path:
         out = directory / method / name.replace(" ", "-")
-        command = Undisturbed(words)
+        command = commands[name] = Undisturbed(words)
         ended, command.seconds, _ = run((*words, "--out", str(out)), directory, command.told)
         assert ended.code == 0, ended.errors
         command.content = content_of(out)
-        commands[name] = command
-        if name == "run":
-            [merged] = (out / "store" / "merge").glob("[!.]*")
-            words = ("export", "--model", str(model), "--task-vector", str(merged))
-            manifest = json.loads((out / "killed" / "manifest.json").read_text())
-            apart = [out / "killed" / each["path"] for each in manifest["stages"] if each["name"].startswith("subset:")]
-        else:
-            vectors = [str(path.resolve()) for path in apart if path.parent.name == "unlearn"]
-            words = ("merge", "--base", str(model), *vectors, "method=ties", "density=0.5")
+        return out
+
+    out = measure("run", "run", str(recipe), "--quiet", *(("--jobs", str(jobs)) if jobs > 1 else ()))
+    [merged] = (out / "store" / "merge").glob("[!.]*")
+    measure("export", "export", "--model", str(model), "--task-vector", str(merged))
+    stages = json.loads((out / "killed" / "manifest.json").read_text())["stages"]
+    apart = [
+        str((out / "killed" / stage["path"]).resolve())
+        for stage in stages
+        if stage["stage"] == "unlearn" and stage["name"].startswith("subset:")
+    ]
+    measure("merge by hand", "merge", "--base", str(model), *apart, "method=ties", "density=0.5")
     return commands
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -67,12 +68,14 @@ def test_a_lock_is_one_holders_or_shared(tmp_path: Path) -> None:
         pass
 
 
-def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def flock(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(files.fcntl, "flock", flock)
-    with pytest.raises(ArtifactError, match=r"No locks available.*file system has no locks"), locked(tmp_path, "busy"):
+    refused = re.escape(os.strerror(number)) + ".*file system has no locks"
+    with pytest.raises(ArtifactError, match=refused), locked(tmp_path, "busy"):
         raise AssertionError
 
 
@@ -80,6 +83,7 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     ("raised", "reason"),
     [
         (lambda root: OSError(errno.ENOSPC, "full"), "No space left on device"),
+        (lambda root: OSError(errno.EDQUOT, "over"), "Disk quota exceeded"),
         (lambda root: OSError(errno.EACCES, "denied", str(root / "inner")), "Permission denied"),
         (lambda root: OSError(errno.EACCES, "denied", "/elsewhere"), None),
         (lambda root: RuntimeError("I/O error: File too large (os error 27)"), "File too large"),

@@ -92,6 +92,7 @@ def locked(directory: Path, busy: str, *, shared: bool = False) -> Iterator[None
     """
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
+        refuse_special(directory / LOCK)
         lock = (directory / LOCK).open("a")
     with lock:
         try:
@@ -108,6 +109,7 @@ def locked(directory: Path, busy: str, *, shared: bool = False) -> Iterator[None
 
 def is_locked(directory: Path) -> bool:
     """Whether a living process holds a directory (see `locked`); False where that cannot be told."""
+    refuse_special(directory / LOCK)
     try:
         with (directory / LOCK).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

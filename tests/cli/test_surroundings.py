@@ -38,6 +38,17 @@ def test_little_memory_is_one_line_with_what_is_needed() -> None:
     assert "allow 3.2 GB" in line
 
 
+def test_a_home_that_cannot_be_written_is_not_needed(tmp_path: Path) -> None:
+    homeless = {name: value for name, value in os.environ.items() if name not in ("MPLCONFIGDIR", "XDG_CACHE_HOME")}
+    program = (
+        "import sys, spunge.cli.surroundings as s; s.prepare(['report']); "
+        "import matplotlib.backends.backend_svg, transformers, huggingface_hub"
+    )
+    homeless |= {"HOME": os.devnull + "/home", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    ended = subprocess.run([sys.executable, "-c", program], env=homeless, capture_output=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
 def test_where_there_is_no_utf8_the_text_is_spelt_in_ascii() -> None:
     plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     ended = spunge("recipes", env=plain)

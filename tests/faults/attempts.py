@@ -103,6 +103,21 @@ class SmallFiles:
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.bytes, resource.RLIM_INFINITY))
 
 
+@dataclass
+class Elsewhere:
+    """Another host, whose clock is some seconds off, and goes backwards each time it is asked."""
+
+    name: str
+    seconds: float
+
+    def __call__(self) -> None:
+        from spunge import files
+
+        real, asked = time.time, iter(range(10**9))
+        time.time = lambda: real() + self.seconds - next(asked)
+        files.host = lambda: self.name
+
+
 def attempt(
     words: Sequence[str | Path],
     cwd: Path,

@@ -136,6 +136,35 @@ def test_a_stuck_task_ends_with_the_run_and_its_child_too(
 
 
 @pytest.mark.long
+def test_a_head_that_is_killed_ends_the_run_with_a_line(
+    cluster: None, start: Start, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The last test on this cluster: nothing of it is left."""
+    (tmp_path / "seconds").write_text("1")
+    world = {**tiny_world(tmp_path, tiny_model), "controls": []}
+    world["unlearn"] = {"method": "slow:Sleeper", "steps": 300, "log": str(tmp_path / "log")}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(world))
+    run, deadline = start(), time.monotonic() + 120
+    while not (tmp_path / "log").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    heads = [process for process in psutil.process_iter(["cmdline"]) if is_head(process)]
+    assert len(heads) == 1
+    heads[0].kill()
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode in (1, 2), errors  # 1 where Ray ends the process itself, once the line is out
+    assert "the cluster's head, " in errors
+    assert "finished stages are kept, and the same command continues" in errors
+    assert "Traceback" not in errors
+    assert json.loads((tmp_path / "runs/tiny/manifest.json").read_text())["status"] == "failed"
+
+
+def is_head(process: psutil.Process) -> bool:
+    words = process.info["cmdline"] or [""]
+    return words[0].endswith("gcs_server") and any(str(PORT) in word for word in words)
+
+
+@pytest.mark.long
 def test_two_hosts_one_killed_then_cut_off() -> None:
     script = HERE / "two_hosts.sh"
     done = subprocess.run(

@@ -90,7 +90,14 @@ def test_gpus_are_dealt_out_in_turn(
     monkeypatch: pytest.MonkeyPatch, device: str, jobs: int, seen: str, expected: list[Slot]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     assert slots(device, jobs) == expected
+
+
+def test_there_are_no_more_processes_than_cores_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
+    with pytest.warns(RuntimeWarning, match="--jobs 99: this process may use 2 cores"):
+        assert slots("cpu", 99) == [Slot("cpu", "")] * 2
 
 
 @dataclass(frozen=True)

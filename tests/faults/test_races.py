@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from attempts import leftovers, made, start, wait
+from attempts import Elsewhere, leftovers, made, start, wait
 
 
-def race(recipe: Path, tmp_path: Path, number: int) -> None:
-    """Starts four runs at once on one store, and asserts that the store is that of one run."""
+def race(recipe: Path, tmp_path: Path, number: int, meddling: Sequence[Elsewhere | None] = (None,) * 4) -> None:
+    """Starts several runs at once on one store, and asserts that the store is that of one run."""
     out = f"runs{number}"
-    racing = [start(("run", recipe, "--quiet", f"name=run{each}", "--out", out), tmp_path) for each in range(4)]
+    racing = [
+        start(("run", recipe, "--quiet", f"name=run{each}", "--out", out), tmp_path, meddle)
+        for each, meddle in enumerate(meddling)
+    ]
     for ended in map(wait, racing):
         assert ended.code == 0, ended.errors
         assert not ended.errors
@@ -22,7 +25,9 @@ def race(recipe: Path, tmp_path: Path, number: int) -> None:
     alone = made(tmp_path / "alone")
     store = {name: content for name, content in found.items() if name.startswith("store/")}
     assert store == {name: content for name, content in alone.items() if name.startswith("store/")}
-    assert len({found[f"run{each}/items.parquet"] for each in range(4)} | {alone["run0/items.parquet"]}) == 1
+    assert (
+        len({found[f"run{each}/items.parquet"] for each in range(len(meddling))} | {alone["run0/items.parquet"]}) == 1
+    )
 
 
 @pytest.fixture
@@ -37,6 +42,11 @@ def recipe(world: dict[str, Any], write_recipe: Callable[[dict[str, Any]], Path]
 def test_four_runs_write_one_store(recipe: Path, tmp_path: Path) -> None:
     for number in range(5):
         race(recipe, tmp_path, number)
+
+
+def test_two_hosts_whose_clocks_are_an_hour_apart_write_one_store(recipe: Path, tmp_path: Path) -> None:
+    hosts = Elsewhere("a.1", 1800.0), Elsewhere("b.2", -1800.0)
+    race(recipe, tmp_path, 0, meddling=hosts)
 
 
 @pytest.mark.long

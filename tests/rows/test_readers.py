@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import polars as pl
@@ -14,7 +15,9 @@ import pyarrow
 import pytest
 
 from spunge.errors import DataError
+from spunge.rows import readers
 from spunge.rows.items import load_items
+from spunge.rows.readers import read_local
 from spunge.rows.sources import Corpus, Source, load_corpus
 
 ROWS = [{"text": "a1, a2", "group": "007"}, {"text": "b\u00e9 1", "group": "NA"}]
@@ -149,3 +152,30 @@ def test_a_row_of_a_million_characters_is_a_row(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", json.dumps({"text": "word " * 200_000}) + "\n")
     (text,) = read(file)["text"]
     assert len(text) == 1_000_000
+
+
+def test_a_line_that_is_a_book_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "LONGEST", 40)
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "short"}\n' + json.dumps({"text": "long " * 20}) + "\n")
+    with pytest.raises(DataError, match=r"rows.jsonl:2: a line of more than .* letters"):
+        read_local(file)
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".jsonl.gz", ".jsonl.bz2", ".jsonl.xz", ".jsonl.zst"])
+def test_a_small_file_that_unpacks_to_more_than_there_is_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    content = b'{"text": "' + b"x" * 3_000_000 + b'"}\n'
+    file = tmp_path / f"rows{ending}"
+    if ending == ".parquet":
+        pl.DataFrame({"text": ["x" * 3_000_000]}).write_parquet(file)
+    elif ending == ".jsonl.zst":
+        with pyarrow.CompressedOutputStream(str(file), "zstd") as stream:
+            stream.write(content)
+    else:
+        file.write_bytes({".gz": gzip, ".bz2": bz2, ".xz": lzma}[file.suffix].compress(content))
+    assert len(read_local(file)) == 1
+    monkeypatch.setattr(readers.psutil, "virtual_memory", lambda: SimpleNamespace(available=1_000_000))
+    with pytest.raises(DataError, match=r"unpack to .* MiB or more, and 977 KiB of memory are free"):
+        read_local(file)

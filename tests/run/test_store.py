@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -141,6 +142,10 @@ def test_nothing_needed_and_nothing_alive_is_superfluous(tmp_path: Path) -> None
     (tmp_path / ".scratch" / kept.key / "x").mkdir(parents=True)
     (tmp_path / ".scratch" / gone.key / "x").mkdir(parents=True)
     assert set(store.superfluous({kept.key})) == {gone.path, tmp_path / ".scratch" / gone.key}
+    for seconds in (-3600, 3600):  # another host's clock is an hour off
+        at = time.time() + seconds
+        os.utime(living, (at, at))
+        assert living not in store.superfluous({kept.key})
     os.utime(living, (0, 0))
     assert living in store.superfluous({kept.key})
 

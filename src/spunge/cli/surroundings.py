@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import logging
 import os
 import resource
 import sys
@@ -35,6 +36,7 @@ def prepare(words: Sequence[str]) -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         _write_what_can_be_written(stream)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home it keeps its cache elsewhere, and tells
     try:
         os.getcwd()  # noqa: PTH109
     except FileNotFoundError as error:

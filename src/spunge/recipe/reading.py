@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from spunge import outside
 from spunge.errors import RecipeError
+from spunge.files import refuse_special
 from spunge.interfaces import Evaluator
 from spunge.recipe import shipped, yaml
 from spunge.recipe.mistakes import in_document, in_settings, near
@@ -132,6 +133,7 @@ def _validated(root: type[S], document: Document, words: Sequence[str]) -> S:
 
 def _find(recipe: str | Path) -> Path | Traversable:
     path = Path(recipe)
+    refuse_special(path)
     if path.is_file():
         return path
     recipes = shipped.recipes()

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ruamel.yaml import YAML, YAMLError
 
 from spunge.errors import ArtifactError, first_line
-from spunge.files import digest_of, is_locked
+from spunge.files import digest_of, is_locked, refuse_special
 from spunge.metrics import Metric
 from spunge.rows.items import JOURNAL, RUN_FORMAT, SCHEMA
 
@@ -307,6 +307,7 @@ def read(path: Path, *, ending: bool = False) -> Run:
     Raises:
         ArtifactError: There is no run here, another version of Spunge wrote it, or its files are not those it wrote.
     """
+    refuse_special(*(path / name for name in ("manifest.json", JOURNAL, "recipe.yaml", "items.parquet")))
     manifest = _manifest(path)
     if ending:
         manifest = manifest.model_copy(update={"status": "done"})

@@ -10,13 +10,18 @@ import lzma
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import polars as pl
+import psutil
 
 from spunge.errors import DataError, first_line
-from spunge.files import refuse_special
+from spunge.files import format_bytes, refuse_special
+
+LONGEST = 200 * 10**6
+"""Letters that a line of JSON may have. Read, parsed and made a cell it takes some five times as many bytes."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ def read_local(path: Path, reading: Reading | None = None) -> pl.DataFrame:
     """Reads a file, all data files of a directory one after the other, or what `save_to_disk` of datasets wrote.
 
     Raises:
-        DataError: It is of an unknown kind, or is not what its name says.
+        DataError: It is of an unknown kind, is not what its name says, or unpacks to more than there is memory.
     """
     reading = reading or Reading()
     if path.is_dir():
@@ -51,6 +56,7 @@ def read_local(path: Path, reading: Reading | None = None) -> pl.DataFrame:
     if reading.lines and reader is not _read_text:
         raise DataError(f"{path}: `lines` is for text files (.txt), whose texts are else parted by blank lines")
     try:
+        _refuse_what_does_not_fit(path)
         return reader(path, reading)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: cannot be read as {kind[1:]}: {_encoding(path)}") from error
@@ -89,6 +95,37 @@ def _kind(path: Path) -> str:
     return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in _COMPRESSIONS else path.suffix.lower()
 
 
+def _refuse_what_does_not_fit(path: Path) -> None:
+    """Refuses a file that unpacks to more than the memory that is free, without unpacking it into memory.
+
+    A small file may: a page of Parquet or a block of gzip that says one thing many times takes a few bytes.
+
+    Raises:
+        DataError: It does.
+    """
+    free = psutil.virtual_memory().available
+    size = path.stat().st_size
+    if path.suffix.lower() in _COMPRESSIONS:
+        with _open(path) as stream:
+            while size <= free and (piece := stream.read(1 << 20)):
+                size += len(piece)
+    elif path.suffix.lower() == ".parquet":
+        from pyarrow import ArrowException, parquet
+
+        try:
+            known = parquet.read_metadata(path)
+        except (ArrowException, OSError):  # what is no Parquet is refused by who reads it
+            return
+        # A value takes at least a pointer in memory, however often it is repeated in the file.
+        size = known.num_rows * known.num_columns * 8
+        size += sum(known.row_group(number).total_byte_size for number in range(known.num_row_groups))
+    if size > free:
+        raise DataError(
+            f"{path}: its {format_bytes(path.stat().st_size)} unpack to {format_bytes(size)} or more, and "
+            f"{format_bytes(free)} of memory are free: cut it into parts, or keep fewer rows"
+        )
+
+
 def _open(path: Path) -> BinaryIO:
     opener = _COMPRESSIONS.get(path.suffix.lower())
     return path.open("rb") if opener is None else opener(path)
@@ -98,7 +135,7 @@ def _open_zstd(path: Path) -> BinaryIO:
     import pyarrow  # Python has zstd from 3.14 on
 
     stream = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
-    return cast("BinaryIO", io.BytesIO(stream.read()))
+    return io.BufferedReader(cast("io.RawIOBase", stream))
 
 
 def _encoding(path: Path) -> str:
@@ -114,7 +151,12 @@ def _encoding(path: Path) -> str:
 def _read_jsonl(path: Path, reading: Reading) -> pl.DataFrame:
     rows = []
     with io.TextIOWrapper(_open(path), encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(iter(partial(lines.readline, LONGEST), ""), 1):
+            if len(line) == LONGEST:
+                raise DataError(
+                    f"{path}:{number}: a line of more than {LONGEST // 10**6} million letters: JSON Lines have one "
+                    "object a line, and a text that long is a file of its own (.txt)"
+                )
             if not line.strip():
                 continue
             try:

@@ -311,7 +311,7 @@ def _damage(manifest: Mapping[str, Any], path: Path, name: str, content: Callabl
         )
     for file, published in manifest["files"].items():
         try:
-            if content(path / file) != published["sha256"]:
+            if not (path / file).is_file() or content(path / file) != published["sha256"]:
                 return file
         except OSError:
             return file
@@ -336,6 +336,8 @@ def _set_aside(final: Path) -> None:
 
 
 def _read(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():  # or a FIFO, which would be waited for
+        return None
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from spunge.errors import ArtifactError, IncompatibleTaskVectors, ModelError
+from spunge.files import refuse_special
 from spunge.weights import seal
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.safetensors_files import StoredTensor, read_header
@@ -273,6 +274,7 @@ def _config_of(modules: Mapping[str, LowRank], base: str) -> dict[str, Any]:
 
 def _read_config(directory: Path) -> dict[str, Any]:
     try:
+        refuse_special(directory / CONFIG)
         config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
         kind = config.get("peft_type")
     except (OSError, ValueError, AttributeError, RecursionError) as error:

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ places alone, each side takes the other's messages for an attack, and cuts the l
 ATTEMPTS = 4
 _PATIENCE = 120.0
 """Seconds for a host to start a process and say what it sees."""
+_HEADLESS = 30.0
+"""Seconds without the head until a run ends with a line; after 60 Ray itself would end the process where it stands."""
 
 
 @dataclass
@@ -51,9 +54,14 @@ class Cluster:
     _held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, init=False)
     _mark: Path | None = field(default=None, init=False)
     _pending: list[Any] = field(default_factory=list, init=False)
-    _before: Any = field(default=None, init=False)
-    """What was to happen on SIGTERM before Ray came."""
-    _stopped: bool = field(default=False, init=False)
+    _before: dict[int, Any] = field(default_factory=dict, init=False)
+    """What was to happen on SIGTERM and SIGHUP before Ray came."""
+    _stopped: int | None = field(default=None, init=False)
+    """The signal that asked this process to stop."""
+    _head: str = field(default="", init=False)
+    """The `host:port` of the head, asked for while it answers."""
+    _headless: float | None = field(default=None, init=False)
+    """Since when the head gives no answer."""
 
     def run(self, tasks: Sequence[Task]) -> list[Artifact]:
         """Runs the tasks that the store does not hold yet.
@@ -91,6 +99,8 @@ class Cluster:
         ray, label = _ray(), f"{task.stage} {task.name}"
         self.progress(label, 0, 1)
         try:
+            while not ray.wait([reference], timeout=5.0)[0]:
+                self._look_for_head(label)
             host = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, SpungeError):
@@ -110,11 +120,26 @@ class Cluster:
         self.progress(label, 1, 1)
         return Artifact(artifact.path, artifact.manifest, reused=False)
 
+    def _look_for_head(self, label: str) -> None:
+        """Ends the run when the cluster's head has been gone for long: nothing more would be heard of any task."""
+        host, _, port = self._head.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=5.0).close()
+            self._headless = None
+        except OSError as error:
+            self._headless = self._headless or time.monotonic()
+            if time.monotonic() - self._headless > _HEADLESS:
+                self._pending = []  # nobody is left to cancel them by: Ray ends them when they miss the head as well
+                raise WorkerDied(
+                    f"{label}: the cluster's head, {host}:{port}, is gone ({error.strerror or error}): start it again; "
+                    "finished stages are kept, and the same command continues"
+                ) from error
+
     def __enter__(self) -> Cluster:
         with contextlib.ExitStack() as held:
             self._mark = held.enter_context(self.store.marked())
             self._connect()
-            held.callback(_ray().shutdown)
+            held.callback(self._disconnect)
             self._ask_hosts()
             self._held = held.pop_all()
         return self
@@ -123,26 +148,33 @@ class Cluster:
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # Ray leaves the working directory alone
         if find_spec("ray") is None:
             raise MissingExtra("ray is not installed: pip install 'spunge[ray]'")
-        before = signal.getsignal(signal.SIGTERM)
+        before = {sent: signal.getsignal(sent) for sent in (signal.SIGTERM, signal.SIGHUP)}
         try:
             if self.address != "auto":  # Ray would try for minutes, and then abort
                 host, _, port = self.address.rpartition(":")
                 socket.create_connection((host, int(port)), timeout=10).close()
             ray = _ray()
             ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
+            self._head = ray.get_runtime_context().gcs_address
         except (OSError, RuntimeError, ValueError) as error:
             raise ArtifactError(
                 f"--address {self.address}: no Ray cluster to be had there ({first_line(error)}): "
                 "start one with `ray start --head`, and set RAY_AUTH_MODE here as it is there"
             ) from error
         if current_thread() is main_thread():  # Ray's own handler would end the process where it stands
-            signal.signal(signal.SIGTERM, self._stop)
-            self._before = before
+            # Ray takes SIGTERM alone; a SIGHUP that nohup has this process ignore stays ignored.
+            self._before = {sent: at for sent, at in before.items() if sent == signal.SIGTERM or callable(at)}
+            for sent in self._before:
+                signal.signal(sent, self._stop)
+
+    def _disconnect(self) -> None:
+        if self._headless is None:  # it would wait for the head until Ray ends this process, before our line is out
+            _ray().shutdown()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._stopped = True
-        if callable(self._before):
-            self._before(number, frame)
+        self._stopped = number
+        if callable(before := self._before[number]):
+            before(number, frame)
         sys.exit(128 + number)
 
     def _ask_hosts(self) -> None:
@@ -190,10 +222,10 @@ class Cluster:
                 # By force: a task that computes would not look up. What it runs in is killed, and its children.
                 with contextlib.suppress(ray.exceptions.RayError, ValueError):
                     ray.cancel(reference, force=True)
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-        if self._stopped:  # of the exit that was under way Ray keeps no more than that there was one
-            sys.exit(128 + signal.SIGTERM)
+        for sent, handler in self._before.items():
+            signal.signal(sent, handler)
+        if self._stopped is not None:  # of the exit that was under way Ray keeps no more than that there was one
+            sys.exit(128 + self._stopped)
 
 
 def _ray() -> Any:

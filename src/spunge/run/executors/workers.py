@@ -57,9 +57,20 @@ class Slot(NamedTuple):
 
 
 def slots(device: str, jobs: int) -> list[Slot]:
-    """Returns as many slots as jobs; `cuda` without a number deals out the GPUs that this process sees, in turn."""
+    """Returns as many slots as jobs; `cuda` without a number deals out the GPUs that this process sees, in turn.
+
+    On the CPU there are no more than cores: processes that share one take turns, and each holds a model of its own (99
+    on two cores took five times as long as one).
+    """
     if device == "cpu":
-        return [Slot(device, "")] * jobs
+        if jobs > (cores := usable_cores()):
+            warnings.warn(
+                f"--jobs {jobs}: this process may use {cores} core{'s' if cores > 1 else ''}, so no more processes "
+                "than that are started: they would only wait for each other, each with a model of its own",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return [Slot(device, "")] * min(jobs, cores)
     if device != "cuda" or jobs == 1:
         return [Slot(device)] * jobs
     import torch
@@ -67,6 +78,11 @@ def slots(device: str, jobs: int) -> list[Slot]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
     return [Slot(device, gpus[job % len(gpus)]) for job in range(jobs)]
+
+
+def usable_cores() -> int:
+    """Returns how many cores this process may use: fewer than the machine has where a scheduler deals them out."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(eq=False)
@@ -165,7 +181,7 @@ class Workers:
     def _start(self, slot: Slot) -> Worker:
         context = multiprocessing.get_context("spawn")  # a fork would share torch's threads and locks as they stand
         line, theirs = context.Pipe()
-        threads = max(1, (os.cpu_count() or 1) // len(self.slots))
+        threads = max(1, usable_cores() // len(self.slots))
         process = context.Process(target=_work, args=(theirs, slot, threads, self.patience.beat, outside.folders()))
         with _ctrl_c_ignored():  # by the worker, which inherits it: the parent ends it
             process.start()
