@@ -166,7 +166,7 @@ def test_a_check_says_what_is_needed_and_runs_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # What would be fetched is said before it is: the plan itself needs the rows and the models' configurations.
-    empty = planning.Plan([], [], planning.Machine("cpu", 1, 1, 0))
+    empty = planning.Plan([], [], planning.Machine("cpu", 1, 1, 0), 0, None)
     monkeypatch.setattr(planning, "forecast", lambda *_, **__: empty)
     cli.run(name, check=True)
     printed = capsys.readouterr().out

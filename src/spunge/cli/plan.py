@@ -50,6 +50,7 @@ def summary(experiment: Experiment, plan: Plan) -> Iterator[str]:
     reused = len(plan.steps) - len(computed)
     yield f"{experiment.name}: {len(computed)} of {len(plan.steps)} stages would be computed, {reused} reused"
     yield f"  what    {_what(experiment)}"
+    yield f"  rows    {_rows(plan)}"
     for program in experiment.programs:
         yield f"  code    {program} runs as a program, and may do all that you may"
     if not computed:
@@ -67,6 +68,15 @@ def summary(experiment: Experiment, plan: Plan) -> Iterator[str]:
     yield f"  disk    {format_bytes(disk)}; {format_bytes(plan.machine.disk)} are free"
     for (stage, advice), tasks in Counter((one["stage"], one["advice"]) for one in computed if one["advice"]).items():
         yield f"  refused {stage} ({tasks} of them): {advice}"
+
+
+def _rows(plan: Plan) -> str:
+    retain = "no retain set" if plan.retain is None else f"{_count(plan.retain)} to keep"
+    return f"{_count(plan.forget)} to forget, {retain}"
+
+
+def _count(rows: int) -> str:
+    return f"{rows:,} row{'s' * (rows != 1)}"
 
 
 def _what(experiment: Experiment) -> str:

@@ -39,6 +39,10 @@ class Plan:
     rounds: list[int]
     """Of every step: tasks of one round do not depend on each other, and wait for those of all rounds before."""
     machine: Machine
+    forget: int
+    """Rows to forget, as they were read: a file whose lines were meant as texts shows here that it is one row."""
+    retain: int | None
+    """Rows to keep; None where the recipe names none."""
 
     @property
     def critical_path(self) -> list[dict[str, Any]]:
@@ -87,7 +91,8 @@ def forecast(
         disk -= takes.disk or 0
         if disk < 0:
             step["advice"] = "the disk is full by then: give an --out with more room, or see `spunge store gc`"
-    return Plan(planned.steps, planned.rounds, machine)
+    retain = None if rows.retain is None else len(rows.retain)
+    return Plan(planned.steps, planned.rounds, machine, len(rows.forget), retain)
 
 
 def needed(out: str | Path, *, allow_code: bool = False) -> dict[str, list[str]]:
