@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from spunge.errors import DataError, IncompatibleTaskVectors, ModelError
 from spunge.interfaces import Work
-from spunge.training.forecast import forecast_training
+from spunge.training.forecast import forecast_training, out_of_reach
+from spunge.training.settings import TrainedUnlearner
 from spunge.training.tuned import linear_modules
 from spunge.unlearners import NPO, RMU, TaskVectorNegation
 from spunge.weights import adapter
@@ -233,12 +234,21 @@ def test_what_peft_would_take_for_experts_is_not_written_as_an_adapter(tmp_path)
         adapter.save(vector, tmp_path / "adapter", base=base.id, names=names)
 
 
-def test_a_plan_says_what_an_adapter_does_not_reach(tmp_path):
-    base = build(tmp_path / "model", "fused experts")
-    notes = forecast_training(METHODS["tvn"], base, make_corpus(4, 0), None).notes  # pyright: ignore[reportArgumentType]
-    assert "are tensors of fused experts, on which no LoRA is put" in notes["what the adapter reaches"]
-    dense = build(tmp_path / "dense", "dense")
-    assert not forecast_training(METHODS["tvn"], dense, make_corpus(4, 0), None).notes  # pyright: ignore[reportArgumentType]
+def test_plan_and_manifest_say_what_an_adapter_does_not_reach(tmp_path):
+    method = METHODS["tvn"]
+    assert isinstance(method, TrainedUnlearner)
+    base, dense = build(tmp_path / "model", "fused experts"), build(tmp_path / "dense", "dense")
+    for model in (base, dense):
+        assert out_of_reach(method, model) is None  # nobody has asked yet
+        forecast_training(method, model, make_corpus(4, 0), None)
+    assert out_of_reach(method, dense) is None
+    said = out_of_reach(method, base)
+    assert said is not None
+    assert "are tensors of fused experts, on which no LoRA is put" in said
+    vector = method.unlearn(base, make_corpus(4, 0), None, work_in(tmp_path / "work", Resident()))
+    reach = vector.provenance["adapter_reach"]
+    assert f"{reach['adapted']:.1%} of the parameters: {reach['fused_experts']:.1%} are tensors" in said
+    assert reach["adapted"] + reach["fused_experts"] < 1
 
 
 def test_an_encoder_is_refused_by_name(tmp_path):

@@ -63,6 +63,11 @@ def unlearn(
         vector = standalone.unlearn(step, unlearner, topics, retained)
     if not quiet:
         screen.print(f"{out}: {len(vector)} changed parameters, norm {vector.norm:.4g}")
+        if reach := vector.provenance.get("adapter_reach"):
+            screen.print(
+                f"  the adapter reaches {reach['adapted']:.1%} of the parameters; {reach['fused_experts']:.1%} are "
+                "fused experts, on which no LoRA is put"
+            )
 
 
 def merge(

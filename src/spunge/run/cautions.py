@@ -14,6 +14,8 @@ from spunge.rows.readers import paragraphs, read_text
 from spunge.rows.sources import Corpus, Source, locate
 from spunge.run.subsets import Rows
 from spunge.run.unlearn import Unlearn
+from spunge.training.forecast import out_of_reach
+from spunge.training.settings import Tuning
 
 _FEW_ITEMS = 10
 _MANY_LINES = 10
@@ -45,7 +47,13 @@ def cautions_of_subsets(tasks: Sequence[object]) -> list[str]:
         DataError: Nobody can mean such a split.
     """
     unlearnings = [task for task in tasks if isinstance(task, Unlearn) and task.kind == "subset"]
-    return list(_check_subsets({task.name: task.forget for task in unlearnings}))
+    unreached = {
+        out_of_reach(task.unlearner, task.base.model) for task in unlearnings if isinstance(task.unlearner, Tuning)
+    }
+    return [
+        *_check_subsets({task.name: task.forget for task in unlearnings}),
+        *sorted(line for line in unreached if line is not None),
+    ]
 
 
 def refuse_foreign(directory: Path) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spunge.interfaces import Forecast
 from spunge.rows.sources import Corpus
 from spunge.training.settings import Lora, Tuning
 from spunge.weights.language_model import LanguageModel
 from spunge.weights.shape import Shape, shape_of, token_counts
+
+if TYPE_CHECKING:
+    from spunge.training.tuned import Reach
 
 
 def forecast_training(settings: Tuning, base: LanguageModel, forget: Corpus, retain: Corpus | None) -> Forecast:
@@ -20,7 +24,7 @@ def forecast_training(settings: Tuning, base: LanguageModel, forget: Corpus, ret
         RecipeError: A setting names nothing of the model.
     """
     shape = shape_of(base)
-    notes = _check_targets(settings, base)
+    _check_targets(settings, base)
     steps = settings.epochs * -(-len(forget) // (settings.batch_size * settings.accumulation))
     steps = min(steps, settings.max_steps or steps)
     trained = changed = shape.parameters
@@ -44,41 +48,47 @@ def forecast_training(settings: Tuning, base: LanguageModel, forget: Corpus, ret
         operations=passes * shape.inner * padded * batches,
         calls=shape.layers * batches * passes // 2,
         changed=changed,
-        notes=notes,
     )
 
 
-_checked: dict[tuple[LanguageModel, Path, str | None, tuple[str, ...] | None], dict[str, str]] = {}
+def out_of_reach(settings: Tuning, base: LanguageModel) -> str | None:
+    """Says what share of a mixture an adapter does not reach, once its training was forecast; None where it is none."""
+    reach = _checked.get(_question(settings, base))
+    if reach is None or not reach.fused_experts:
+        return None
+    return (
+        f"The adapter reaches {reach.adapted:.1%} of the parameters: {reach.fused_experts:.1%} are tensors of fused "
+        "experts, on which no LoRA is put: `lora: null` with `parameters: [experts]` trains them."
+    )
+
+
+_Question = tuple[LanguageModel, Path, str | None, tuple[str, ...] | None]
+
+_checked: dict[_Question, Reach | None] = {}
 """What was found out already: every subset's task of a plan asks the same."""
 
 
-def _check_targets(settings: Tuning, base: LanguageModel) -> dict[str, str]:
-    """Refuses what could be trained and not stored; says what an adapter does not reach."""
-    from spunge.training.tuned import chosen_weights, lora_targets
+def _question(settings: Tuning, base: LanguageModel) -> _Question:
+    lora = settings.lora
+    return base, base.directory(weights=False), lora and lora.model_dump_json(), settings.parameters
+
+
+def _check_targets(settings: Tuning, base: LanguageModel) -> None:
+    """Refuses what could be trained and not stored; remembers what an adapter reaches."""
+    from spunge.training.tuned import chosen_weights, lora_targets, reach_of
     from spunge.weights.conversion import ParameterNames
 
     lora, stored = settings.lora, base.stored_names()
-    key = (base, base.directory(weights=False), lora and lora.model_dump_json(), settings.parameters)
-    if key in _checked or stored is None:
-        return _checked.get(key, {})
+    question = _question(settings, base)
+    if question in _checked or stored is None:
+        return
     outline = base.outline()
-    names, notes = ParameterNames(outline, stored), {}
+    names = ParameterNames(outline, stored)
     if lora is None:
         chosen_weights(outline, names, settings.parameters)
+        _checked[question] = None
     else:
-        targets = lora_targets(outline, names, lora)
-        reached = sum(outline.get_parameter(f"{name}.weight").numel() for name in targets)
-        fused = sum(
-            value.numel() for name, value in outline.named_parameters() if "experts" in name and value.ndim == 3
-        )
-        total = sum(parameter.numel() for parameter in outline.parameters())
-        if fused:
-            notes["what the adapter reaches"] = (
-                f"{reached / total:.1%} of the parameters; {fused / total:.1%} are tensors of fused experts, on which "
-                "no LoRA is put: `lora: null` with `parameters: [experts]` trains them"
-            )
-    _checked[key] = notes
-    return notes
+        _checked[question] = reach_of(outline, lora_targets(outline, names, lora))
 
 
 def _is_adapted(name: str, lora: Lora, shape: Shape) -> bool:

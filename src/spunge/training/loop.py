@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -101,7 +101,9 @@ def train(trainee: Trainee, objective: Objective, work: Work) -> TaskVector:
             course.note(figures)
     if probe and probe.floor is not None:
         course.state.take_best(probe.floor)
-    return TaskVector(trainee.entries(), provenance={"steps": len(course.steps)})
+    reach = trainee.reach
+    unreached = {} if reach is None or not reach.fused_experts else {"adapter_reach": asdict(reach)}
+    return TaskVector(trainee.entries(), provenance={"steps": len(course.steps), **unreached})
 
 
 class Course:

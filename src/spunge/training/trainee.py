@@ -23,7 +23,7 @@ from spunge.rows.sources import Corpus
 from spunge.training import losses, sharding
 from spunge.training.rows import Batch, Encoded, collate, cut, encode
 from spunge.training.settings import Tuning
-from spunge.training.tuned import chosen_weights, with_lora, with_pieces, with_weights
+from spunge.training.tuned import Reach, chosen_weights, lora_targets, reach_of, with_lora, with_pieces, with_weights
 from spunge.weights.conversion import ParameterNames
 from spunge.weights.language_model import LanguageModel
 from spunge.weights.task_vector import Entry
@@ -48,6 +48,8 @@ class Trainee:
     """Inside it the model answers as the base model does."""
     in_bfloat16: bool
     """Whether matrix products are computed in bfloat16, by autocast."""
+    reach: Reach | None = None
+    """What an adapter reaches; None where the weights themselves are trained."""
     _encoded: dict[int, tuple[Sequence[Encoded], Corpus]] = field(default_factory=dict)
     """Rows by their list's id, with what they were made of; they are held so that no other list takes the id."""
     _answers: dict[tuple[int, str], Sequence[Encoded]] = field(default_factory=dict)
@@ -188,7 +190,10 @@ def borrow(settings: Tuning, base: LanguageModel, work: Work) -> Iterator[Traine
         if not own:
             stack.callback(_restore, model, trainable)
         model.requires_grad_(False).eval()
+        reach = None
         if settings.lora:
+            if settings.quantize is None:  # of 4-bit weights the numbers aren't counted
+                reach = reach_of(model, lora_targets(model, names, settings.lora))
             tuned = with_lora(model, names, lora=settings.lora, seed=work.seed, device=work.device)
         elif sharding.size() > 1:
             tuned = with_pieces(model, names, chosen_weights(model, names, settings.parameters), work.device)
@@ -197,7 +202,7 @@ def borrow(settings: Tuning, base: LanguageModel, work: Work) -> Iterator[Traine
         parameters, entries, as_base = stack.enter_context(tuned)
         if settings.gradient_checkpointing:
             stack.enter_context(_recomputing(model))
-        yield Trainee(model, tokenizer, settings, work.device, parameters, entries, as_base, in_bfloat16)
+        yield Trainee(model, tokenizer, settings, work.device, parameters, entries, as_base, in_bfloat16, reach)
 
 
 def _own_copy(settings: Tuning, base: LanguageModel, work: Work) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -169,6 +170,24 @@ def lora_targets(model: PreTrainedModel, names: ParameterNames, lora: Lora) -> l
             raise RecipeError(f"lora.target_modules: {name} shares its weight with another layer; leave it out")
         names.check(f"{name}.weight")
     return list(dict.fromkeys(targets))
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How much of a model an adapter can change, as shares of all its parameters."""
+
+    adapted: float
+    """In the layers that have a LoRA."""
+    fused_experts: float
+    """In tensors of fused experts, which are no layers: PEFT's `all-linear` passes over them without a word."""
+
+
+def reach_of(model: PreTrainedModel, targets: Sequence[str]) -> Reach:
+    """Returns what a LoRA on these layers reaches; an outline of the model will do."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    adapted = sum(model.get_parameter(f"{name}.weight").numel() for name in targets)
+    fused = sum(value.numel() for name, value in model.named_parameters() if "experts" in name and value.ndim == 3)
+    return Reach(adapted / total, fused / total)
 
 
 def _tied(model: PreTrainedModel) -> set[int]:
