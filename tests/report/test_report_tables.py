@@ -8,6 +8,8 @@ import re
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from report_runs import HOSTILE, write_run
 from ruamel.yaml import YAML
 
@@ -240,10 +242,32 @@ def hostile_table():
 
 
 def test_csv_keeps_every_character_and_the_intervals():
-    read = list(csv.reader(io.StringIO(hostile_table().to_csv())))
+    read = list(csv.reader(io.StringIO(hostile_table().to_csv(), newline="")))
     assert read[0] == ["name", "a | b", "a | b low", "a | b high"]
-    assert [row[0] for row in read[1:]] == list(HOSTILE)
+    assert [row[0].removeprefix("'") for row in read[1:]] == list(HOSTILE)  # before a formula
     assert read[1][1:] == ["1.0", "0.5", "1.5"]
+
+
+FORMULA = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20")
+CELLS = st.text(max_size=12) | st.text(st.sampled_from("=+-@;|, \t\r\n'\"a1\uff1d"), max_size=8)
+
+
+@example(["+ RMU, joint", "=cmd|' /C calc'!A0", "a;=1+1", "\t=1", " @SUM(A1)", "\n-1", "\r\n+1", "\uff1d1"])
+@given(st.lists(CELLS, max_size=8))
+def test_no_cell_is_a_formula_to_a_spreadsheet_and_numbers_stay_numbers(names):
+    rows = [[Cell(name), Cell("▼ −0.5", -0.5, -1.0, 0.0, "[−1.0, 0.0]")] for name in names]
+    table = Table("x", "x", "", ["=name", "+ RMU"], rows)
+    written = table.to_csv()
+    read = list(csv.reader(io.StringIO(written, newline="")))
+    assert [row[1:] for row in read[1:]] == [["-0.5", "-1.0", "0.0"]] * len(names)
+    for row, name in zip(read[1:], names, strict=True):
+        assert row[0].replace("'", "") == name.replace("'", "")
+    texts = [row[0] for row in read] + read[0]
+    texts += [part for text in texts for part in re.split("[;\t\r\n]", text)]  # as other locales part cells
+    assert not [text for text in texts if text.strip(" ").startswith(FORMULA)]
+    cells = [re.split(r"(?<!\\)\|", line)[1].strip() for line in table.to_markdown().splitlines()]
+    del cells[1]  # the line of dashes
+    assert not [cell for cell in cells if cell.startswith(FORMULA)]
 
 
 def test_markdown_keeps_its_columns_whatever_the_names():

@@ -55,18 +55,21 @@ class Table:
         return [[str(cell) for cell in row] for row in self.cells]
 
     def to_csv(self) -> str:
-        """Returns comma-separated values with the intervals' ends in columns of their own, as plain numbers."""
+        """Returns comma-separated values with the intervals' ends in columns of their own, as plain numbers.
+
+        A text that a spreadsheet would take for a formula has an apostrophe before it, as a spreadsheet itself writes it.
+        """
         ranged = [any(row[index].low is not None for row in self.cells) for index in range(len(self.header))]
         out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
+        writer = csv.writer(out, lineterminator="\r\n")  # as RFC 4180 has it, and so that a lone \r is quoted
         header: list[str] = []
         for name, wide in zip(self.header, ranged, strict=True):
             header += [name, f"{name} low", f"{name} high"] if wide else [name]
-        writer.writerow(header)
+        writer.writerow([_no_formula(name) for name in header])
         for row in self.cells:
             line: list[Any] = []
             for cell, wide in zip(row, ranged, strict=True):
-                line.append(cell.text if cell.value is None else repr(cell.value))
+                line.append(_no_formula(cell.text) if cell.value is None else repr(cell.value))
                 if wide:
                     line += ["" if end is None else repr(end) for end in (cell.low, cell.high)]
             writer.writerow(line)
@@ -84,11 +87,11 @@ class Table:
 
     def to_markdown(self) -> str:
         """Returns a GitHub-flavoured Markdown table."""
-        lines = ["| " + " | ".join(escape_markdown(name) for name in self.header) + " |"]
+        lines = ["| " + " | ".join(_markdown_cell(name) for name in self.header) + " |"]
         lines.append("|" + "|".join([" --- "] + [" ---: "] * (len(self.header) - 1)) + "|")
         # Brackets around an interval are plain text; in a name they could open a link.
         for row in self.cells:
-            texts = [str(cell) if cell.value is not None else escape_markdown(cell.text) for cell in row]
+            texts = [str(cell) if cell.value is not None else _markdown_cell(cell.text) for cell in row]
             lines.append("| " + " | ".join(texts) + " |")
         return "\n".join(lines) + "\n"
 
@@ -519,6 +522,19 @@ _LATEX |= {"↓": r"$\downarrow$", **{char: "\\" + char for char in "&%$#_{}"}}
 def _latex(text: str) -> str:
     # A cell that opens with a bracket would be read as an argument of the line before it.
     return "{}" + escaped if (escaped := "".join(_LATEX.get(c, c) for c in plain(text))).startswith("[") else escaped
+
+
+# Where a cell begins: also behind what parts cells in another locale, or at the next line. Wide signs count as theirs.
+_FORMULA = re.compile("(^|[;\t\r\n])([^\\S\t\r\n]*)(?=[-=+@\t\r\uff0b\uff0d\uff1d\uff20])")
+
+
+def _no_formula(text: str) -> str:
+    return _FORMULA.sub(r"\1'\2", text)
+
+
+def _markdown_cell(text: str) -> str:
+    """Escapes a cell, a formula's first sign too, which shows all the same: tables are pasted into spreadsheets."""
+    return re.sub("^(\\s*)([-=+@\uff0b\uff0d\uff1d\uff20])", r"\1\\\2", escape_markdown(text))
 
 
 def escape_markdown(text: str) -> str:
