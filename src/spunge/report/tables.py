@@ -57,7 +57,7 @@ class Table:
     def to_csv(self) -> str:
         """Returns comma-separated values with the intervals' ends in columns of their own, as plain numbers.
 
-        A text that a spreadsheet would take for a formula has an apostrophe before it, as a spreadsheet itself writes it.
+        A text that a spreadsheet would take for a formula has an apostrophe before it, as a spreadsheet writes it.
         """
         ranged = [any(row[index].low is not None for row in self.cells) for index in range(len(self.header))]
         out = io.StringIO()
