@@ -34,6 +34,11 @@ def first_line(error: BaseException, limit: int = 300) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
 
 
+def shortened(message: str, limit: int = 1500) -> str:
+    """Returns a message with its middle left out where it quotes more than anybody reads; its end says what to do."""
+    return message if len(message) <= limit else f"{message[: limit // 2]} … {message[-limit // 4 :]}"
+
+
 class SpungeError(Exception):
     """Anything that the user, or the world around them, can mend."""
 

@@ -38,7 +38,7 @@ from spunge.cli.options import (
 )
 from spunge.cli.surroundings import prepare
 from spunge.cli.tracking import tracked
-from spunge.errors import RecipeError, SpungeError, redacted
+from spunge.errors import RecipeError, SpungeError, redacted, shortened
 
 if TYPE_CHECKING:
     from spunge.recipe.schema import Experiment
@@ -102,7 +102,7 @@ def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
 
 
 def _refuse(message: str) -> int:
-    shown = message if message.startswith("Usage:") else f"spunge: {message}"
+    shown = message if message.startswith("Usage:") else f"spunge: {shortened(message)}"
     aside.print(redacted(shown), soft_wrap=True)
     return 2
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from spunge.errors import shortened
 from spunge.recipe.paths import dotted, undotted
 from spunge.recipe.yaml import Document
 
@@ -28,14 +29,15 @@ def in_document(error: ValidationError, document: Document, root: Any) -> str:
     origin = document.origin(tuple(map(str, path)) or undotted(_reason(first, root, path).split(":")[0]))
     setting = f"{dotted(path)}: " if path else ""
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{origin}: {setting}{_reason(first, root, path)}{_hint(first, root, path)}{more}"
+    return shortened(f"{origin}: {setting}{_reason(first, root, path)}{_hint(first, root, path)}{more}")
 
 
 def in_settings(error: ValidationError, settings: Mapping[str, Any], section: str, root: Any) -> str:
     """Returns what is wrong with settings that stand in no file; `section` is where they belong."""
     first = _most_telling(error)
     path = _path(first["loc"], settings)
-    return f"{'.'.join(filter(None, [section, dotted(path)]))}: {_reason(first, root, path)}{_hint(first, root, path)}"
+    place = ".".join(filter(None, [section, dotted(path)]))
+    return shortened(f"{place}: {_reason(first, root, path)}{_hint(first, root, path)}")
 
 
 def models(annotation: Any) -> Iterator[type[BaseModel]]:

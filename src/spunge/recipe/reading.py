@@ -163,6 +163,7 @@ def _expand_suites(document: Document) -> None:
     if not isinstance(entries, list):
         return
     suites = shipped.suites()
+    loaded: dict[str, list[dict[str, Any]]] = {}
     expanded: list[Any] = []
     numbers: list[int] = []  # of the entry that each evaluator comes from, for its position
     for number, entry in enumerate(entries):
@@ -170,8 +171,10 @@ def _expand_suites(document: Document) -> None:
             evaluators = [entry]
         elif str(entry["suite"]) in suites:
             file = suites[str(entry["suite"])]
+            if file.name not in loaded:
+                loaded[file.name] = yaml.load(file.read_bytes(), file.name).settings
             changes = {name: value for name, value in entry.items() if name != "suite"}
-            evaluators = [{**evaluator, **changes} for evaluator in yaml.load(file.read_bytes(), file.name).settings]
+            evaluators = [{**evaluator, **changes} for evaluator in loaded[file.name]]
         else:
             raise RecipeError(
                 f"{document.origin(('evaluate', str(number)))}: evaluate.{number}: {entry['suite']!r} is no suite that "

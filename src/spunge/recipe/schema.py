@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,8 @@ from spunge.variants import Control
 from spunge.weights.language_model import LanguageModel
 
 M = TypeVar("M", bound=Settings)
+MAX_POINTS = 10_000
+"""Of a sweep: each is a merge and an evaluation."""
 
 
 class _FromOutside:
@@ -235,6 +238,8 @@ class Experiment(Settings):
                 raise ValueError(f"sweep.{name}: write merge.<setting>: [value, …]; nothing else is swept in one run")
             if len({json.dumps(value, sort_keys=True) for value in values}) < len(values):
                 raise ValueError(f"sweep.{name}: a value is named twice")
+        if (points := math.prod(map(len, self.sweep.values()))) > MAX_POINTS:
+            raise ValueError(f"sweep: {points} combinations are more than a run may try ({MAX_POINTS}): name fewer")
         _ = self.grid  # every combination must be a merger
         parted = [evaluator for evaluator in self.evaluate if "part" in type(evaluator).model_fields]
         if {evaluator.goal for evaluator in parted} != {"forget", "retain"}:

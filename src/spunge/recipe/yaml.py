@@ -114,7 +114,7 @@ class _Reader:
         if isinstance(node, ScalarNode) and tag == "timestamp":
             return node.value  # no setting is a date, and JSON has none: it stays as it was written
         if not (isinstance(node, ScalarNode) and tag in _SCALARS):
-            raise RecipeError(f"{self._at(node)}: not YAML that a recipe may hold: {tag!r}")
+            raise RecipeError(f"{self._at(node)}: not YAML that a recipe may hold: {tag[:60]!r}")
         value = self._constructor.construct_object(node)
         if isinstance(value, float) and not math.isfinite(value):
             setting = f"{dotted(path)}: " if path else ""

@@ -49,12 +49,19 @@ def hub_refusal(error: BaseException, page: str) -> str:
 def as_model_error(what: str) -> Iterator[None]:
     """Turns whatever transformers raises inside into one line of a ModelError: `what`, a colon, and its first line.
 
-    Transformers says with many kinds that files are not what it hoped for: a KeyError for an unknown architecture, a
-    RuntimeError for a wrong shape, an OSError for a file that is not there, a ValueError for code it may not run.
+    Transformers says with any kind that files are not what it hoped for: a KeyError for an unknown architecture, a
+    RuntimeError for a wrong shape, an OSError for a file that is not there, a ValueError for code it may not run, a
+    TypeError for a number that is a text; safetensors and tokenizers have errors of their own, and panics.
     """
     try:
         yield
-    except SpungeError:  # said already, and some are OSErrors or ValueErrors
+    except SpungeError:  # said already
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{what}: {first_line(error)}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # Rust's own end of a program, which Exception does not hold
+            raise
         raise ModelError(f"{what}: {first_line(error)}") from error

@@ -33,6 +33,9 @@ _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[
 _CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _LINEAR_CONV1D = re.compile(r"(.*\.)?(c_\w+|q_attn)\.weight")
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_MOST = 1e9
+"""More than any rank or α is."""
+_REPEATS = 4
 _NO_PRODUCT = (
     "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config"
 )  # fmt: skip
@@ -311,12 +314,16 @@ def _check_scaling(config: Mapping[str, Any], directory: Path) -> None:
         if not isinstance(patterns, dict):
             raise ArtifactError(f"{directory}: {CONFIG}: {pattern} is not a mapping")
         for number in (config.get(name), *patterns.values()):
-            if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0:
+            # Bounded, as JSON holds whole numbers that no float can, and Infinity.
+            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < _MOST:
                 raise ArtifactError(f"{directory}: {CONFIG}: {name} must be a positive number, not {number!r}")
         for expression in patterns:
+            # A repeated group, or many repeats, could be matched for hours; PEFT itself writes names.
+            if re.search(r"\)[*+{]", expression) or len(re.findall(r"[*+{]", expression)) > _REPEATS:
+                raise ArtifactError(f"{directory}: {CONFIG}: {pattern}: {expression!r} repeats too much: write names")
             try:
                 re.compile(expression)
-            except re.error as error:
+            except (re.error, RecursionError, OverflowError) as error:
                 raise ArtifactError(f"{directory}: {CONFIG}: {pattern}: {expression!r}: {error}") from error
 
 
@@ -338,7 +345,7 @@ def stores_transposed(base: Checkpoint, name: str, *, default: bool = False) -> 
     """Whether a weight is of transformers' Conv1D, which stores [in, out]; `default` if the model has none of these."""
     try:
         config = json.loads((base.directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return default
     if not isinstance(config, dict) or config.get("model_type") not in _CONV1D:
         return default
