@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-long check format clean
+.PHONY: help demo test test-long fuzz check format clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,10 @@ test: $(INSTALLED)  ## Run the test suite
 
 test-long: $(INSTALLED)  ## Run what is too slow for `make test`
 	$(BIN)/pytest -m long
+
+fuzz: $(INSTALLED)  ## Try COUNT=10000 broken inputs, drawn by SEED=0: no traceback, no hang, no file elsewhere
+	COUNT=$(or $(COUNT),10000) SEED=$(or $(SEED),0) $(BIN)/pytest -n 2 -m long -k many_broken \
+		--hypothesis-seed=$(or $(SEED),0) tests/faults/test_fuzz.py
 
 check: $(INSTALLED)  ## Format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ MAX_BYTES = 1_000_000
 MAX_NODES = 100_000
 MAX_DEPTH = 50
 
+_HALVES = re.compile("[\ud800-\udfff]")
+"""No file can hold these; JSON's escapes can say them."""
 _SCALARS = ("null", "bool", "int", "float", "str")
 _TAG = "tag:yaml.org,2002:"
 _MERGE = _TAG + "merge"
@@ -116,6 +119,10 @@ class _Reader:
         if not (isinstance(node, ScalarNode) and tag in _SCALARS):
             raise RecipeError(f"{self._at(node)}: not YAML that a recipe may hold: {tag[:60]!r}")
         value = self._constructor.construct_object(node)
+        if isinstance(value, str) and _HALVES.search(value):
+            raise RecipeError(
+                f"{self._at(node)}: not YAML that a recipe may hold: half a character (\\ud800 to \\udfff)"
+            )
         if isinstance(value, float) and not math.isfinite(value):
             setting = f"{dotted(path)}: " if path else ""
             raise RecipeError(f"{self._at(node)}: {setting}must be a finite number, not {node.value}")

@@ -304,6 +304,8 @@ def _damage_of(path: Path, name: str | None = None) -> str | None:
 def _damage(manifest: Mapping[str, Any], path: Path, name: str, content: Callable[[Path], str]) -> str | None:
     if manifest.get("checksum") != checksum(manifest) or manifest.get("key") != name:
         return MANIFEST
+    if not isinstance(manifest.get("format"), int) or not isinstance(manifest.get("files"), dict):
+        return MANIFEST
     if manifest["format"] > FORMAT:
         raise ArtifactError(
             f"{path}: written by a newer Spunge (format {manifest['format']}, this one reads {FORMAT}): "

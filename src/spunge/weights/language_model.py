@@ -253,6 +253,7 @@ class LanguageModel(Settings):
             tokenizer = AutoTokenizer.from_pretrained(
                 self.directory(weights=False), trust_remote_code=self.trust_remote_code, local_files_only=True
             )
+            tokenizer("a word")  # what its files say of lengths and sides is believed only when it is used
         rows = getattr(self.config().get_text_config(), "vocab_size", None) or len(tokenizer)
         ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0)
         pad = next(id for id in ids if isinstance(id, int) and id < rows)

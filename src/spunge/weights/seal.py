@@ -83,7 +83,8 @@ def read(directory: Path) -> Mapping[str, Mapping[str, Any]]:
     refuse_special(file)
     try:
         sealed = json.loads(file.read_text(encoding="utf-8"))
-        if sealed["checksum"] != checksum(sealed):
+        plain = all(name == Path(name).name and isinstance(digests, dict) for name, digests in sealed["files"].items())
+        if sealed["checksum"] != checksum(sealed) or not plain:
             raise _damaged(file)
         return sealed["files"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -150,7 +151,7 @@ def checks_of(file: Path, header: bytes, spans: Mapping[str, tuple[int, int]], d
         check = Check(file, 0, size, str(digests.get("sha256")))
         check.take(0, memoryview(header))
         return dict.fromkeys(spans, check)
-    if digests.get("header") != hashlib.sha256(header).hexdigest():
+    if not isinstance(digests["tensors"], dict) or digests.get("header") != hashlib.sha256(header).hexdigest():
         raise _damaged(file, "its header")
     return {name: Check(file, *span, str(digests["tensors"].get(name)), name) for name, span in spans.items()}
 
