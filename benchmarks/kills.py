@@ -36,7 +36,7 @@ TRAINED = {"lora": LORA, "batch_size": 2, "max_length": 64, "max_steps": 4}
 METHODS: dict[str, dict[str, Any]] = {
     "npo": {"method": "npo", **TRAINED},
     "task_vector_negation": {"method": "task_vector_negation", **TRAINED},
-    "rmu": {"method": "rmu", "layer": 6, "batch_size": 2, "max_length": 64, "retain_max_length": 64, "max_steps": 4},
+    "rmu": {"method": "rmu", "batch_size": 2, "max_length": 64, "retain_max_length": 64, "max_steps": 4},
 }
 PHASES = ("unlearn", "merge", "evaluate", "report", "export", "merge by hand")
 
@@ -168,7 +168,8 @@ def write_recipe(path: Path, model: Path, unlearn: dict[str, Any]) -> None:
 def undisturbed(directory: Path, model: Path, method: str, jobs: int) -> dict[str, Undisturbed]:
     """Runs a recipe of the method, and exports and merges by hand what it leaves: phase → the command."""
     recipe = directory / f"{method}.json"
-    write_recipe(recipe, model, METHODS[method])
+    layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
+    write_recipe(recipe, model, METHODS[method] | ({"layer": layers // 5} if method == "rmu" else {}))
     commands: dict[str, Undisturbed] = {}
 
     def measure(name: str, *words: str) -> Path:
