@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from spunge.foretell import plan as planning
+from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
 from spunge.run import pipeline
 from spunge.run.store import Store
@@ -138,3 +139,13 @@ def test_a_plan_reads_every_manifest_once(
     steps = planning.plan(other, out=tmp_path / "runs")
     assert sorted(asked) == ["evaluate", "merge", "unlearn"]
     assert any("unlearner.alpha" in why for step in steps if step["stage"] == "unlearn" for why in step["why"])
+
+
+def test_models_that_read_what_was_written_stay_beside_the_base_model(tmp_path: Path) -> None:
+    experiment = reading.read("lab-toxicity", ["controls=[]"])
+    steps = planning.forecast(experiment, out=tmp_path / "runs", memory=10**10).steps
+    base, judge = (shape_of(LanguageModel(id=f"lab:{name}")) for name in ("model", "judge"))
+    weights = base.parameters * base.bytes + judge.parameters * judge.bytes
+    judged = [number for number, step in enumerate(steps) if step["stage"] == "judge"]
+    assert all(steps[number]["memory"] > weights for number in judged)
+    assert all(step["memory"] > weights for step in steps[judged[-1] :] if step["memory"] is not None)

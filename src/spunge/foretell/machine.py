@@ -13,11 +13,16 @@ from spunge.interfaces import Forecast
 from spunge.steering.estimate import free_memory
 
 _CALL = 3e-4
-"""Seconds for calling one layer, whatever it computes: Python, and the start of a dozen kernels."""
+"""Seconds for calling one layer, whatever it computes: Python, and the start of a dozen kernels. Of a Llama of width 64
+and one token it was 0.28 ms in float32 and 0.37 in bfloat16, and the backward pass twice that."""
 _TASK = 0.05
-"""Seconds to publish any artifact: two fsyncs and a rename."""
+"""Seconds for any artifact: its key, its manifest, two fsyncs and a rename, 2 ms on an idle disk, and what a method
+prepares. A task of one step of RMU on the embedded model came to 0.08."""
 PROCESS = 450 * 2**20
-"""Bytes of a process with its libraries, which count where it computes on the CPU."""
+"""Bytes of a process with its libraries, which count where it computes on the CPU: 404 to 512 MiB by its end on the
+embedded models."""
+BYTES_A_WORD = 1200
+"""Bytes that a tokenizer takes for each word of its vocabulary: 940 for SmolLM2's, 1,230 for Gemma 3's."""
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,18 @@ from typing import Any
 
 from spunge.errors import ArtifactError, SpungeError
 from spunge.foretell.advice import advise
-from spunge.foretell.machine import Machine, look_at
+from spunge.foretell.machine import BYTES_A_WORD, Machine, look_at
 from spunge.interfaces import Forecast
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
 from spunge.run.cautions import cautions_of_rows, cautions_of_subsets
+from spunge.run.evaluate import Score
 from spunge.run.executors.planned import Planned
 from spunge.run.flow import flow
 from spunge.run.pipeline import choose_device
 from spunge.run.store import Store
 from spunge.run.subsets import load
+from spunge.weights.shape import shape_of
 
 
 def plan(experiment: Experiment, *, out: str | Path = "runs") -> list[dict[str, Any]]:
@@ -79,15 +81,20 @@ def forecast(
         flow(experiment, rows, planned)
         for caution in cautions_of_subsets(planned.tasks):
             warn(caution)
-    disk = machine.disk
+    disk, readers = machine.disk, dict[str, int]()
     for step, task in zip(planned.steps, planned.tasks, strict=True):
         takes = planned.forecasts.get(step["key"], Forecast()) if step["status"] == "computed" else Forecast()
         step |= {"memory": None, "disk": takes.disk, "seconds": None, "notes": takes.notes, "advice": None}
         if takes.operations is not None:
             step["seconds"] = machine.seconds(takes, experiment.model.dtype)
         if takes.memory is not None:
-            step["memory"] = takes.memory + machine.process
-            step["advice"] = advise(task, takes.memory, machine.memory - machine.process)
+            shape = shape_of(experiment.model)
+            beside = (machine.process and machine.process + BYTES_A_WORD * shape.vocabulary) + sum(readers.values())
+            if isinstance(task, Score):  # classifiers and judges stay in a process, as the base model does
+                beside += shape.parameters * shape.bytes - readers.get(task.scorer.model_dump_json(), 0)
+                readers[task.scorer.model_dump_json()] = takes.memory
+            step["memory"] = takes.memory + beside
+            step["advice"] = advise(task, takes.memory, machine.memory - beside)
         disk -= takes.disk or 0
         if disk < 0:
             step["advice"] = "the disk is full by then: give an --out with more room, or see `spunge store gc`"
