@@ -106,7 +106,7 @@ def run(words: tuple[str, ...], cwd: Path, told: list[Any] | None = None, *, mom
         sent: int = signal.SIGKILL, worker: bool = False) -> tuple[Ended, float, bool]:  # fmt: skip
     """Runs a command, to its end or to a moment; returns how it ended, how long it took and whether it was in time."""
     here, there = CONTEXT.Pipe(duplex=False)
-    process = start(words, cwd, Watched(there), figures=True)
+    process = start(words, cwd, Watched(there))  # figures apart, which take longer than all the rest
     begun, hit = time.monotonic(), False
     if moment is not None and moment.after is None:
         hit = strike(process.pid, moment.seconds, sent, worker=worker)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from spunge.errors import ModelError
+from spunge.files import state_of
 from spunge.rows.hub import as_model_error
 from spunge.weights.conversion import ParameterNames
 from spunge.weights.language_model import LanguageModel, no_bars
@@ -199,7 +201,7 @@ def load_truncated(base: LanguageModel, layers: int, *, device: str, dtype: str 
         with as_model_error(f"{base.id}: cannot be loaded as a decoder"):
             loaded: Any = type(skeleton).from_pretrained(
                 None,  # pyright: ignore[reportArgumentType]: the weights come as slices
-                config=skeleton.config,
+                config=copy.deepcopy(skeleton.config),  # transformers writes into it
                 state_dict=slices,
                 dtype=wanted if wanted == "auto" else getattr(torch, wanted),
                 output_loading_info=True,
@@ -269,11 +271,19 @@ def positions(base: LanguageModel) -> int | None:
 
 
 def skeleton_of(base: LanguageModel, layers: int) -> PreTrainedModel:
-    """Builds the truncated decoder of text without weights, also of a model that sees too.
+    """Builds the truncated decoder of text without weights, also of a model that sees too; to look at, not to change.
+
+    Every task of a plan asks for the same one: while the configuration stays as it is, it is built once.
 
     Raises:
         ModelError: It is no decoder, or has fewer layers.
     """
+    config = base.directory(weights=False) / "config.json"
+    return _skeleton_of(base, layers, state_of(config) if config.exists() else ())
+
+
+@lru_cache(maxsize=4)
+def _skeleton_of(base: LanguageModel, layers: int, _: tuple[int, ...]) -> PreTrainedModel:
     from transformers import AutoModel
 
     whole = base.config()
