@@ -279,7 +279,7 @@ def skeleton_of(base: LanguageModel, layers: int) -> PreTrainedModel:
         ModelError: It is no decoder, or has fewer layers.
     """
     config = base.directory(weights=False) / "config.json"
-    return _skeleton_of(base, layers, state_of(config) if config.exists() else ())
+    return _skeleton_of(base, layers, state_of(config) if config.exists() else ())  # pyright: ignore[reportArgumentType]: frozen, so hashable
 
 
 @lru_cache(maxsize=4)
