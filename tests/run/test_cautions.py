@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spunge.errors import ArtifactError, DataError
 from spunge.foretell.plan import forecast
@@ -136,3 +138,22 @@ def test_a_caution_reaches_terminal_manifest_and_page(world: dict[str, Any], tmp
     assert "hazards: 2 items are too few" in line
     assert line in json.loads((run / "manifest.json").read_text())["warnings"]
     assert "2 items are too few to tell variants apart" in (run / "report" / "index.html").read_text()
+
+
+def test_a_merge_that_rounding_undoes_is_told_at_once_and_stands_in_the_report(
+    world: dict[str, Any], tmp_path: Path
+) -> None:
+    half = AutoModelForCausalLM.from_pretrained(world["model"]["id"], dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(world["model"]["id"]).save_pretrained(tmp_path / "half")
+    slow = {**world["unlearn"], "learning_rate": 1e-6}
+    experiment = Experiment.model_validate({**world, "model": {"id": str(tmp_path / "half")}, "unlearn": slow})
+    lines: list[str] = []
+
+    def listen(kind: str, content: Mapping[str, Any], /) -> None:
+        lines.extend(content["warnings"] if kind == "warned" else [])
+
+    run = pipeline.run(experiment, out=tmp_path / "runs", listener=listen)
+    (line,) = [line for line in lines if "% of its energy" in line]
+    assert line in json.loads((run / "manifest.json").read_text())["warnings"]
+    assert "float32 copy of the base model" in (run / "report" / "index.html").read_text()

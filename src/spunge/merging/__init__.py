@@ -9,7 +9,7 @@ in float32, so neither their order nor blocks nor threads can change a bit of th
 from __future__ import annotations
 
 from spunge.merging.anchor import anchored
-from spunge.merging.diagnostics import COVERAGE_FLOOR, lost_to_rounding
+from spunge.merging.diagnostics import COVERAGE_FLOOR, caution_of_rounding, lost_to_rounding
 from spunge.merging.engine import Merged, merge, write
 from spunge.merging.factors import leading_svd
 from spunge.merging.forms import AsAdapter, AsCheckpoint, AsTaskVector, Form
@@ -34,6 +34,7 @@ __all__ = [
     "average",
     "batches_of",
     "by_matrix",
+    "caution_of_rounding",
     "check_base",
     "decompose",
     "disjoint_mean",

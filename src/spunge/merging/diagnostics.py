@@ -18,6 +18,8 @@ from spunge.merging.thresholds import Counts, Thresholds
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.task_vector import TaskVector, add
 
+MUCH_LOST = 0.5
+"""The share of a merged task vector's energy that rounding may take without a warning."""
 COVERAGE_FLOOR = 0.3
 """A subset of whose removal less than this is left in the merged task vector is warned of."""
 
@@ -84,6 +86,17 @@ class Rounding:
     @property
     def share(self) -> float | None:
         return rounded(ratio(self._lost, self._whole))
+
+
+def caution_of_rounding(share: float | None) -> str | None:
+    """Says that most of a merged task vector is not in the weights that it is added to; None where it is."""
+    if share is None or share <= MUCH_LOST:
+        return None
+    return (
+        f"Rounded to the base model's number format, the merged task vector loses {100 * share:.0f} % of its energy: "
+        "most of what was learned is not in the weights; train longer or at a higher rate, or start from a float32 "
+        "copy of the base model."
+    )
 
 
 def lost_to_rounding(task_vector: TaskVector, base: Checkpoint) -> float | None:

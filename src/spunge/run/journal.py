@@ -28,9 +28,6 @@ from spunge.run.unlearn import Unlearn
 from spunge.run.variant import Variant
 from spunge.variants import MERGED, RIVALS, ROLES, SUBSET
 
-MUCH_LOST = 0.5
-"""The share of a merged task vector's energy that rounding may take without a warning."""
-
 Listener = Callable[[str, Mapping[str, Any]], None]
 
 
@@ -74,6 +71,7 @@ class Journal:
     merges: dict[str, Any] = field(default_factory=dict)
     devices: Counter[str] = field(default_factory=Counter)
     """Kind of device → how many artifacts were made on it."""
+    _rounding_told: bool = False
 
     def note(self, task: Task, artifact: Artifact) -> None:
         """Notes a finished task."""
@@ -95,6 +93,10 @@ class Journal:
             self.subsets[task.name.removeprefix(SUBSET)] = len(task.forget)
         if isinstance(task, Merge) and task.name == MERGED.name:  # of a sweep, the picked one is noted at the end
             self.merges[str(task.seed)] = manifest["diagnostics"]
+            # Told at once: what follows asks a model that is hardly another.
+            if (caution := _caution_of_rounding([manifest["diagnostics"]])) and not self._rounding_told:
+                self._rounding_told = True
+                self.listener("warned", {"warnings": [caution]})
             line |= {"split": self._settled(), "merge": {str(task.seed): manifest["diagnostics"]}}
         self._append(line)
         asked = {"variant": task.variant.name, "suite": task.evaluator.suite} if isinstance(task, Evaluate) else {}
@@ -157,13 +159,8 @@ class Journal:
     def _cautions(self) -> list[str]:
         """What a reader of the comparisons must know of the recipe."""
         cautions = list(self.warnings)
-        lost = max((merge.get("rounding") or 0.0 for merge in self.merges.values()), default=0.0)
-        if lost > MUCH_LOST:
-            cautions.append(
-                f"Rounded to the base model's number format, the merged task vector loses {100 * lost:.0f} % of its "
-                "energy: most of what was learned is not in the weights; train longer or at a higher rate, or start "
-                "from a float32 copy of the base model."
-            )
+        if caution := _caution_of_rounding(list(self.merges.values())):
+            cautions.append(caution)
         factor = self.experiment.merge.lambda_
         swept = "merge.lambda" in self.experiment.sweep
         matched = self.experiment.damage is not None
@@ -214,6 +211,13 @@ def environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(), **{package: metadata.version(package) for package in packages},
         "platform": platform.platform(terse=True), "device": device,
     }  # fmt: skip
+
+
+def _caution_of_rounding(merges: Sequence[Mapping[str, Any]]) -> str | None:
+    """Of the merge that lost most."""
+    from spunge.merging import caution_of_rounding  # torch, which a plan does without
+
+    return caution_of_rounding(max((merge.get("rounding") or 0.0 for merge in merges), default=None))
 
 
 def _described(variant: Variant) -> dict[str, Any]:
