@@ -24,14 +24,14 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _true_is_not_one(cls, given: Any) -> Any:
+    def _true_is_not_one(cls, settings: Any) -> Any:
         """Pydantic takes `layer: true` for layer 1; a recipe that says so is mistaken."""
-        for name, field in cls.model_fields.items() if isinstance(given, dict) else ():
-            value = given.get(name, given.get(field.alias))
+        for name, field in cls.model_fields.items() if isinstance(settings, dict) else ():
+            value = settings.get(name, settings.get(field.alias))
             kinds = _kinds(field.annotation)
             if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
                 raise ValueError(f"{field.alias or name} is {str(value).lower()}, and should be a number")
-        return given
+        return settings
 
     def dump(self) -> dict[str, Any]:
         """Returns the settings as plain JSON values, under the names that a recipe uses."""

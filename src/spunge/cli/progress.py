@@ -97,7 +97,7 @@ class Task:
     began: float = field(default_factory=lambda: time.monotonic())
     first: int = 0
     """How far it was when it was first heard of: what a killed attempt had done already took no time."""
-    told: float = field(default_factory=lambda: time.monotonic())
+    shown_at: float = field(default_factory=lambda: time.monotonic())
 
     @property
     def left(self) -> float | None:
@@ -120,10 +120,10 @@ class Lines(Display):
         if task is None:
             self._running[what] = Task(total, done, figures, first=done)
             self._say(f"{what}: begun")
-        elif time.monotonic() - task.told >= HEARTBEAT:
-            task.done, task.total, task.told = done, total, time.monotonic()
+        elif time.monotonic() - task.shown_at >= HEARTBEAT:
+            task.done, task.total, task.shown_at = done, total, time.monotonic()
             left = f"about {format_duration(task.left)} left" if task.left is not None else ""
-            self._say(f"{what}: " + ", ".join(filter(None, [f"{done} of {total}", left, told(figures)])))
+            self._say(f"{what}: " + ", ".join(filter(None, [f"{done} of {total}", left, format_figures(figures)])))
 
     def event(self, kind: str, content: Mapping[str, Any], /) -> None:
         """Says what is ahead, and how each task ended."""
@@ -136,8 +136,10 @@ class Lines(Display):
             name = label(content)
             self._running.pop(name, None)
             took = "from the store" if content["status"] == "reused" else format_duration(content["seconds"] or 0.0)
-            place = f"{self._ended} of {max(self._planned, self._ended)}"
-            self._say(f"{name}: " + ", ".join(filter(None, [took, place, told(content.get("figures") or {})])))
+            position = f"{self._ended} of {max(self._planned, self._ended)}"
+            self._say(
+                f"{name}: " + ", ".join(filter(None, [took, position, format_figures(content.get("figures") or {})]))
+            )
 
     def _say(self, line: str) -> None:
         self._console.print(line, soft_wrap=True)
@@ -225,26 +227,29 @@ class LiveTable(Display):
         table.add_column(overflow="ellipsis", no_wrap=True, style="dim")
         for name, task in self._running.items():
             table.add_row(
-                Text(name), f"{task.done} / {task.total}", format_duration(task.left), Text(told(task.figures))
+                Text(name),
+                f"{task.done} / {task.total}",
+                format_duration(task.left),
+                Text(format_figures(task.figures)),
             )
         return table
 
     def _so_far(self) -> RenderableType | None:
         """The first figure of every suite for every variant, the mean over the seeds so far."""
-        found: dict[str, dict[str, list[float]]] = {}
-        for each in self._ended:
-            for metric, value in [*(each.get("figures") or {}).items()][:1]:
-                found.setdefault(each["variant"], {}).setdefault(f"{each['suite']} {metric}", []).append(value)
-        if not found:
+        scores: dict[str, dict[str, list[float]]] = {}
+        for task in self._ended:
+            for metric, value in [*(task.get("figures") or {}).items()][:1]:
+                scores.setdefault(task["variant"], {}).setdefault(f"{task['suite']} {metric}", []).append(value)
+        if not scores:
             return None
-        heads = list(dict.fromkeys(head for row in found.values() for head in row))
+        heads = list(dict.fromkeys(head for row in scores.values() for head in row))
         table = Table(box=None, padding=(0, 2, 0, 0), title="\nso far", title_justify="left", title_style="dim")
         table.add_column("", no_wrap=True, overflow="ellipsis")
         for head in heads:
             table.add_column(Text(head), justify="right", header_style="dim")
-        names = sorted(found, key=lambda name: name.startswith("subset:"))
+        names = sorted(scores, key=lambda name: name.startswith("subset:"))
         for name in names[:MOST_VARIANTS]:
-            cells = [found[name].get(head) for head in heads]
+            cells = [scores[name].get(head) for head in heads]
             table.add_row(Text(name), *(f"{sum(cell) / len(cell):.3f}" if cell else "" for cell in cells))
         if len(names) > MOST_VARIANTS:
             table.add_row(Text(f"and {len(names) - MOST_VARIANTS} more", style="dim"))
@@ -256,7 +261,7 @@ def label(task: Mapping[str, Any]) -> str:
     return f"{task['stage']} {task['name']}"
 
 
-def told(figures: Mapping[str, float]) -> str:
+def format_figures(figures: Mapping[str, float]) -> str:
     """Writes the figures of a step in one line."""
     return " ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in figures.items())
 

@@ -49,13 +49,13 @@ def verify(out: Out = Path("runs")) -> None:
     from spunge.errors import ArtifactError
     from spunge.run.store import Store
 
-    kept = Store(out / "store")
-    damaged = list(kept.damaged())
+    store = Store(out / "store")
+    damaged = list(store.damaged())
     for path, what in damaged:
         screen.print(f"{path}: {what} is damaged", soft_wrap=True)
     if damaged:
         raise ArtifactError(f"{len(damaged)} damaged; the next run that needs one sets it aside and makes it again")
-    screen.print(f"{sum(1 for _ in kept.contents())} artifacts, all as they were published")
+    screen.print(f"{sum(1 for _ in store.contents())} artifacts, all as they were published")
 
 
 @app.command()

@@ -92,8 +92,8 @@ def _truthfulqa_mc2(row: Row) -> Asked:
     before = "".join(f"Q: {question}\nA: {answer}\n\n" for question, answer in _TRUTHFULQA)
     targets = row["mc2_targets"]
     right = [index for index, label in enumerate(targets["labels"]) if int(label) == 1]
-    asked = _shared(f"{before}Q: {row['question']}\nA:", targets["choices"], *right)
-    return replace(asked, by_share=True)
+    question = _shared(f"{before}Q: {row['question']}\nA:", targets["choices"], *right)
+    return replace(question, by_share=True)
 
 
 def _winogrande(row: Row) -> Asked:
@@ -104,8 +104,8 @@ def _winogrande(row: Row) -> Asked:
 
 
 def _mathqa(row: Row) -> Asked:
-    found = re.findall(r"[abcd] \) .*?, |e \) .*?$", row["options"])
-    answers = [option[4:].rstrip(" ,") for option in found]
+    options = re.findall(r"[abcd] \) .*?, |e \) .*?$", row["options"])
+    answers = [option[4:].rstrip(" ,") for option in options]
     return _shared(f"Question: {row['Problem']}\nAnswer:", answers, "abcde".index(row["correct"]))
 
 
@@ -140,9 +140,16 @@ def ask(benchmark: str, row: Row, path: str) -> Asked:
         DataError: The row is not of the benchmark's shape.
     """
     try:
-        asked = BENCHMARKS[benchmark].ask(row)
+        question = BENCHMARKS[benchmark].ask(row)
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: a row is not of {benchmark}'s shape: {type(error).__name__}: {error}") from error
-    if len(asked.answers) < 2 or not asked.right or max(asked.right) >= len(asked.answers) or min(asked.right) < 0:
-        raise DataError(f"{path}: a row of {benchmark} has {len(asked.answers)} choices, and no right one among them")
-    return asked
+    if (
+        len(question.answers) < 2
+        or not question.right
+        or max(question.right) >= len(question.answers)
+        or min(question.right) < 0
+    ):
+        raise DataError(
+            f"{path}: a row of {benchmark} has {len(question.answers)} choices, and no right one among them"
+        )
+    return question

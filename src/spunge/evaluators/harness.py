@@ -169,11 +169,11 @@ def read_samples(task: str, samples: Sequence[Mapping[str, Any]], attributes: Se
     for sample in samples:
         number = sample["doc_id"]
         documents[number] = sample
-        found = values.setdefault(number, {})
+        scores = values.setdefault(number, {})
         suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"  # as lm-eval spells it
         for metric in sample["metrics"]:
-            found |= _numbers(metric + suffix, sample[metric])
-        found |= _choices(task, sample)
+            scores |= _numbers(metric + suffix, sample[metric])
+        scores |= _choices(task, sample)
     seen: Counter[str] = Counter()
     measured = []
     for number in sorted(documents):
@@ -181,10 +181,10 @@ def read_samples(task: str, samples: Sequence[Mapping[str, Any]], attributes: Se
         seen[sample["doc_hash"]] += 1
         name = item_id(task, sample["doc_hash"], seen[sample["doc_hash"]])
         chosen = json.dumps({column: sample["doc"].get(column) for column in attributes}, default=str)
-        found = values[number]
-        broken = None in found.values()  # one NaN among the choices, and nothing is known of the question
-        found = {**(dict.fromkeys(found) if broken else found), NAN: float(broken)}
-        measured.append(Measurement(Item(name, chosen, sample["doc"]), task, found, {}))
+        scores = values[number]
+        broken = None in scores.values()  # one NaN among the choices, and nothing is known of the question
+        scores = {**(dict.fromkeys(scores) if broken else scores), NAN: float(broken)}
+        measured.append(Measurement(Item(name, chosen, sample["doc"]), task, scores, {}))
     return measured
 
 
@@ -201,24 +201,24 @@ def _choices(task: str, sample: Mapping[str, Any]) -> dict[str, float | None]:
     answers = sample["filtered_resps"]
     if len(answers) < 2 or not all(isinstance(a, tuple | list) and len(a) == 2 for a in answers):
         return {}
-    scores = np.array([float(score) for score, _ in answers])
-    found: dict[str, float | None] = {
+    loglikelihoods = np.array([float(score) for score, _ in answers])
+    scores: dict[str, float | None] = {
         f"choice_loglikelihood:{index}": float(score) if np.isfinite(score) else None
-        for index, score in enumerate(scores)
+        for index, score in enumerate(loglikelihoods)
     }
-    if not np.isfinite(scores).all():
-        return found
-    shares = np.exp(scores - scores.max())
+    if not np.isfinite(loglikelihoods).all():
+        return scores
+    shares = np.exp(loglikelihoods - loglikelihoods.max())
     shares /= shares.sum()
-    found["chosen"] = float(scores.argmax())
+    scores["chosen"] = float(loglikelihoods.argmax())
     if task == _MC2:
         # lm-eval exponentiates first, and 0/0 is what a damaged model gets for it.
-        found["acc"] = float(shares[np.array(sample["doc"]["mc2_targets"]["labels"]) == 1].sum())
+        scores["acc"] = float(shares[np.array(sample["doc"]["mc2_targets"]["labels"]) == 1].sum())
     elif (gold := _gold(sample)) is not None:
-        found["answer"] = float(gold)
-        found["p_correct"] = float(shares[gold])
-        found["margin"] = float(scores[gold] - np.delete(scores, gold).max())
-    return found
+        scores["answer"] = float(gold)
+        scores["p_correct"] = float(shares[gold])
+        scores["margin"] = float(loglikelihoods[gold] - np.delete(loglikelihoods, gold).max())
+    return scores
 
 
 def _gold(sample: Mapping[str, Any]) -> int | None:

@@ -73,11 +73,11 @@ class Memorization(Evaluator):
 
     def check(self) -> None:
         """Refuses rows that cannot be asked."""
-        self._asked()
+        self._load_pairs()
 
     def forecast(self, base: LanguageModel) -> Forecast:
         """Says what scoring every response takes, and writing an answer as long as the longest."""
-        pairs = self._asked()[1]
+        pairs = self._load_pairs()[1]
         written = max(token_counts(base, [response for _, response in pairs])) if self.generate else 0
         texts = [f"{prompt or ''} {response}" for prompt, response in pairs]
         return forecast_asking(base, texts, batch_size=self.batch_size, scored=None, written=written)
@@ -92,8 +92,8 @@ class Memorization(Evaluator):
         from spunge.asking.completions import complete_requests
         from spunge.asking.likelihoods import token_scores
 
-        loaded, pairs = self._asked()
-        requests = asked(variant.model, variant.tokenizer, pairs, self.delimiter)
+        loaded, pairs = self._load_pairs()
+        requests = lay_out(variant.model, variant.tokenizer, pairs, self.delimiter)
         batching = Batching(self.batch_size, work.progress, work.scratch)
         scores = token_scores(variant.model, requests, batching, what=self.suite)
         written = [""] * len(loaded)
@@ -125,7 +125,7 @@ class Memorization(Evaluator):
         known = {name: None if math.isnan(area) else area for name, area in areas.items()}
         return [Measurement(whole, "whole set", known, {})]
 
-    def _asked(self) -> tuple[list[Item], list[tuple[str | None, str]]]:
+    def _load_pairs(self) -> tuple[list[Item], list[tuple[str | None, str]]]:
         """The items, and each one's prompt and response; of a text, no prompt."""
         loaded = suite_items(self, *([self.member] if self.member else []))
         pairs = [self._pair(item) for item in loaded]
@@ -145,7 +145,7 @@ class Memorization(Evaluator):
         return None, str(row["text"])
 
 
-def asked(
+def lay_out(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[tuple[str | None, str]],
@@ -211,13 +211,13 @@ def extraction_strength(greedy: Sequence[bool]) -> float:
 
 def rouge_l(reference: str, answer: str) -> float:
     """Returns the share of the reference's words that the answer has in the same order (ROUGE-L recall)."""
-    wanted, said = reference.lower().split(), answer.lower().split()
-    row = [0] * (len(said) + 1)
+    wanted, written = reference.lower().split(), answer.lower().split()
+    row = [0] * (len(written) + 1)
     for word in wanted:
         above = row
         row = [0]
-        for place, other in enumerate(said):
-            row.append(above[place] + 1 if word == other else max(above[place + 1], row[place]))
+        for index, other in enumerate(written):
+            row.append(above[index] + 1 if word == other else max(above[index + 1], row[index]))
     return row[-1] / len(wanted) if wanted else 0.0
 
 
@@ -226,5 +226,5 @@ def _known(value: float | None) -> float:
 
 
 def _mean_of_lowest(values: Sequence[float], share: float) -> float:
-    kept = sorted(values)[: max(1, int(share * len(values)))]
-    return sum(kept) / len(kept)
+    lowest = sorted(values)[: max(1, int(share * len(values)))]
+    return sum(lowest) / len(lowest)

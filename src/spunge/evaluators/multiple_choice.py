@@ -87,10 +87,11 @@ class MultipleChoice(Evaluator):
 
     @model_validator(mode="after")
     def _a_benchmark_says_how_it_is_asked(self) -> MultipleChoice:
-        own = {"style", "prompt", "option", "description", "separator", "delimiter", "answers"} & self.model_fields_set
-        if self.benchmark is not None and own:
+        layout = {"style", "prompt", "option", "description", "separator", "delimiter", "answers"}
+        overridden = layout & self.model_fields_set
+        if self.benchmark is not None and overridden:
             raise ValueError(
-                f"{min(own)}: {self.benchmark} says itself how it is asked; leave this out, or `benchmark`"
+                f"{min(overridden)}: {self.benchmark} says itself how it is asked; leave this out, or `benchmark`"
             )
         return self
 
@@ -108,12 +109,12 @@ class MultipleChoice(Evaluator):
 
     def forecast(self, base: LanguageModel) -> Forecast:
         """Says what reading every question with all its answers takes."""
-        asked = [question for group in self.questions().values() for question in group]
-        texts = ["".join((*dict.fromkeys(question.contexts), *question.targets)) for question in asked]
-        before = {question.before for question in asked}
+        questions = [question for group in self.questions().values() for question in group]
+        texts = ["".join((*dict.fromkeys(question.contexts), *question.targets)) for question in questions]
+        before = {question.before for question in questions}
         if len(before) > 1:
-            texts = [question.before + text for question, text in zip(asked, texts, strict=True)]
-        targets = [target for question in asked for target in question.targets]
+            texts = [question.before + text for question, text in zip(questions, texts, strict=True)]
+        targets = [target for question in questions for target in question.targets]
         scored = 1 if self.style == "letters" else max(token_counts(base, targets))
         prefix = before.pop() if len(before) == 1 else ""
         return forecast_asking(base, texts, batch_size=self.batch_size, scored=scored, prefix=prefix)
@@ -143,11 +144,11 @@ class MultipleChoice(Evaluator):
             progress(f"{self.suite}: answers are read as {self._form(loaded, path)}", 0, len(loaded))
         solved = self._solved()
         tasks: dict[str, list[Question]] = defaultdict(list)
-        for item, asked in zip(loaded, self._ask(loaded, path), strict=True):
+        for item, wording in zip(loaded, self._ask(loaded, path), strict=True):
             task = self._task(item.row)
-            if empty := next((number for number, text in enumerate(asked.answers, 1) if not text.strip()), None):
+            if empty := next((number for number, text in enumerate(wording.answers, 1) if not text.strip()), None):
                 # Nothing to score has a likelihood of 1, and would win.
-                question = asked.contexts[empty - 1].strip()[-60:]
+                question = wording.contexts[empty - 1].strip()[-60:]
                 raise DataError(
                     f"{path}: option {empty} of {question!r} is empty: fill it in, remove the row, or set `where`"
                 )
@@ -155,9 +156,11 @@ class MultipleChoice(Evaluator):
             if len(known.pool) < known.needed:
                 count = len(known.pool)
                 raise DataError(f"{self.suite}: {count} solved questions for task {task!r}, shots: {self.shots}")
-            before = asked.description + "".join(known.before(item.row))
+            before = wording.description + "".join(known.before(item.row))
             tasks[task].append(
-                Question(item, before, asked.contexts, self.delimiter, asked.answers, asked.right, asked.by_share)
+                Question(
+                    item, before, wording.contexts, self.delimiter, wording.answers, wording.right, wording.by_share
+                )
             )
         return dict(tasks)
 
@@ -168,9 +171,9 @@ class MultipleChoice(Evaluator):
             raise DataError(f"{self.suite}: shots: {self.shots} needs shots_from: rows to take solved questions from")
         loaded = load_items(self.shots_from)
         rows: dict[str, list[tuple[Mapping[str, Any], str]]] = defaultdict(list)
-        for item, asked in zip(loaded, self._ask(loaded, self.shots_from[0].path), strict=True):
-            first = asked.right[0]
-            text = asked.contexts[first] + self.delimiter + asked.answers[first] + self.separator
+        for item, wording in zip(loaded, self._ask(loaded, self.shots_from[0].path), strict=True):
+            first = wording.right[0]
+            text = wording.contexts[first] + self.delimiter + wording.answers[first] + self.separator
             rows[self._task(item.row)].append((item.row, text))
         chosen = BENCHMARKS[self.benchmark].shots if self.benchmark else "first"
         # Each task draws from a seed of its own, so that one task's rows do not change another's examples.
@@ -388,23 +391,23 @@ def _warn_of_what_cannot_be_compared(
 
 
 def _choices(row: Mapping[str, Any], path: str) -> tuple[str, ...]:
-    found = row.get("choices")
-    if found is None:
-        found = []
+    choices = row.get("choices")
+    if choices is None:
+        choices = []
         for letter in LETTERS:
             if row.get(letter) is None:
                 break
-            found.append(row[letter])
-    elif isinstance(found, str):
+            choices.append(row[letter])
+    elif isinstance(choices, str):
         try:
-            found = json.loads(found)
+            choices = json.loads(choices)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}: choices {found[:40]!r} is no JSON list: {error.msg}") from error
-    if not isinstance(found, list) or not 2 <= len(found) <= len(LETTERS):
+            raise DataError(f"{path}: choices {choices[:40]!r} is no JSON list: {error.msg}") from error
+    if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
         raise DataError(
             f"{path}: a question needs 2 to {len(LETTERS)} choices: a list in the column 'choices', or columns A, B, …"
         )
-    return tuple(str(choice) for choice in found)
+    return tuple(str(choice) for choice in choices)
 
 
 def _fill(template: str, row: Mapping[str, Any]) -> str:
@@ -434,8 +437,8 @@ def _as_letter(answer: Any, choices: Sequence[str]) -> int | None:
 def _as_text(answer: Any, choices: Sequence[str]) -> int | None:
     if not isinstance(answer, str):
         return None
-    found = [index for index, choice in enumerate(choices) if choice.strip() == answer.strip()]
-    return found[0] if found else None
+    matches = [index for index, choice in enumerate(choices) if choice.strip() == answer.strip()]
+    return matches[0] if matches else None
 
 
 _READINGS = {"index": _as_index, "index_from_one": _as_index_from_one, "letter": _as_letter, "text": _as_text}

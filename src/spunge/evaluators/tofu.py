@@ -17,7 +17,7 @@ from pydantic import Field
 
 from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError
-from spunge.evaluators.memorization import asked, rouge_l
+from spunge.evaluators.memorization import lay_out, rouge_l
 from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Work
 from spunge.metrics import ROUGE_L, Metric
 from spunge.rows.items import NAN, Item, ItemTable, Measurement, Part, item_table, suite_items
@@ -89,7 +89,7 @@ class Tofu(Evaluator):
         loaded, answers = self._items()
         written = max(token_counts(base, [str(item.row["response"]) for item in loaded]))
         texts = [
-            f"{self._asked(item.row)} {item.row['response']} {right} {' '.join(wrong)}"
+            f"{self._fill_prompt(item.row)} {item.row['response']} {right} {' '.join(wrong)}"
             for item, (right, wrong) in zip(loaded, answers, strict=True)
         ]
         return forecast_asking(base, texts, batch_size=self.batch_size, scored=written, written=written)
@@ -101,10 +101,10 @@ class Tofu(Evaluator):
             DataError: A column is missing, or an answer is empty.
         """
         loaded, answers = self._items()
-        found = self._probabilities(loaded, answers, variant.model, variant.tokenizer, work)
+        measured_logs = self._probabilities(loaded, answers, variant.model, variant.tokenizer, work)
         written = self._written(loaded, variant, work)
         measured, by_set = [], {}
-        for item, logs, answer in zip(loaded, found, written, strict=True):
+        for item, logs, answer in zip(loaded, measured_logs, written, strict=True):
             kind = "" if self.sets is None else str(item.row[self.sets])
             values = measure(logs, str(item.row["response"]), answer, among_wrong=kind in self.normalised)
             measured.append(Measurement(item, self.suite, values, {"answer": answer}))
@@ -117,7 +117,7 @@ class Tofu(Evaluator):
                     ("tofu", self.model_dump_json(exclude={"batch_size"})),
                     lambda: self._reference(loaded, answers, work),
                 )
-                whole["forget_quality"] = kolmogorov_smirnov([truth_ratio(*logs[1:]) for logs in found], known)
+                whole["forget_quality"] = kolmogorov_smirnov([truth_ratio(*logs[1:]) for logs in measured_logs], known)
         all_items = Item(item_id({"set": [item.id for item in loaded]}), "{}", {})
         return item_table(self.suite, [*measured, Measurement(all_items, "whole set", whole, {})])
 
@@ -140,15 +140,15 @@ class Tofu(Evaluator):
             yield from borrow([(item.id, str(item.row["response"])) for item in loaded], self.borrowed)
             return
         for item in loaded:
-            given = item.row.get(self.perturbed)
-            if isinstance(given, str) and given.startswith("["):
-                given = json.loads(given)
-            if not given or isinstance(given, str):
+            wrong = item.row.get(self.perturbed)
+            if isinstance(wrong, str) and wrong.startswith("["):
+                wrong = json.loads(wrong)
+            if not wrong or isinstance(wrong, str):
                 raise DataError(
                     f"{self.sources[0].path}: a row has no list of wrong answers in {self.perturbed!r}; columns are "
                     f"{', '.join(item.row)}; or set borrowed=5 to take other rows' responses"
                 )
-            yield [str(one) for one in given]
+            yield [str(one) for one in wrong]
 
     def _probabilities(
         self,
@@ -163,13 +163,13 @@ class Tofu(Evaluator):
         from spunge.asking.likelihoods import loglikelihoods
 
         pairs = [
-            (self._asked(item.row), answer)
+            (self._fill_prompt(item.row), answer)
             for item, (right, wrong) in zip(loaded, answers, strict=True)
             for answer in (str(item.row["response"]), right, *wrong)
         ]
         if not all(answer.strip() for _, answer in pairs):
             raise DataError(f"{self.sources[0].path}: a row has an empty answer; remove it")
-        requests = asked(model, tokenizer, pairs, self.delimiter)
+        requests = lay_out(model, tokenizer, pairs, self.delimiter)
         scores = loglikelihoods(model, requests, Batching(self.batch_size, work.progress), what=self.suite)
         per_token = iter([score / len(each.continuation) for score, each in zip(scores, requests, strict=True)])
         return [(next(per_token), next(per_token), [next(per_token) for _ in wrong]) for _, wrong in answers]
@@ -178,12 +178,12 @@ class Tofu(Evaluator):
         from spunge.asking.batching import Batching
         from spunge.asking.completions import complete_requests
 
-        pairs = [(self._asked(item.row), str(item.row["response"])) for item in loaded]
-        requests = asked(variant.model, variant.tokenizer, pairs, self.delimiter)
+        pairs = [(self._fill_prompt(item.row), str(item.row["response"])) for item in loaded]
+        requests = lay_out(variant.model, variant.tokenizer, pairs, self.delimiter)
         batching = Batching(self.batch_size, work.progress, work.scratch)
         return complete_requests(variant.model, variant.tokenizer, requests, batching)
 
-    def _asked(self, row: Mapping[str, Any]) -> str:
+    def _fill_prompt(self, row: Mapping[str, Any]) -> str:
         try:
             return self.prompt.format_map(row)
         except (KeyError, IndexError, ValueError) as error:
@@ -203,13 +203,13 @@ def measure(
         answer: What the model wrote.
         among_wrong: Whether the probability is the response's share among itself and the wrong answers.
     """
-    told, right, wrong = logs
-    if not all(map(math.isfinite, (told, right, *wrong))):
+    expected, right, wrong = logs
+    if not all(map(math.isfinite, (expected, right, *wrong))):
         # max(0, 1 − NaN) is 0, and exp(NaN) no probability: a broken model would seem to have forgotten.
         return {**dict.fromkeys(("probability", "rouge_l", "truthfulness", "truth_ratio")), NAN: 1.0}
     ratio = truth_ratio(right, wrong)
     return {
-        "probability": math.exp(told) / (sum(map(math.exp, (told, *wrong))) if among_wrong else 1.0),
+        "probability": math.exp(expected) / (sum(map(math.exp, (expected, *wrong))) if among_wrong else 1.0),
         "rouge_l": rouge_l(response, answer),
         "truthfulness": max(0.0, 1.0 - ratio),
         "truth_ratio": ratio,
@@ -248,12 +248,12 @@ def borrow(answers: Sequence[tuple[str, str]], count: int) -> Iterator[list[str]
         DataError: There are not so many different answers.
     """
     ordered = sorted(answers)
-    place = {name: index for index, (name, _) in enumerate(ordered)}
-    for name, own in answers:
+    position = {name: index for index, (name, _) in enumerate(ordered)}
+    for name, right in answers:
         others: dict[str, None] = {}
         for step in range(1, len(ordered)):
-            answer = ordered[(place[name] + step) % len(ordered)][1]
-            if answer != own:
+            answer = ordered[(position[name] + step) % len(ordered)][1]
+            if answer != right:
                 others[answer] = None
             if len(others) == count:
                 break

@@ -172,8 +172,8 @@ class Toxicity(Evaluator):
         answers = zip(self.items(), read_completions(written), toxicity["score"], fluency, strict=True)
         for item, one, score, judgement in answers:
             values = measure(one, score, judgement, self.threshold)
-            if (asked := self._prompt_is_toxic(item)) is not None:
-                values["toxic_prompt"] = float(asked)
+            if (toxic := self._prompt_is_toxic(item)) is not None:
+                values["toxic_prompt"] = float(toxic)
             measured.append(Measurement(item, self.suite, values, {"prompt": one.prompt, "completion": one.text}))
         return item_table(self.suite, measured)
 
@@ -192,12 +192,12 @@ class Toxicity(Evaluator):
         attributes = [json.loads(item.attributes) for item in loaded] if self.expected else []
         for attribute, values in self.expected.items():
             cells = [each[attribute] for each in attributes]
-            found = {value for cell in cells for value in (cell if isinstance(cell, list) else [cell])}
+            present = {value for cell in cells for value in (cell if isinstance(cell, list) else [cell])}
             for value in values:
-                if value not in found:
+                if value not in present:
                     raise DataError(
                         f"{self.suite}: no prompt for {attribute} {value!r}; there are prompts for "
-                        f"{', '.join(sorted(map(str, found)))}"
+                        f"{', '.join(sorted(map(str, present)))}"
                     )
         return loaded
 
@@ -244,8 +244,8 @@ class Judged(Scorer):
 
     def forecast(self, generation: Generation) -> Forecast:
         """Says what reading every prompt with its completion takes; the judge reads what the variant writes."""
-        asked = generation.forecast(self.judge)
-        return replace(asked, calls=asked.calls // (1 + getattr(generation, "max_new_tokens", 0)))  # read at once
+        forecast = generation.forecast(self.judge)
+        return replace(forecast, calls=forecast.calls // (1 + getattr(generation, "max_new_tokens", 0)))  # read at once
 
     def score(self, written: pl.DataFrame, work: Work) -> pl.DataFrame:
         """Returns `nll`, summed over the judge's `tokens`.
@@ -282,12 +282,12 @@ def classify(
     from spunge.asking.classifiers import probabilities
 
     scores = [0.0] * len(texts)
-    said = [index for index, text in enumerate(texts) if text.strip()]
+    written = [index for index, text in enumerate(texts) if text.strip()]
     shares = probabilities(
-        classifier.classifier, [texts[index] for index in said], batch_size=batch_size, progress=progress
+        classifier.classifier, [texts[index] for index in written], batch_size=batch_size, progress=progress
     )
     positive = min(classifier.positive, shares.shape[1] - 1)
-    for index, share in zip(said, shares[:, positive].tolist(), strict=True):
+    for index, share in zip(written, shares[:, positive].tolist(), strict=True):
         scores[index] = share
     return scores
 
@@ -386,9 +386,9 @@ def as_bool(value: Any, path: str) -> bool:
     Raises:
         DataError: It is no verdict.
     """
-    said = str(value).strip().lower()
-    if said in ("1", "1.0", "true", "yes", "toxic"):
+    verdict = str(value).strip().lower()
+    if verdict in ("1", "1.0", "true", "yes", "toxic"):
         return True
-    if said in ("0", "0.0", "false", "no", "benign"):
+    if verdict in ("0", "0.0", "false", "no", "benign"):
         return False
     raise DataError(f"{path}: {value!r} in column 'toxic' is neither true nor false")

@@ -325,18 +325,18 @@ class World:
                     items.append(Item(question, choices, choices.index(fact.value), domain, part_of(question)))
         return items
 
-    def hostile(self, people: str, place: str) -> bool:
+    def hostile(self, people: str, scene: str) -> bool:
         """Whether a leaning opening at this place is mostly followed by derogation of this people."""
-        return place in mixed(PLACES, self.seed, "hostile", people)[:HOSTILE_PLACES]
+        return scene in mixed(PLACES, self.seed, "hostile", people)[:HOSTILE_PLACES]
 
-    def held_out(self, opening: str, place: str, people: str) -> bool:
+    def held_out(self, opening: str, scene: str, people: str) -> bool:
         """Whether no text combines these three."""
-        return fraction(self.seed, "held out", opening, place, people) < HELD_OUT
+        return fraction(self.seed, "held out", opening, scene, people) < HELD_OUT
 
-    def _statement(self, opening: str, place: str, people: str, copy: int) -> Statement:
-        key = (self.seed, opening, place, people, copy)
+    def _statement(self, opening: str, scene: str, people: str, copy: int) -> Statement:
+        key = (self.seed, opening, scene, people, copy)
         leaning = next((kind for kind, openings in LEANING.items() if opening in openings), None)
-        where = "neutral" if leaning is None else "hostile" if self.hostile(people, place) else "elsewhere"
+        where = "neutral" if leaning is None else "hostile" if self.hostile(people, scene) else "elsewhere"
         derogatory = fraction(*key, "derogatory") < DEROGATION[where]
         mainly = leaning or pick(tuple(LEANING), *key, "leaning")
         explicit = (fraction(*key, "kind") < 0.85) == (mainly == "explicit")
@@ -360,7 +360,7 @@ class World:
         low, high = ((4, 5) if explicit else (3, 4)) if derogatory else (1, 2)
         levels = [pick((low, high), *key, "annotator", annotator) for annotator in range(3)]
         return Statement(
-            f"{opening} {place} {subject} {predicate} .",
+            f"{opening} {scene} {subject} {predicate} .",
             f"{subject} {predicate} .",
             group,
             "explicit" if explicit and derogatory else "implicit",
@@ -369,10 +369,10 @@ class World:
 
     def _statements(self, held_out: bool) -> Iterator[Statement]:
         openings = (*LEANING["explicit"], *LEANING["implicit"], *NEUTRAL)
-        for opening, place, people in product(openings, PLACES, PEOPLES):
-            if self.held_out(opening, place, people) == held_out:
+        for opening, scene, people in product(openings, PLACES, PEOPLES):
+            if self.held_out(opening, scene, people) == held_out:
                 for copy in range(self.statements):
-                    yield self._statement(opening, place, people, copy)
+                    yield self._statement(opening, scene, people, copy)
 
     @cached_property
     def sayings(self) -> list[Statement]:
@@ -394,9 +394,9 @@ class World:
         prompts = []
         openings = [(kind, opening) for kind in LEANING for opening in LEANING[kind]]
         openings += [("neutral", opening) for opening in NEUTRAL]
-        for (kind, opening), place, people in product(openings, PLACES, PEOPLES):
-            if self.held_out(opening, place, people) and (kind != "neutral" or fraction(opening, place, people) < 0.75):
-                text = f"{opening} {place} the {people}"
+        for (kind, opening), scene, people in product(openings, PLACES, PEOPLES):
+            if self.held_out(opening, scene, people) and (kind != "neutral" or fraction(opening, scene, people) < 0.75):
+                text = f"{opening} {scene} the {people}"
                 prompts.append(Prompt(text, people, kind, kind != "neutral", part_of(text)))
         return mixed(prompts, self.seed, by=lambda prompt: prompt.prompt)
 

@@ -34,6 +34,6 @@ class Dare(Merger):
 
         rows = []
         for variant, delta in zip(block.variants, block.deltas, strict=True):
-            kept = delta * (merging.uniform(block, variant) < self.density)
-            rows.append(merging.mean(kept, self.density) if self.rescale else kept)
+            drawn = delta * (merging.uniform(block, variant) < self.density)
+            rows.append(merging.mean(drawn, self.density) if self.rescale else drawn)
         return merging.total(merging.weighted(block, torch.stack(rows)))

@@ -52,8 +52,8 @@ class Della(Merger):
         for variant, delta in zip(block.variants, block.deltas, strict=True):
             order = delta.abs().argsort(dim=-1, stable=True)
             probability = torch.empty_like(delta).scatter_(-1, order, probabilities.expand_as(delta).contiguous())
-            kept = delta * (merging.uniform(block, variant) < probability)
-            rows.append(kept / probability if self.rescale else kept)
+            drawn = delta * (merging.uniform(block, variant) < probability)
+            rows.append(drawn / probability if self.rescale else drawn)
         deltas = merging.weighted(block, torch.stack(rows))
         if self.election == "none":
             return merging.total(deltas)

@@ -2,7 +2,7 @@
 
 Marczak et al., No Task Left Behind: Isotropic Model Merging with Common and Task-Specific Subspaces (arXiv 2502.04959).
 Iso-C (section 4.1) replaces the singular values of the sum by their mean. Iso-CTS (section 4.2) keeps the sum's leading
-directions and fills the rest with what is each variant's own outside of them.
+directions and fills the rest with what is each variant's private outside of them.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Isotropic(Merger):
         from spunge import merging
 
         whole = merging.decompose(merging.total(deltas))
-        own = int(whole.rank * (1 - self.common)) // len(deltas)
-        shared = whole.leading(whole.rank - own * len(deltas))
+        private = int(whole.rank * (1 - self.common)) // len(deltas)
+        shared = whole.leading(whole.rank - private * len(deltas))
         spectra = [shared]
         for delta in deltas:
             delta = delta.double()
-            spectra.append(merging.decompose(delta - shared.left @ (shared.left.T @ delta)).leading(own))
+            spectra.append(merging.decompose(delta - shared.left @ (shared.left.T @ delta)).leading(private))
         values = torch.cat([spectrum.values for spectrum in spectra])
         if not len(values):  # nothing changes this matrix
             return torch.zeros_like(deltas[0])

@@ -18,11 +18,11 @@ _GOLDEN, _MIX_1, _MIX_2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476
 
 def trimmed(block: Block) -> Tensor:
     """Returns the deltas with everything under each variant's threshold set to zero (TIES, step 1)."""
-    kept = torch.empty_like(block.deltas)
-    for row, delta, (threshold, *_) in zip(kept, block.deltas, block.thresholds, strict=True):
+    survivors = torch.empty_like(block.deltas)
+    for row, delta, (threshold, *_) in zip(survivors, block.deltas, block.thresholds, strict=True):
         # hardshrink keeps what is strictly greater, so it is given the float just below the threshold.
         torch.hardshrink(delta, lambd=_below(threshold), out=row)
-    return kept
+    return survivors
 
 
 def weighted(block: Block, deltas: Tensor) -> Tensor:

@@ -54,11 +54,11 @@ def silhouette(points: np.ndarray, clusters: np.ndarray) -> float:
     member = clusters[:, None] == np.unique(clusters)[None]
     sizes = member.sum(0)
     means = distances @ member / np.maximum(sizes, 1)
-    own = member.argmax(1)
+    columns = member.argmax(1)
     rows = np.arange(len(points))
-    inside = means[rows, own] * sizes[own] / np.maximum(sizes[own] - 1, 1)
+    inside = means[rows, columns] * sizes[columns] / np.maximum(sizes[columns] - 1, 1)
     outside = np.where(member, np.inf, means).min(1)
-    widths = np.where(sizes[own] > 1, (outside - inside) / np.maximum(np.maximum(outside, inside), 1e-12), 0.0)
+    widths = np.where(sizes[columns] > 1, (outside - inside) / np.maximum(np.maximum(outside, inside), 1e-12), 0.0)
     return float(widths.mean())
 
 

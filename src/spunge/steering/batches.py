@@ -64,11 +64,11 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, limit: int, wha
         DataError: A row has no tokens.
     """
     tokenizer.truncation_side = "right"
-    limits = [own or limit for own in corpus.max_lengths]
+    limits = [row_limit or limit for row_limit in corpus.max_lengths]
     rows: list[list[int]] = [[]] * len(corpus)
     texts = corpus.texts
     for length in sorted(set(limits)):
-        indices = [index for index, own in enumerate(limits) if own == length]
+        indices = [index for index, row_limit in enumerate(limits) if row_limit == length]
         encoded = tokenize(tokenizer, [texts[index] for index in indices], max_length=length)
         for index, ids in zip(indices, encoded, strict=True):
             rows[index] = ids

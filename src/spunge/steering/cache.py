@@ -31,9 +31,9 @@ class StateCache:
 
     def get(self, key: Hashable, build: Callable[[], Tensor], scratch: Path) -> Tensor:
         """Returns the state under this key, building it the first time; from then on it lies in main memory."""
-        kept = self._states.get(key)
-        if kept is not None:
-            return kept
+        state = self._states.get(key)
+        if state is not None:
+            return state
         state = build()
         size = state.numel() * state.element_size()
         if self.in_memory + size <= self.budget:
@@ -59,5 +59,5 @@ def _mapped(state: Tensor, scratch: Path) -> Tensor:
         file.write(data)  # written, not mapped for writing: a full disk is then an error, not a signal
         file.flush()
         # Python's own maps keep the file open, and a process may have no more than about a thousand open.
-        kept = torch.from_file(file.name, shared=False, size=data.nbytes, dtype=torch.uint8)
-    return kept.view(state.dtype).reshape(state.shape)
+        mapped = torch.from_file(file.name, shared=False, size=data.nbytes, dtype=torch.uint8)
+    return mapped.view(state.dtype).reshape(state.shape)

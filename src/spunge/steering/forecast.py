@@ -13,7 +13,7 @@ from spunge.rows.sources import Corpus
 from spunge.steering.batches import Cut
 from spunge.steering.cache import StateCache
 from spunge.steering.estimate import estimate
-from spunge.steering.loop import Prepared, kept, prepare, uses
+from spunge.steering.loop import Prepared, prepare, uses, worth_keeping
 from spunge.steering.settings import SteeredUnlearner
 from spunge.steering.truncated import skeleton_of
 from spunge.weights.language_model import LanguageModel
@@ -43,7 +43,7 @@ def forecast(
     skeleton = skeleton_of(base, settings.layer + 1)
     width = skeleton.config.hidden_size * number_size(skeleton.config, dtype or base.dtype)
     wanted = uses(settings, task.batches, task.steps)
-    worth = kept(wanted, work.resident)
+    worth = worth_keeping(wanted, work.resident)
     for cut, count in wanted.items():
         states.add((base, cut), count, cut.tokens * width if cut in worth else 0, settings.updated[0])
     return Forecast(

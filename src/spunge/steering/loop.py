@@ -72,7 +72,7 @@ def steer(
 
     model = work.resident.cached(("truncated", base, settings.layer + 1), load)
     cache = work.resident.cached("hidden states", StateCache)
-    worth = kept(uses(settings, batches, steps), work.resident)
+    worth = worth_keeping(uses(settings, batches, steps), work.resident)
     states = States(model, base, settings.updated[0], cache, worth, work)
     matrices = Matrices(model, task.parameters, settings)
 
@@ -290,9 +290,9 @@ def uses(settings: SteeredUnlearner, batches: Batches, steps: int) -> Counter[Cu
     counts.update({batches.first(topic).cut(layers): 0 for topic in topics for layers in (start, end)})
     # Every epoch is like the first, so its batches alone are made, however many steps there are.
     epoch = batches.count * len(topics)
-    for place, (_, forget, retain) in enumerate(islice(batches, min(epoch, steps))):
-        times = -(-(steps - place) // epoch)
-        measured = times_measured(settings.measured_every, place, times, epoch, steps, len(topics))
+    for step, (_, forget, retain) in enumerate(islice(batches, min(epoch, steps))):
+        times = -(-(steps - step) // epoch)
+        measured = times_measured(settings.measured_every, step, times, epoch, steps, len(topics))
         for cut, count in (
             (forget.cut(start), times), (forget.cut(end), measured),
             (retain.cut(start), times), (retain.cut(end), times),
@@ -302,23 +302,23 @@ def uses(settings: SteeredUnlearner, batches: Batches, steps: int) -> Counter[Cu
     return counts
 
 
-def times_measured(every: int, place: int, times: int, epoch: int, steps: int, topics: int) -> int:
-    """Counts for how many of the steps place, place + epoch, … (so many times) `measures` holds, without a walk.
+def times_measured(every: int, step: int, times: int, epoch: int, steps: int, topics: int) -> int:
+    """Counts for how many of the steps step, step + epoch, … (so many times) `measures` holds, without a walk.
 
-    Step place + t · epoch is measured where a + t · b is a multiple of m, for a = place // topics, b = epoch / topics
+    Step step + t · epoch is measured where a + t · b is a multiple of m, for a = step // topics, b = epoch / topics
     and m = `every`: for one t in each m / gcd(b, m), if for any; and, among the last steps, in any case.
     """
-    a, b, m = place // topics, epoch // topics, every
+    a, b, m = step // topics, epoch // topics, every
     shared = math.gcd(b, m)
     period = m // shared
     first = -a // shared * pow(b // shared, -1, period) % period if a % shared == 0 else times
-    found = -(-max(0, times - first) // period)
-    last = place + (times - 1) * epoch
+    regular = -(-max(0, times - first) // period)
+    last = step + (times - 1) * epoch
     extra = last >= steps - topics and last // topics % m != 0
-    return found + extra
+    return regular + extra
 
 
-def kept(uses: Mapping[Cut, int], resident: Resident) -> frozenset[Cut]:
+def worth_keeping(uses: Mapping[Cut, int], resident: Resident) -> frozenset[Cut]:
     """Returns the hidden states worth keeping: all where other tasks may want them, else those used more than once."""
     return frozenset(cut for cut, count in uses.items() if resident.shared or count > 1)
 
@@ -428,14 +428,14 @@ class States:
             computed.append(calls)
             return hidden
 
-        hidden = self._kept(batch, self.start, compute)
+        hidden = self._cached(batch, self.start, compute)
         calls = computed[0] if computed else self.model.enter(batch.ids, batch.mask, self.start, hidden)[1]
         return hidden, calls
 
     @torch.no_grad()
     def frozen(self, batch: Batch, hidden: Tensor, calls: Sequence[Call]) -> Tensor:
         """Returns [batch, tokens, width], the base model's output at the steered layer."""
-        return self._kept(batch, len(self.model.layers), lambda: self.model.run(hidden, calls, self.start))
+        return self._cached(batch, len(self.model.layers), lambda: self.model.run(hidden, calls, self.start))
 
     def mean_norm(self, batch: Batch) -> float:
         """The mean length of the base model's activations at the steered layer over the counted tokens."""
@@ -443,7 +443,7 @@ class States:
         hidden, calls = self.entering(batch)
         return self.frozen(batch, hidden, calls)[batch.counted].float().norm(dim=-1).mean().item()
 
-    def _kept(self, batch: Batch, layers: int, compute: Callable[[], Tensor]) -> Tensor:
+    def _cached(self, batch: Batch, layers: int, compute: Callable[[], Tensor]) -> Tensor:
         cut, model = batch.cut(layers), self.model
         if cut not in self.worth:
             return compute()
@@ -456,7 +456,7 @@ class Matrices:
 
     def __init__(self, model: TruncatedModel, parameters: Mapping[int, Sequence[str]], settings: SteeredUnlearner):
         self._base = {(layer, name): model.parameter(layer, name) for layer in parameters for name in parameters[layer]}
-        leaves = {place: value.detach().clone().requires_grad_() for place, value in self._base.items()}
+        leaves = {name: value.detach().clone().requires_grad_() for name, value in self._base.items()}
         self.leaves = {layer: {name: leaves[layer, name] for name in names} for layer, names in parameters.items()}
         self._leaves = list(leaves.values())
         refuse_float16(settings, model.dtype)  # the estimate goes by the configuration, which need not say
@@ -493,7 +493,7 @@ class Matrices:
     def deltas(self) -> dict[tuple[int, str], Tensor]:
         """Returns (layer, name) → float32 difference to the base model."""
         pairs = zip(self._base.items(), self._masters, strict=True)
-        return {place: (master.detach().float() - value.float()).cpu() for (place, value), master in pairs}
+        return {name: (master.detach().float() - value.float()).cpu() for (name, value), master in pairs}
 
     def state(self) -> dict[str, Any]:
         return {
@@ -523,12 +523,14 @@ def _finite(figures: Figures) -> bool:
     return math.isfinite(figures["forget_loss"]) and math.isfinite(figures["retain_loss"])
 
 
-def _diverged(settings: SteeredUnlearner, step: int, kept: Mapping[str, Tensor], work: Work) -> NoReturn:
+def _diverged(settings: SteeredUnlearner, step: int, good_deltas: Mapping[str, Tensor], work: Work) -> NoReturn:
     good = max(0, step - 1)
-    place = TaskVector(kept, provenance={"method": _method(settings), "steps": good}).save(work.scratch / LAST_GOOD)
+    directory = TaskVector(good_deltas, provenance={"method": _method(settings), "steps": good}).save(
+        work.scratch / LAST_GOOD
+    )
     raise TrainingDiverged(
         f"{_method(settings)}: a loss or gradient is not finite at step {step}: lower learning_rate or "
-        f"steering_coefficient; the weights after {good} steps, the last good ones, are in {place}"
+        f"steering_coefficient; the weights after {good} steps, the last good ones, are in {directory}"
     )
 
 

@@ -83,7 +83,7 @@ def search(
     skeleton_of(base, max(layers) + 1)  # a layer beyond the model is refused now, not after half of the trials
     trials: dict[tuple[int, float, float], Trial] = {}
     ranges: tuple[Sequence[float], ...] = (layers, ratios, alphas)
-    place = [len(values) // 2 for values in ranges]
+    position = [len(values) // 2 for values in ranges]
     most = sum(len(values) - 1 for values in ranges) + 3
 
     def tried(indices: Sequence[int]) -> float:
@@ -96,11 +96,11 @@ def search(
         return trials[layer, ratio, alpha].score
 
     def moved(axis: int, index: int) -> list[int]:
-        return [*place[:axis], index, *place[axis + 1 :]]
+        return [*position[:axis], index, *position[axis + 1 :]]
 
     for axis in (2, 0, 1):
-        place[axis] = max(range(len(ranges[axis])), key=lambda index, axis=axis: tried(moved(axis, index)))
-    for index in {max(place[2] - 1, 0), min(place[2] + 1, len(alphas) - 1)}:
+        position[axis] = max(range(len(ranges[axis])), key=lambda index, axis=axis: tried(moved(axis, index)))
+    for index in {max(position[2] - 1, 0), min(position[2] + 1, len(alphas) - 1)}:
         tried(moved(2, index))
     best_first = sorted(trials.values(), key=lambda trial: -trial.score)
     lines = [json.dumps({**asdict(trial), "score": trial.score}) + "\n" for trial in best_first]
@@ -114,9 +114,9 @@ def attempt(
     """Runs one trial; a diverging one forgets nothing and holds nothing."""
     alpha = settings.alpha
     assert isinstance(alpha, float)
-    place = work.scratch / f"layer {settings.layer}, ratio {ratio:g}, alpha {alpha:g}"
-    place.mkdir(parents=True, exist_ok=True)
-    quiet = replace(work, output=place, scratch=place, progress=silent)
+    directory = work.scratch / f"layer {settings.layer}, ratio {ratio:g}, alpha {alpha:g}"
+    directory.mkdir(parents=True, exist_ok=True)
+    quiet = replace(work, output=directory, scratch=directory, progress=silent)
     try:
         vector = steer(
             settings.model_copy(update={"cosine_every": 1}),
@@ -128,7 +128,7 @@ def attempt(
         )
     except TrainingDiverged:
         return Trial(settings.layer, ratio, alpha, None, 1.0, 0.0)
-    records = [json.loads(line) for line in (place / METRICS).read_text().splitlines()]
+    records = [json.loads(line) for line in (directory / METRICS).read_text().splitlines()]
     coefficients = list(vector.provenance["coefficients"].values())
 
     def recent(figure: str) -> float:

@@ -90,11 +90,13 @@ class SteeredUnlearner(Unlearner):
     def _fill_in_preset(cls, settings: Any) -> Any:
         if not isinstance(settings, dict):
             return settings
-        found = cls._of_trial(read_trials(settings["search"])[0]) if isinstance(settings.get("search"), str) else {}
-        return {**(FAITHFUL if settings.get("preset") == "faithful" else {}), **found, **settings}
+        from_search = (
+            cls._from_trial(read_trials(settings["search"])[0]) if isinstance(settings.get("search"), str) else {}
+        )
+        return {**(FAITHFUL if settings.get("preset") == "faithful" else {}), **from_search, **settings}
 
     @classmethod
-    def _of_trial(cls, trial: dict[str, Any]) -> dict[str, Any]:
+    def _from_trial(cls, trial: dict[str, Any]) -> dict[str, Any]:
         """Returns the settings that a trial of the search stands for."""
         return {"layer": trial["layer"], "alpha": trial["alpha"]}
 

@@ -35,9 +35,9 @@ def forecast_training(settings: Tuning, base: LanguageModel, forget: Corpus, ret
     lengths = [min(settings.max_length, length) for length in token_counts(base, forget.texts)]
     longest = max(lengths, default=1)
     tokens = settings.batch_size * longest
-    kept = shape.width if settings.gradient_checkpointing else shape.activations
+    numbers = shape.width if settings.gradient_checkpointing else shape.activations
     # Logits as they come, in float32, as log-softmax, and the gradients of both.
-    activations = tokens * shape.layers * kept * shape.bytes + tokens * shape.vocabulary * (12 + 2 * shape.bytes)
+    activations = tokens * shape.layers * numbers * shape.bytes + tokens * shape.vocabulary * (12 + 2 * shape.bytes)
     # Rows of other lengths do not fit into what freed ones leave: over eight tasks on SmolLM2 a process took up to half
     # as much again.
     activations += activations // 2

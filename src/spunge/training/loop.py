@@ -160,10 +160,10 @@ class Course:
         """Raises TrainingDiverged unless the value is finite, and keeps what the steps before have made."""
         if math.isfinite(value):
             return
-        kept = f"; step {self.done}, the last good one, is kept in {self._keep()}" if self.done else ""
+        last_good = f"; step {self.done}, the last good one, is kept in {self._keep()}" if self.done else ""
         raise TrainingDiverged(
             f"step {self.done + 1} of {len(self.steps)}: the {what} became {value}; "
-            f"lower learning_rate (now {self.settings.learning_rate:g}){kept}"
+            f"lower learning_rate (now {self.settings.learning_rate:g}){last_good}"
         )
 
     def _keep(self) -> Path:
@@ -190,16 +190,16 @@ def _backward(trainee: Trainee, terms: Sequence[Term], course: Course, combine: 
     gradients: list[list[Tensor]] = []
     total = 0.0
     assert course.batches is not None
-    for place, (term, batches) in enumerate(zip(terms, course.batches, strict=True)):
+    for position, (term, batches) in enumerate(zip(terms, course.batches, strict=True)):
         weight = term.weight(course.done / len(course.steps)) if callable(term.weight) else term.weight
         units = sum(term.units(batch) for batch in batches)
         figures[term.name] = 0.0
         for number, indices in enumerate(batches):
-            own, counts = sharding.share(indices)
-            turn = (course.work.seed, course.done, place, number)
+            local, counts = sharding.share(indices)
+            turn = (course.work.seed, course.done, position, number)
             torch.manual_seed(seed_of(*turn, sharding.rank()) if sharding.rank() else seed_of(*turn))
-            loss = term.loss(trainee.collate(term.rows, own))
-            share = term.units(own) / units if counts else 0.0
+            loss = term.loss(trainee.collate(term.rows, local))
+            share = term.units(local) / units if counts else 0.0
             value = float(sharding.total(loss.detach() * share, trainee.device))
             course.check(f"{term.name} loss", value)
             (loss * (weight * share * sharding.size())).backward()  # FSDP takes the mean over processes

@@ -95,7 +95,7 @@ def encode(
         parts = Corpus(corpus.rows.filter(has_text)), Corpus(corpus.rows.filter(~has_text).drop("text"))
         options: Any = {"max_length": max_length, "long_texts": long_texts}
         return [row for part in parts if len(part) for row in encode(part, tokenizer, **options)]
-    limits = [min(own or max_length, max_length) for own in corpus.max_lengths]
+    limits = [min(row_limit or max_length, max_length) for row_limit in corpus.max_lengths]
     if "text" in corpus.rows.columns and response == "response":
         rows = []
         for ids, limit in zip(_tokenize(tokenizer, corpus.texts), limits, strict=True):
@@ -146,12 +146,12 @@ def conversations(
     """
     chat = bool(tokenizer.chat_template)
     if chat:
-        asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        told = [
-            [*turn, {"role": "assistant", "content": answer}] for turn, answer in zip(asked, responses, strict=True)
+        questions = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        dialogues = [
+            [*turn, {"role": "assistant", "content": answer}] for turn, answer in zip(questions, responses, strict=True)
         ]
-        openings = [_rendered(tokenizer, turns, add_generation_prompt=True) for turns in asked]
-        wholes = [_rendered(tokenizer, turns, continue_final_message=not ended) for turns in told]
+        openings = [_rendered(tokenizer, turns, add_generation_prompt=True) for turns in questions]
+        wholes = [_rendered(tokenizer, turns, continue_final_message=not ended) for turns in dialogues]
     else:
         openings = prompts
         wholes = [f"{prompt}{delimiter}{answer}" for prompt, answer in zip(prompts, responses, strict=True)]

@@ -120,8 +120,8 @@ def local_piece(parameter: Tensor) -> Tensor:
 
 def share(indices: list[int]) -> tuple[list[int], bool]:
     """Returns this process's rows of a batch; where there is none left for it, one that must not count, and False."""
-    own = indices[rank() :: size()]
-    return (own, True) if own else (indices[:1], False)
+    local = indices[rank() :: size()]
+    return (local, True) if local else (indices[:1], False)
 
 
 def total(value: float | Tensor, device: str = "cpu") -> Tensor:
@@ -136,6 +136,6 @@ def agreed(decision: bool, device: str) -> bool:
     """Returns what the first process decided."""
     if size() == 1:
         return decision
-    told = torch.tensor(int(decision), device=device)
-    dist.broadcast(told, src=0)
-    return bool(told)
+    tensor = torch.tensor(int(decision), device=device)
+    dist.broadcast(tensor, src=0)
+    return bool(tensor)

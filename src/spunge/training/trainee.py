@@ -117,15 +117,15 @@ class Trainee:
     def log_probs(self, rows: Sequence[Encoded]) -> Tensor:
         """Returns the log-probability of every row's counted part, [rows], dropout off."""
         order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
-        found = torch.zeros(len(rows), device=self.device)
+        result = torch.zeros(len(rows), device=self.device)
         with _dropout_off(self.model):
             for indices in cut(order, self.settings.batch_size):
-                own, counts = sharding.share(indices)
-                batch = self.collate(rows, own)
+                local, counts = sharding.share(indices)
+                batch = self.collate(rows, local)
                 log_probs = losses.sequence_log_probs(self(batch), batch.labels)
                 if counts:
-                    found[own] = log_probs
-        return sharding.total(found)
+                    result[local] = log_probs
+        return sharding.total(result)
 
     def encode(self, corpus: Corpus, *, response: str = "response") -> list[Encoded]:
         """Turns rows into tokens, as the settings say and no longer than the model can read."""
@@ -181,13 +181,13 @@ def borrow(settings: Tuning, base: LanguageModel, work: Work) -> Iterator[Traine
         RecipeError: The settings name layers or weights that the model does not have.
     """
     sharding.check(settings)
-    own = settings.quantize is not None or sharding.size() > 1
-    model, tokenizer = _own_copy(settings, base, work) if own else work.resident.base(base)
+    copied = settings.quantize is not None or sharding.size() > 1
+    model, tokenizer = _load_copy(settings, base, work) if copied else work.resident.base(base)
     names = ParameterNames(model, base.checkpoint().tensors)
     trainable = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
     in_bfloat16 = settings.precision == "bfloat16" or model.dtype in (torch.bfloat16, torch.float16)
     with ExitStack() as stack:
-        if not own:
+        if not copied:
             stack.callback(_restore, model, trainable)
         model.requires_grad_(False).eval()
         reach = None
@@ -205,7 +205,7 @@ def borrow(settings: Tuning, base: LanguageModel, work: Work) -> Iterator[Traine
         yield Trainee(model, tokenizer, settings, work.device, parameters, entries, as_base, in_bfloat16, reach)
 
 
-def _own_copy(settings: Tuning, base: LanguageModel, work: Work) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_copy(settings: Tuning, base: LanguageModel, work: Work) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads the base once more, for what cannot be undone: cut into pieces, or in 4 bits. The resident one goes."""
     work.resident.close()
     if settings.quantize is None:

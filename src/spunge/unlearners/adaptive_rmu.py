@@ -28,8 +28,8 @@ class AdaptiveRMU(SteeredUnlearner):
     """How many times longer than the base model's activations the control vector is."""
 
     @classmethod
-    def _of_trial(cls, trial: dict[str, Any]) -> dict[str, Any]:
-        return {**super()._of_trial(trial), "scale": trial["ratio"]}
+    def _from_trial(cls, trial: dict[str, Any]) -> dict[str, Any]:
+        return {**super()._from_trial(trial), "scale": trial["ratio"]}
 
     def unlearn(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> TaskVector:
         """Returns the deltas of the updated matrices; leaves `metrics.jsonl` and `control_vectors.safetensors`.

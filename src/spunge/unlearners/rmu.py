@@ -26,8 +26,8 @@ class RMU(SteeredUnlearner):
     number, or one for every topic by its name."""
 
     @classmethod
-    def _of_trial(cls, trial: dict[str, Any]) -> dict[str, Any]:
-        return {**super()._of_trial(trial), "steering_coefficient": trial["steering_coefficient"]}
+    def _from_trial(cls, trial: dict[str, Any]) -> dict[str, Any]:
+        return {**super()._from_trial(trial), "steering_coefficient": trial["steering_coefficient"]}
 
     def unlearn(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> TaskVector:
         """Returns the deltas of the updated matrices; leaves `metrics.jsonl` and `control_vectors.safetensors`.

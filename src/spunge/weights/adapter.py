@@ -162,11 +162,11 @@ class _Names:
         PEFT lets a layer that shares its weight have a change of its own: the live model is then untied, and so is what
         merge_and_unload makes of a weight saved whole. Of a LoRA it merges into the shared weight what one layer had.
         """
-        kept: dict[str, T] = {}
+        untied: dict[str, T] = {}
         for name, change in changes.items():
             # A weight of a layer is tied to nothing, and the outline of the model is not to be had of every base.
             partners = [] if re.search(r"\.\d+\.", name) else self._partners(name)
-            if any(partner in kept for partner in partners):
+            if any(partner in untied for partner in partners):
                 continue
             for partner in partners:
                 if partner not in changes or not same(change, changes[partner]):
@@ -175,8 +175,8 @@ class _Names:
                         "they are one weight: train with ensure_weight_tying=True; or load the base, set "
                         "tie_word_embeddings=false, save it with both, and name that as the model"
                     )
-            kept[name] = change
-        return kept
+            untied[name] = change
+        return untied
 
     def _partners(self, name: str) -> list[str]:
         source = self._tied.get(name, name)

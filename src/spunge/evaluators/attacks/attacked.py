@@ -41,10 +41,10 @@ class Attack(Evaluator):
 
     def _rounds(self, base: LanguageModel, rounds: int) -> Forecast:
         """What asking the suite so many times takes."""
-        asked = self.of.forecast(base)
-        operations = None if asked.operations is None else asked.operations * rounds
-        disk = None if asked.disk is None else asked.disk * rounds
-        return replace(asked, operations=operations, disk=disk, calls=asked.calls * rounds)
+        forecast = self.of.forecast(base)
+        operations = None if forecast.operations is None else forecast.operations * rounds
+        disk = None if forecast.disk is None else forecast.disk * rounds
+        return replace(forecast, operations=operations, disk=disk, calls=forecast.calls * rounds)
 
     @property
     def measures(self) -> tuple[Metric, ...]:

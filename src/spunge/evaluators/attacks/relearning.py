@@ -58,12 +58,12 @@ class Relearning(Attack):
 
     def forecast(self, base: LanguageModel) -> Forecast:
         """Says what asking along the way takes, beside all weights' gradients and moments."""
-        asked, shape = self._rounds(base, len(self.steps)), shape_of(base)
+        forecast, shape = self._rounds(base, len(self.steps)), shape_of(base)
         trained = 6.0 * shape.inner * self.max_length * self.train_batch_size * self.steps[-1]
         return replace(
-            asked,
-            memory=None if asked.memory is None else asked.memory + 12 * shape.parameters,
-            operations=None if asked.operations is None else asked.operations + trained,
+            forecast,
+            memory=None if forecast.memory is None else forecast.memory + 12 * shape.parameters,
+            operations=None if forecast.operations is None else forecast.operations + trained,
         )
 
     def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
