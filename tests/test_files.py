@@ -14,6 +14,7 @@ import pytest
 from spunge import files
 from spunge.errors import ArtifactError
 from spunge.files import (
+    FileMemory,
     format_bytes,
     format_duration,
     is_locked,
@@ -140,3 +141,20 @@ def test_a_fifo_where_a_file_should_be_is_refused_and_not_waited_for(tmp_path: P
     ):
         with pytest.raises(ArtifactError, match="a FIFO, a socket or a device"):
             reading()
+
+
+def test_what_was_computed_of_a_file_is_forgotten_when_it_changes(tmp_path: Path) -> None:
+    file, calls = tmp_path / "file", []
+    file.write_text("old")
+    memory: FileMemory[str] = FileMemory()
+
+    def compute() -> str:
+        calls.append(file.read_text())
+        return calls[-1]
+
+    assert [memory.recall("name", [file], compute) for _ in range(2)] == ["old", "old"]
+    before = file.stat()
+    file.write_text("new")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # of the same size and time
+    assert memory.recall("name", [file], compute) == "new"
+    assert calls == ["old", "new"]

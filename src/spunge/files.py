@@ -14,13 +14,14 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from spunge.errors import ArtifactError
 
+T = TypeVar("T")
 LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Reasons that are the disk's, whichever file met them."""
@@ -234,6 +235,25 @@ def state_of(path: Path) -> tuple[int, ...]:
     """Returns what changes whenever a file's content does: size, time, and the time that no program can set back."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+class FileMemory(Generic[T]):
+    """What was computed of files, each of it for as long as the files stay as they are."""
+
+    def __init__(self) -> None:
+        self._values: dict[Hashable, tuple[tuple[Any, ...], T]] = {}
+
+    def recall(self, name: Hashable, files: Iterable[Path], compute: Callable[[], T]) -> T:
+        """Returns what `compute` returned for this name, called again if a file has come, gone or changed since."""
+        # Before the reading: what changes meanwhile is noticed the next time.
+        state = tuple((str(file), *state_of(file)) for file in sorted(files))
+        if name not in self._values or self._values[name][0] != state:
+            self._values[name] = state, compute()
+        return self._values[name][1]
+
+    def forget(self, name: Hashable) -> None:
+        """Lets go of one value."""
+        self._values.pop(name, None)
 
 
 def digest_of(file: Path) -> dict[str, Any]:

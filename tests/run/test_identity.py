@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,8 @@ from spunge.recipe.schema import Experiment
 from spunge.rows.sources import Source
 from spunge.run import identity as module
 from spunge.run import pipeline
-from spunge.run.identity import FileMemory, digest, identity
+from spunge.run.identity import digest, identity
 from spunge.weights.language_model import LanguageModel
-
-
-def test_what_was_computed_of_a_file_is_forgotten_when_it_changes(tmp_path: Path) -> None:
-    file, calls = tmp_path / "file", []
-    file.write_text("old")
-    memory = FileMemory()
-
-    def compute() -> str:
-        calls.append(file.read_text())
-        return calls[-1]
-
-    assert [memory.recall("name", [file], compute) for _ in range(2)] == ["old", "old"]
-    before = file.stat()
-    file.write_text("new")
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # of the same size and time
-    assert memory.recall("name", [file], compute) == "new"
-    assert calls == ["old", "new"]
 
 
 def test_sources_and_models_are_known_by_what_their_files_hold_now(tmp_path: Path, tiny_model: Path) -> None:

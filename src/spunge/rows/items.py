@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import polars as pl
 
 from spunge.errors import DataError
+from spunge.files import FileMemory
 from spunge.rows.sources import Source, item_id, load_corpus
 
 ItemTable: TypeAlias = pl.DataFrame
@@ -35,6 +36,11 @@ RUN_FORMAT = 1
 JOURNAL = "journal.jsonl"
 """In a run's directory while it runs: a line for every task that has ended since the manifest was written. A line whose
 `number` is below the manifest's count of stages is in there already."""
+
+_MEMORY: FileMemory[dict[str, Mapping[str, Any]]] = FileMemory()
+"""The rows of every suite of this process: its check, its forecast, the cautions and every variant want the same."""
+
+_REMEMBERED = 50_000  # items of a suite; the rows of a larger one are not held between two readings
 
 Part = Literal["all", "validation", "test"]
 VALIDATION_SHARE = 0.3
@@ -96,30 +102,44 @@ def load_items(
     """
     meanings = read_as or {}
     attributes = tuple(dict.fromkeys((*attributes, *meanings)))
+    choice = (tuple(source.model_dump_json() for source in sources), where, limit, part)
+    files = [file for source in sources for file in source.files()]
+    rows = _MEMORY.recall(choice, files, lambda: _choose_rows(sources, where, limit, part))
+    if len(rows) > _REMEMBERED:
+        _MEMORY.forget(choice)
+    columns = next(iter(rows.values()))
+    for name in (*needs, *attributes):
+        if name not in columns:
+            raise DataError(f"{sources[0].path}: no column {name!r}; columns are {', '.join(columns)}")
+    items = []
+    for name, row in rows.items():
+        values = {column: meanings.get(column, _as_it_is)(row[column]) for column in attributes}
+        items.append(Item(name, json.dumps(values, ensure_ascii=False, default=str), row))
+    return items
+
+
+def _choose_rows(
+    sources: Sequence[Source], where: str | None, limit: int | None, part: Part
+) -> dict[str, Mapping[str, Any]]:
+    """Returns item name → row, in the order of the files."""
     corpus = load_corpus(sources, require="rows")
     if where is not None:
         corpus = corpus.where(where)
-    rows = corpus.rows
-    for name in (*needs, *attributes):
-        if name not in rows.columns:
-            raise DataError(f"{sources[0].path}: no column {name!r}; columns are {', '.join(rows.columns)}")
-    items = []
+    rows: dict[str, Mapping[str, Any]] = {}
     seen: Counter[str] = Counter()
-    for row in rows.iter_rows(named=True):
+    for row in corpus.rows.iter_rows(named=True):
         content = item_id(row)
         # Benchmarks repeat rows; a second one is another item, not the same one twice.
         seen[content] += 1
         name = content if seen[content] == 1 else item_id(content, seen[content])
-        values = {column: meanings.get(column, _as_it_is)(row[column]) for column in attributes}
-        items.append(Item(name, json.dumps(values, ensure_ascii=False, default=str), row))
-    if part != "all":
-        items = [item for item in items if _is_validation(item.id) == (part == "validation")]
+        if part == "all" or _is_validation(name) == (part == "validation"):
+            rows[name] = row
     if limit is not None:
-        chosen = set(sorted(item.id for item in items)[:limit])
-        items = [item for item in items if item.id in chosen]
-    if not items:
+        chosen = set(sorted(rows)[:limit])
+        rows = {name: row for name, row in rows.items() if name in chosen}
+    if not rows:
         raise DataError(f"{sources[0].path}: no rows left after where={where!r}, part={part!r}, limit={limit!r}")
-    return items
+    return rows
 
 
 class RowSettings(Protocol):

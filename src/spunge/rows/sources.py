@@ -16,6 +16,7 @@ import polars as pl
 from pydantic import Field
 
 from spunge.errors import DataError, first_line
+from spunge.files import files_below
 from spunge.rows import expressions
 from spunge.rows.hub import read_hub
 from spunge.rows.readers import SUFFIXES, Reading, read_local, stack
@@ -72,6 +73,11 @@ class Source(Settings):
     """Keep only rows for which this polars SQL expression is true, such as `LENGTH(TRIM(text)) > 0`."""
     max_length: int | None = None
     """Texts of this source are cut to so many tokens, whatever the method's own limit."""
+
+    def files(self) -> list[Path]:
+        """Returns the local files that the rows come from; none of a hub data set, which stays as it was fetched."""
+        path = locate(self.path)
+        return files_below(path) if path.is_dir() else [path] if path.is_file() else []
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,33 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from spunge.files import files_below, state_of
+from spunge.files import FileMemory
 from spunge.rows.sources import Source, load_corpus, locate
 from spunge.settings import Settings
 from spunge.weights.language_model import LanguageModel
 
-
-@dataclass
-class FileMemory:
-    """What was computed of files, each of it for as long as the files stay as they are."""
-
-    _values: dict[str, tuple[tuple[Any, ...], str]] = field(default_factory=dict)
-
-    def recall(self, name: str, files: Iterable[Path], compute: Callable[[], str]) -> str:
-        """Returns what `compute` returned for this name, called again if a file has come, gone or changed since."""
-        # Before the reading: what changes meanwhile is noticed the next time.
-        state = tuple((str(file), *state_of(file)) for file in sorted(files))
-        if name not in self._values or self._values[name][0] != state:
-            self._values[name] = state, compute()
-        return self._values[name][1]
-
-
-_MEMORY = FileMemory()
+_MEMORY: FileMemory[str] = FileMemory()
 """Every task of a run asks for the digest of the same model and data."""
 
 
@@ -74,8 +56,6 @@ def digest(model: LanguageModel, *, weights: bool = True) -> str:
 
 
 def _fingerprint(source: Source) -> str:
-    path = locate(source.path)
-    files = files_below(path) if path.is_dir() else [path] if path.is_file() else []
     return _MEMORY.recall(
-        source.model_dump_json(), files, lambda: load_corpus([source], require="rows").full_fingerprint
+        source.model_dump_json(), source.files(), lambda: load_corpus([source], require="rows").full_fingerprint
     )
