@@ -127,7 +127,7 @@ def whole_runs(options: argparse.Namespace, tokens: int) -> None:
             run_engine(options, tokens, resident, topics=[index], shuffle=shuffle)
         run_engine(options, tokens, resident, topics=range(subsets), shuffle=shuffle)
         engine = time.process_time() - started
-        kept = f"{cache.in_memory / 2**20:.0f} MiB in memory, {cache.on_disk / 2**20:.0f} on the disk"
+        kept = f"{cache.in_memory / 2**20:.0f} MiB in memory"
         print(
             f"  {subsets} subsets and joint, states {what:15} {engine:11.1f} s CPU   {naive / engine:5.1f} × ({kept})"
         )

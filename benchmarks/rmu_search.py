@@ -18,7 +18,7 @@ import torch
 
 from spunge.interfaces import Work
 from spunge.rows.sources import Source, load_corpus
-from spunge.steering.search import ALPHAS, RATIOS, Trial, attempt, search
+from spunge.steering.search import Grid, Trial, attempt, search
 from spunge.unlearners.adaptive_rmu import AdaptiveRMU
 from spunge.weights.language_model import LanguageModel, Resident
 
@@ -29,12 +29,13 @@ NEAR = 0.05
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
+    usual = Grid(())
     parser.add_argument("--forget", nargs="+", required=True)
     parser.add_argument("--retain", nargs="+", required=True)
     parser.add_argument("--columns", nargs="*", default=[], help="of the forget set, as prompt=question")
     parser.add_argument("--layers", type=int, nargs="+", required=True)
-    parser.add_argument("--grid-ratios", type=float, nargs="+", default=RATIOS)
-    parser.add_argument("--grid-alphas", type=float, nargs="+", default=[*ALPHAS, 10 * ALPHAS[-1]])
+    parser.add_argument("--grid-ratios", type=float, nargs="+", default=usual.ratios)
+    parser.add_argument("--grid-alphas", type=float, nargs="+", default=[*usual.alphas, 10 * usual.alphas[-1]])
     parser.add_argument("--steps", type=int, default=40, help="of a run")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--max-length", type=int, default=512)
@@ -53,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         work = Work(Resident(), Path(directory), Path(directory), options.seed)
         started = time.process_time()
-        found = search(settings, base, forget, retain, work, layers=options.layers)
+        found = search(settings, base, forget, retain, work, Grid(options.layers))
         seconds = time.process_time() - started
         show("search", found, options.steps, seconds)
 

@@ -21,7 +21,7 @@ from spunge.interfaces import Work
 from spunge.rows.sources import Corpus, concatenate
 from spunge.steering import cache, estimate, loop
 from spunge.steering.forecast import States, forecast
-from spunge.steering.search import attempt, search
+from spunge.steering.search import Grid, attempt, search
 from spunge.steering.settings import TABLE, of_topic
 from spunge.steering.truncated import load_truncated
 from spunge.training import record
@@ -377,7 +377,7 @@ def test_the_forecast_is_what_the_cache_comes_to_hold(tmp_path: Path, base: Lang
         expected = forecast(settings, base, forget, retain, make_work(tmp_path / "plan", planned))
         vector = unlearn(settings, base, forget, retain, make_work(tmp_path / str(index), resident))
         kept = resident.cached("hidden states", cache.StateCache)
-        assert states_of(planned).size == kept.in_memory + kept.on_disk
+        assert states_of(planned).size == kept.in_memory
         assert expected.disk == sum(4 * vector.shape(name).numel() for name in vector)
     assert 0.3 < states_of(planned).spared < 0.8
     assert not list((tmp_path / "plan" / "output").iterdir())
@@ -397,7 +397,7 @@ def test_a_run_of_its_own_keeps_only_what_it_uses_again(
     unlearn(settings, base, forget, retain, make_work(tmp_path / "run", resident))
     kept = resident.cached("hidden states", cache.StateCache)
     forecast(settings, base, forget, retain, make_work(tmp_path / "plan", planned))
-    assert states_of(planned).size == kept.in_memory + kept.on_disk
+    assert states_of(planned).size == kept.in_memory
     assert bool(states_of(planned).size) == reused
 
 
@@ -425,7 +425,7 @@ def test_a_search_finds_what_a_grid_finds(tmp_path: Path, base: LanguageModel) -
     forget, retain, work = make_corpus(40, 0), make_corpus(40, 1), make_work(tmp_path)
     settings = RMU(layer=3, learning_rate=1e-2, max_steps=6)
     layers, ratios, alphas = (2, 3, 4), (1.0, 3.0, 8.0), (0.0, 1.0, 100.0)
-    found = search(settings, base, forget, retain, work, layers=layers, ratios=ratios, alphas=alphas)
+    found = search(settings, base, forget, retain, work, Grid(layers, ratios, alphas))
     grid = [
         attempt(settings.model_copy(update={"layer": layer, "alpha": alpha}), ratio, base, forget, retain, work).score
         for layer in layers
@@ -462,7 +462,7 @@ def test_a_search_that_cannot_be_is_refused_before_the_first_trial(
     begun: list[int] = []
     work = make_work(tmp_path, progress=lambda _what, done, _total, /, **_: begun.append(done))
     with pytest.raises((RecipeError, ModelError), match=said):
-        search(RMU(**changes), base, make_corpus(8, 0), make_corpus(8, 1), work, layers=layers)
+        search(RMU(**changes), base, make_corpus(8, 0), make_corpus(8, 1), work, Grid(layers))
     assert not begun
 
 

@@ -251,7 +251,6 @@ def test_a_state_is_the_same_from_memory_and_from_the_map(
         assert torch.equal(cache.get(dtype, state.clone, scratch), state)
         assert torch.equal(cache.get(dtype, lambda: pytest.fail("built twice"), scratch), state)
     assert cache.in_memory <= budget
-    assert cache.in_memory + cache.on_disk == state.numel() * (4 + 2)
     assert not list(scratch.iterdir())
 
 
@@ -262,7 +261,7 @@ def test_mapped_states_keep_no_file_open(tmp_path: Path) -> None:
     before = len(list(open_files.iterdir()))
     for key in range(50):
         cache.get(key, lambda: torch.ones(3), tmp_path)
-    assert cache.on_disk == 50 * 3 * 4
+    assert cache.in_memory == 0
     assert len(list(open_files.iterdir())) < before + 50
 
 

@@ -261,13 +261,14 @@ def search(
     Raises:
         SpungeError: Something is missing or wrong; `step.out` does not exist afterwards.
     """
+    from spunge.steering.search import Grid
     from spunge.steering.search import search as find
 
     forget_rows, retain_rows = _topics(forget), load_corpus(retain)
     resident = Resident(choose_device(step.device))
     with new_directory(step.out) as directory, tempfile.TemporaryDirectory() as scratch:
         work = Work(resident, directory, Path(scratch), step.seed, step.progress)
-        return find(settings, step.base, forget_rows, retain_rows, work, layers=layers)
+        return find(settings, step.base, forget_rows, retain_rows, work, Grid(layers))
 
 
 def _topics(forget: Mapping[str, Sequence[Source]]) -> Corpus:

@@ -25,7 +25,6 @@ class StateCache:
     def __init__(self, budget: int | None = None) -> None:
         self.budget = int(psutil.virtual_memory().available * RAM_SHARE) if budget is None else budget
         self.in_memory = 0
-        self.on_disk = 0
         self._states: dict[Hashable, Tensor] = {}
         self._spilling = True
 
@@ -42,7 +41,6 @@ class StateCache:
         elif self._spilling:
             try:
                 self._states[key] = _mapped(state, scratch)
-                self.on_disk += size
             except (OSError, RuntimeError) as error:  # torch raises the latter where it cannot map
                 self._spilling = False
                 warnings.warn(

@@ -21,8 +21,8 @@ from spunge.interfaces import Work, require_retain
 from spunge.rows.sources import Corpus
 from spunge.steering.batches import Batch, Cut, orders, pad, tokenise
 from spunge.steering.cache import StateCache
-from spunge.steering.estimate import check_memory, estimate, refuse_float16
-from spunge.steering.optimisers import AdamWEpsilonOutside
+from spunge.steering.estimate import check_memory, estimate
+from spunge.steering.matrices import Matrices
 from spunge.steering.settings import SteeredUnlearner, of_topic
 from spunge.steering.truncated import Call, TruncatedModel, choose_parameters, load_truncated, positions
 from spunge.training.record import LAST_GOOD, Record
@@ -62,121 +62,144 @@ def steer(
         TrainingDiverged: A loss or gradient became NaN or infinite; the weights before it are kept in the scratch.
     """
     task = prepare(settings, base, forget, retain, work.seed)
-    batches, steps, topics = task.batches, task.steps, task.batches.topics
-    alphas = {topic: of_topic(settings.alpha, topic, "alpha") for topic in topics}
-
-    def load() -> TruncatedModel:
-        dtype = work.resident.dtype
-        check_memory(estimate(settings, base, task.parameters, tokens=batches.longest, dtype=dtype), work.device)
-        return load_truncated(base, settings.layer + 1, device=work.device, dtype=dtype)
-
-    model = work.resident.cached(("truncated", base, settings.layer + 1), load)
-    cache = work.resident.cached("hidden states", StateCache)
-    worth = worth_keeping(uses(settings, batches, steps), work.resident)
-    states = States(model, base, settings.updated[0], cache, worth, work)
-    matrices = Matrices(model, task.parameters, settings)
-
-    norms = {topic: states.mean_norm(batches.first(topic)) for topic in topics}
+    states, matrices = _load(settings, base, task, work)
+    model, topics = states.model, task.batches.topics
+    norms = {topic: states.mean_norm(task.batches.first(topic)) for topic in topics}
     coefficients = {topic: coefficient(topic, norm) for topic, norm in norms.items()}
     controls = {
         topic: coefficients[topic] * direction(settings, model.hidden_size, work.seed, topic) for topic in topics
     }
     safetensors.torch.save_file(controls, work.output / CONTROL_VECTORS)
     targets = {topic: control.to(model.device, _loss_dtype(settings, model)) for topic, control in controls.items()}
-
     record = Record(work, _key(settings, base, forget, task.retain, work))
-    stopped = "finished"
-    saved = record.resume()
-    if saved is not None:
-        matrices.load(saved)
-    done = len(record.figures)
-    for step, (topic, forget_batch, retain_batch) in islice(enumerate(batches), done, steps):
-        forget_batch, retain_batch = forget_batch.to(model.device), retain_batch.to(model.device)
-        figures = gradients(
-            settings, states, matrices, forget_batch, targets[topic], retain_batch, alphas[topic],
-            measured=measures(settings, step, steps, len(topics)),
-        )  # fmt: skip
-        if not (_finite(figures) and matrices.finite_gradients()):
-            matrices.roll_back()
-            _diverged(settings, step, model.stored(matrices.deltas()), work)
-        record.add({"step": step, "topic": topic, **figures})
-        work.progress(_method(settings), step + 1, steps, **{k: v for k, v in figures.items() if v is not None})
-        done = step
-        if settings.retain_floor is not None and figures["retain_cosine"] < settings.retain_floor:
-            matrices.roll_back()
-            done, stopped = max(0, step - 1), "retain_floor"
-            break
-        if settings.early_stop_cosine is not None and steered(settings, record.figures, topics):
-            stopped = "early_stop_cosine"
-            break
-        matrices.update()
-        done = step + 1
-        if done < steps:
-            record.save(matrices.state)
-        else:  # nothing has looked at the weights since the last update
-            loss, cosine = retained(states, matrices, retain_batch)
-            if not math.isfinite(loss):
-                matrices.roll_back()
-                _diverged(settings, done, model.stored(matrices.deltas()), work)
-            if settings.retain_floor is not None and cosine < settings.retain_floor:
-                matrices.roll_back()
-                done, stopped = step, "retain_floor"
+    steps, stopped = Steering(settings, states, matrices, targets, work).run(task, record)
     return TaskVector(
         model.stored(matrices.deltas()),
         provenance={
             "method": _method(settings),
             "settings": settings.dump(),
-            "steps": done,
+            "steps": steps,
             "stopped": stopped,
-            "batches_per_epoch": batches.count,
+            "batches_per_epoch": task.batches.count,
             "coefficients": coefficients,
             "mean_norms": norms,
         },
     )
 
 
-def gradients(
-    settings: SteeredUnlearner,
-    states: States,
-    matrices: Matrices,
-    forget: Batch,
-    target: Tensor,
-    retain: Batch,
-    alpha: float,
-    *,
-    measured: bool,
-) -> Figures:
-    """Accumulates the gradients of one step, the forget loss first, and returns its figures."""
-    model, start = states.model, states.start
-    hidden, calls = states.entering(forget)
-    steered = model.run(hidden, calls, start, matrices.leaves)
-    forget_loss = mean_squared_difference(steered, target, forget.counted, settings.loss_dtype)
-    forget_loss.backward()
-    forget_cosine = None
-    if measured:
-        forget_cosine = mean_cosine(steered.detach(), states.frozen(forget, hidden, calls), forget.counted).item()
+def _load(settings: SteeredUnlearner, base: LanguageModel, task: Prepared, work: Work) -> tuple[States, Matrices]:
+    """Loads the layers up to the steered one, which tasks on one device share, and copies what will change."""
+    dtype = work.resident.dtype
 
-    hidden, calls = states.entering(retain)
-    frozen = states.frozen(retain, hidden, calls)
-    held = model.run(hidden, calls, start, matrices.leaves)
-    retain_loss = mean_squared_difference(held, frozen, retain.counted, settings.loss_dtype)
-    (alpha * retain_loss).backward()
-    return {
-        "forget_loss": forget_loss.item(),
-        "retain_loss": retain_loss.item(),
-        "forget_cosine": forget_cosine,
-        "retain_cosine": mean_cosine(held.detach(), frozen, retain.counted).item(),
-    }
+    def load() -> TruncatedModel:
+        check_memory(estimate(settings, base, task.parameters, tokens=task.batches.longest, dtype=dtype), work.device)
+        return load_truncated(base, settings.layer + 1, device=work.device, dtype=dtype)
+
+    model = work.resident.cached(("truncated", base, settings.layer + 1), load)
+    cache = work.resident.cached("hidden states", StateCache)
+    worth = worth_keeping(uses(settings, task.batches, task.steps), work.resident)
+    states = States(model, base, settings.updated[0], cache, worth, work)
+    return states, Matrices(model, task.parameters, settings)
 
 
-@torch.no_grad()
-def retained(states: States, matrices: Matrices, retain: Batch) -> tuple[float, float]:
-    """Returns the loss on a retain batch, and the cosine between the changed and the base model's activations."""
-    hidden, calls = states.entering(retain)
-    held = states.model.run(hidden, calls, states.start, matrices.leaves)
-    frozen = states.frozen(retain, hidden, calls)
-    loss = mean_squared_difference(held, frozen, retain.counted)
-    return loss.item(), mean_cosine(held, frozen, retain.counted).item()
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """One run of the loop: the frozen states, the matrices that change, and where each topic is steered to."""
+
+    settings: SteeredUnlearner
+    states: States
+    matrices: Matrices
+    targets: Mapping[str, Tensor]
+    """Topic → its control vector, [width]."""
+    work: Work
+
+    def run(self, task: Prepared, record: Record) -> tuple[int, str]:
+        """Takes the steps; returns how many of them the weights hold, and what ended the run.
+
+        A step's losses judge the weights that the step before left: only after them is it known that those were good.
+        So an update waits for the next step's figures, and what turns out bad is undone by one update.
+        """
+        settings, matrices = self.settings, self.matrices
+        saved = record.resume()
+        if saved is not None:
+            matrices.load(saved)
+        done, device = len(record.figures), self.states.model.device
+        for step, (topic, forget, retain) in islice(enumerate(task.batches), done, task.steps):
+            forget, retain = forget.to(device), retain.to(device)
+            measured = measures(settings, step, task.steps, len(task.batches.topics))
+            figures = self.gradients(topic, forget, retain, measured=measured)
+            if not (_finite(figures) and matrices.finite_gradients()):
+                self._diverge(step)
+            record.add({"step": step, "topic": topic, **figures})
+            shown = {name: value for name, value in figures.items() if value is not None}
+            self.work.progress(_method(settings), step + 1, task.steps, **shown)
+            if self._is_lost(figures["retain_cosine"]):
+                matrices.roll_back()
+                return max(0, step - 1), "retain_floor"
+            if settings.early_stop_cosine is not None and steered(settings, record.figures, task.batches.topics):
+                return step, "early_stop_cosine"
+            matrices.update()
+            done = step + 1
+            if done < task.steps:
+                record.save(matrices.state)
+            else:  # nothing has looked at the weights since the last update
+                loss, cosine = self.retained(retain)
+                if not math.isfinite(loss):
+                    self._diverge(done)
+                if self._is_lost(cosine):
+                    matrices.roll_back()
+                    return step, "retain_floor"
+        return done, "finished"
+
+    def gradients(self, topic: str, forget: Batch, retain: Batch, *, measured: bool) -> Figures:
+        """Accumulates the gradients of one step, the forget loss first, and returns its figures."""
+        states, dtype = self.states, self.settings.loss_dtype
+        hidden, calls = states.entering(forget)
+        steered = states.model.run(hidden, calls, states.start, self.matrices.leaves)
+        forget_loss = mean_squared_difference(steered, self.targets[topic], forget.counted, dtype)
+        # Backward before the retain batch is run: never are the activations of both held.
+        forget_loss.backward()
+        forget_cosine = None
+        if measured:
+            forget_cosine = mean_cosine(steered.detach(), states.frozen(forget, hidden, calls), forget.counted).item()
+
+        hidden, calls = states.entering(retain)
+        frozen = states.frozen(retain, hidden, calls)
+        held = states.model.run(hidden, calls, states.start, self.matrices.leaves)
+        retain_loss = mean_squared_difference(held, frozen, retain.counted, dtype)
+        alpha = of_topic(self.settings.alpha, topic, "alpha")
+        (alpha * retain_loss).backward()
+        return {
+            "forget_loss": forget_loss.item(),
+            "retain_loss": retain_loss.item(),
+            "forget_cosine": forget_cosine,
+            "retain_cosine": mean_cosine(held.detach(), frozen, retain.counted).item(),
+        }
+
+    @torch.no_grad()
+    def retained(self, retain: Batch) -> tuple[float, float]:
+        """Returns the loss on a retain batch, and the cosine between the changed and the base model's activations."""
+        states = self.states
+        hidden, calls = states.entering(retain)
+        held = states.model.run(hidden, calls, states.start, self.matrices.leaves)
+        frozen = states.frozen(retain, hidden, calls)
+        loss = mean_squared_difference(held, frozen, retain.counted)
+        return loss.item(), mean_cosine(held, frozen, retain.counted).item()
+
+    def _is_lost(self, retain_cosine: float) -> bool:
+        return self.settings.retain_floor is not None and retain_cosine < self.settings.retain_floor
+
+    def _diverge(self, step: int) -> NoReturn:
+        """Leaves the last good weights in the scratch, and says where."""
+        self.matrices.roll_back()
+        method, good = _method(self.settings), max(0, step - 1)
+        deltas = self.states.model.stored(self.matrices.deltas())
+        last_good = TaskVector(deltas, provenance={"method": method, "steps": good})
+        directory = last_good.save(self.work.scratch / LAST_GOOD)
+        raise TrainingDiverged(
+            f"{method}: a loss or gradient is not finite at step {step}: lower learning_rate or "
+            f"steering_coefficient; the weights after {good} steps, the last good ones, are in {directory}"
+        )
 
 
 def mean_squared_difference(hidden: Tensor, target: Tensor, counted: Tensor, dtype: str = "float32") -> Tensor:
@@ -451,87 +474,8 @@ class States:
         return self.cache.get(key, compute, self.work.scratch).to(model.device)
 
 
-class Matrices:
-    """The few matrices that change: what the passes use, their masters, and the optimisers of the masters."""
-
-    def __init__(self, model: TruncatedModel, parameters: Mapping[int, Sequence[str]], settings: SteeredUnlearner):
-        self._base = {(layer, name): model.parameter(layer, name) for layer in parameters for name in parameters[layer]}
-        leaves = {name: value.detach().clone().requires_grad_() for name, value in self._base.items()}
-        self.leaves = {layer: {name: leaves[layer, name] for name in names} for layer, names in parameters.items()}
-        self._leaves = list(leaves.values())
-        refuse_float16(settings, model.dtype)  # the estimate goes by the configuration, which need not say
-        self._masters = self._leaves
-        if settings.master == "float32" and model.dtype != torch.float32:
-            self._masters = [leaf.detach().float() for leaf in self._leaves]
-        self._previous = [master.detach().clone() for master in self._masters]
-        # One optimiser a matrix: the float32 gradient of one is let go before that of the next is made.
-        self._optimisers = [_optimiser(settings, master) for master in self._masters]
-
-    def finite_gradients(self) -> bool:
-        return all(bool(leaf.grad.isfinite().all()) for leaf in self._leaves if leaf.grad is not None)
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Keeps the weights, which have just proved good, takes a step and forgets the gradients."""
-        for index, (leaf, master) in enumerate(zip(self._leaves, self._masters, strict=True)):
-            self._previous[index].copy_(master)
-            if master is not leaf and leaf.grad is not None:
-                master.grad, leaf.grad = leaf.grad.float(), None
-            self._optimisers[index].step()
-            self._optimisers[index].zero_grad()
-            if master is not leaf:
-                leaf.copy_(master)
-
-    @torch.no_grad()
-    def roll_back(self) -> None:
-        """Returns to the weights before the last update."""
-        for leaf, master, previous in zip(self._leaves, self._masters, self._previous, strict=True):
-            master.copy_(previous)
-            leaf.copy_(previous)
-
-    @torch.no_grad()
-    def deltas(self) -> dict[tuple[int, str], Tensor]:
-        """Returns (layer, name) → float32 difference to the base model."""
-        pairs = zip(self._base.items(), self._masters, strict=True)
-        return {name: (master.detach().float() - value.float()).cpu() for (name, value), master in pairs}
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "masters": [master.detach() for master in self._masters],
-            "previous": self._previous,
-            "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        self._previous = [
-            previous.to(master.device) for previous, master in zip(state["masters"], self._masters, strict=True)
-        ]
-        self.roll_back()
-        for previous, value in zip(self._previous, state["previous"], strict=True):
-            previous.copy_(value)
-        for optimiser, value in zip(self._optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(value)
-
-
-def _optimiser(settings: SteeredUnlearner, master: Tensor) -> torch.optim.Optimizer:
-    if settings.optimizer == "hf_adamw":
-        return AdamWEpsilonOutside([master], lr=settings.learning_rate)
-    return torch.optim.AdamW([master], lr=settings.learning_rate, weight_decay=0.0, fused=master.is_cuda)
-
-
 def _finite(figures: Figures) -> bool:
     return math.isfinite(figures["forget_loss"]) and math.isfinite(figures["retain_loss"])
-
-
-def _diverged(settings: SteeredUnlearner, step: int, good_deltas: Mapping[str, Tensor], work: Work) -> NoReturn:
-    good = max(0, step - 1)
-    directory = TaskVector(good_deltas, provenance={"method": _method(settings), "steps": good}).save(
-        work.scratch / LAST_GOOD
-    )
-    raise TrainingDiverged(
-        f"{_method(settings)}: a loss or gradient is not finite at step {step}: lower learning_rate or "
-        f"steering_coefficient; the weights after {good} steps, the last good ones, are in {directory}"
-    )
 
 
 def _loss_dtype(settings: SteeredUnlearner, model: TruncatedModel) -> torch.dtype:

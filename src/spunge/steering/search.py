@@ -9,8 +9,9 @@ hidden states.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 from spunge.errors import RecipeError, TrainingDiverged
 from spunge.interfaces import Work, silent
@@ -21,8 +22,6 @@ from spunge.steering.truncated import skeleton_of
 from spunge.training.record import METRICS
 from spunge.weights.language_model import LanguageModel
 
-RATIOS = (1.0, 2.0, 4.0, 8.0)
-ALPHAS = (1.0, 10.0, 100.0, 1000.0)
 WINDOW = 5
 
 
@@ -47,16 +46,24 @@ class Trial:
         return self.retain_cosine - max(self.forget_cosine, 0.0)
 
 
+class Grid(NamedTuple):
+    """What is tried, each in order."""
+
+    layers: Sequence[int]
+    """A quarter to half of the depth is usual."""
+    ratios: Sequence[float] = (1.0, 2.0, 4.0, 8.0)
+    """Of c to the activations' length."""
+    alphas: Sequence[float] = (1.0, 10.0, 100.0, 1000.0)
+    """The weights of the retain loss."""
+
+
 def search(
     settings: SteeredUnlearner,
     base: LanguageModel,
     forget: Corpus,
     retain: Corpus,
     work: Work,
-    *,
-    layers: Sequence[int],
-    ratios: Sequence[float] = RATIOS,
-    alphas: Sequence[float] = ALPHAS,
+    grid: Grid,
 ) -> list[Trial]:
     """Returns the trials, the best first; leaves them as lines of `search.jsonl` too.
 
@@ -67,45 +74,47 @@ def search(
         forget: The forget set.
         retain: The retain set.
         work: How to run.
-        layers: The layers to try, in order; a quarter to half of the depth is usual.
-        ratios: The ratios of c to the activations' length, in order.
-        alphas: The weights of the retain loss, in order.
+        grid: What to try.
 
     Raises:
         RecipeError: `update_layers` lie above a layer to try.
         SpungeError: As the run itself would.
     """
-    if settings.update_layers is not None and max(settings.update_layers) > min(layers):
+    if settings.update_layers is not None and max(settings.update_layers) > min(grid.layers):
         raise RecipeError(
-            f"update_layers {list(settings.update_layers)} lie above layer {min(layers)}, which is to be tried: "
+            f"update_layers {list(settings.update_layers)} lie above layer {min(grid.layers)}, which is to be tried: "
             "leave them open, or try deeper layers only"
         )
-    skeleton_of(base, max(layers) + 1)  # a layer beyond the model is refused now, not after half of the trials
-    trials: dict[tuple[int, float, float], Trial] = {}
-    ranges: tuple[Sequence[float], ...] = (layers, ratios, alphas)
-    position = [len(values) // 2 for values in ranges]
-    most = sum(len(values) - 1 for values in ranges) + 3
+    skeleton_of(base, max(grid.layers) + 1)  # a layer beyond the model is refused now, not after half of the trials
+    trials: dict[tuple[float, ...], Trial] = {}
+    most = sum(len(values) - 1 for values in grid) + 3
 
-    def tried(indices: Sequence[int]) -> float:
-        layer, ratio, alpha = layers[indices[0]], ratios[indices[1]], alphas[indices[2]]
-        if (layer, ratio, alpha) not in trials:
-            trials[layer, ratio, alpha] = attempt(
-                settings.model_copy(update={"layer": layer, "alpha": alpha}), ratio, base, forget, retain, work
-            )
-            work.progress("search", len(trials), most, score=trials[layer, ratio, alpha].score)
-        return trials[layer, ratio, alpha].score
+    def score(point: Sequence[int]) -> float:
+        layer, ratio, alpha = setting = tuple(values[index] for values, index in zip(grid, point, strict=True))
+        if setting not in trials:
+            tried = settings.model_copy(update={"layer": layer, "alpha": alpha})
+            trials[setting] = attempt(tried, ratio, base, forget, retain, work)
+            work.progress("search", len(trials), most, score=trials[setting].score)
+        return trials[setting].score
 
-    def moved(axis: int, index: int) -> list[int]:
-        return [*position[:axis], index, *position[axis + 1 :]]
-
-    for axis in (2, 0, 1):
-        position[axis] = max(range(len(ranges[axis])), key=lambda index, axis=axis: tried(moved(axis, index)))
-    for index in {max(position[2] - 1, 0), min(position[2] + 1, len(alphas) - 1)}:
-        tried(moved(2, index))
+    climb(score, [len(values) for values in grid])
     best_first = sorted(trials.values(), key=lambda trial: -trial.score)
     lines = [json.dumps({**asdict(trial), "score": trial.score}) + "\n" for trial in best_first]
     (work.output / TABLE).write_text("".join(lines))
     return best_first
+
+
+def climb(score: Callable[[Sequence[int]], float], sizes: Sequence[int]) -> None:
+    """Asks for the score of points of a grid of layers, ratios and alphas, from its middle along one axis at a time."""
+    point = [size // 2 for size in sizes]
+
+    def moved(axis: int, index: int) -> list[int]:
+        return [*point[:axis], index, *point[axis + 1 :]]
+
+    for axis in (2, 0, 1):
+        point[axis] = max(range(sizes[axis]), key=lambda index, axis=axis: score(moved(axis, index)))
+    for index in {max(point[2] - 1, 0), min(point[2] + 1, sizes[2] - 1)}:
+        score(moved(2, index))
 
 
 def attempt(

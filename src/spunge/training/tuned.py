@@ -21,6 +21,7 @@ from spunge.weights.language_model import language_parameters
 from spunge.weights.task_vector import Entry, LowRank
 
 if TYPE_CHECKING:
+    from peft import LoraModel
     from transformers import PreTrainedModel
 
 _ADAPTER = "default"
@@ -37,30 +38,9 @@ def with_lora(
     Raises:
         RecipeError: A setting names no linear layer of the model, or one that cannot be stored.
     """
-    from peft import LoraConfig, LoraModel
     from peft.tuners.lora import LoraLayer
 
-    targets = lora_targets(model, names, lora)
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        use_rslora=lora.rslora,
-        rank_pattern=dict(lora.rank_pattern),
-        alpha_pattern=dict(lora.alpha_pattern),  # pyright: ignore[reportArgumentType]
-    )
-    # PEFT takes the names of a transformers model for those of an older version, in which experts were not fused, and
-    # puts factors where none were asked for. In a module that is no such model names are names.
-    holder = nn.Module()
-    holder.model = model
-    with seeded(seed, device), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # found out from the layer, as it says
-        try:
-            tuner = LoraModel(holder, config, _ADAPTER)
-        except BaseException:  # the model is borrowed: it must not keep the half of an adapter
-            _take_out(model)
-            raise
+    tuner = _put_in(model, lora_targets(model, names, lora), lora, seed=seed, device=device)
     layers: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     for layer in layers.values():
         layer.lora_A.float()
@@ -97,6 +77,31 @@ def with_lora(
         yield {name: value for name, value in model.named_parameters() if value.requires_grad}, entries, as_base
     finally:
         tuner.unload()
+
+
+def _put_in(model: PreTrainedModel, targets: list[str], lora: Lora, *, seed: int, device: str) -> LoraModel:
+    from peft import LoraConfig, LoraModel
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        use_rslora=lora.rslora,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),  # pyright: ignore[reportArgumentType]
+    )
+    # PEFT takes the names of a transformers model for those of an older version, in which experts were not fused, and
+    # puts factors where none were asked for. In a module that is no such model names are names.
+    holder = nn.Module()
+    holder.model = model
+    with seeded(seed, device), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # found out from the layer, as it says
+        try:
+            return LoraModel(holder, config, _ADAPTER)
+        except BaseException:  # the model is borrowed: it must not keep the half of an adapter
+            _take_out(model)
+            raise
 
 
 def _take_out(model: PreTrainedModel) -> None:
