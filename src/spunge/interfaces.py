@@ -197,7 +197,7 @@ class Block:
     variants: tuple[str, ...]
     """The names of the variants."""
     tensor: str
-    """The parameter's name."""
+    """The parameter's name; of tied weights that a checkpoint holds twice, the same for both."""
     shape: tuple[int, ...]
     """The whole tensor's."""
     start: int

@@ -18,7 +18,7 @@ from torch import Tensor
 from spunge import merging
 from spunge.cli import standalone
 from spunge.errors import ArtifactError, IncompatibleTaskVectors, ModelError, SpungeError
-from spunge.mergers import Linear, TaskArithmetic, Ties
+from spunge.mergers import Dare, Della, Linear, TaskArithmetic, Ties, Wudi
 from spunge.merging import AsAdapter, AsCheckpoint, AsTaskVector, Options, job
 from spunge.weights import adapter
 from spunge.weights.checkpoint import Checkpoint, export
@@ -526,6 +526,23 @@ def test_tied_weights_may_be_stored_once_or_twice(tmp_path, base, stored_in):
     assert set(opened) == {DOWN, "model.embed.weight", *tied}
     for name in tied:
         assert torch.equal(opened.delta(name), opened.delta("model.embed.weight"))
+
+
+@pytest.mark.parametrize("merger", [Dare(), Della(), Wudi()], ids=lambda merger: merger.method)
+def test_tied_weights_that_are_stored_twice_stay_one_weight(tmp_path, base, merger):
+    tensors = load_file(base.directory / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed.weight"].clone()
+    (tmp_path / "tied").mkdir()
+    save_file(tensors, tmp_path / "tied/model.safetensors")
+    tied = Checkpoint.open(tmp_path / "tied")
+    generator = torch.Generator().manual_seed(0)
+    variants = {}
+    for name in "ab":
+        delta = torch.randn(tensors["model.embed.weight"].shape, generator=generator)
+        variants[name] = TaskVector({"model.embed.weight": delta, "lm_head.weight": delta.clone()})
+    merged = merging.merge(merger, variants, base=tied).task_vector
+    assert merged.delta("model.embed.weight").any()
+    assert torch.equal(merged.delta("lm_head.weight"), merged.delta("model.embed.weight"))
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,8 @@ def _combine(job: Job, write: Callable[[str, int, Tensor], None]) -> dict[str, A
         measures = tensors[name]
         if thresholds is not None:
             measures.take(thresholds.counts or ())
-        grams = _grams_of(job, name) if job.needs.grams else None
+        merged_as = job.tied.get(name, name)
+        grams = _grams_of(job, merged_as) if job.needs.grams else None
         for start, stop in job.pieces(name, job.needs.granularity):
             stacked = job.stacked(name, start, stop)
             deltas = stacked[:-1]
@@ -137,7 +138,7 @@ def _combine(job: Job, write: Callable[[str, int, Tensor], None]) -> dict[str, A
                     weights=job.weights,
                     thresholds=thresholds.cutoffs if thresholds else (),
                     variants=tuple(job.variants),
-                    tensor=name,
+                    tensor=merged_as,
                     shape=shape,
                     start=start,
                     seed=job.options.seed,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from spunge.weights.task_vector import ROWS, Difference, LowRank, TaskVector
 
 BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Elements of each variant that are combined at once, by kind of device: what fits a cache, or keeps a GPU busy."""
+
+_IN_A_LAYER = re.compile(r"\.\d+\.")
 
 HELD = 48 << 20
 """Bytes of one tensor, in the base and all variants, up to which it is read once for both passes."""
@@ -105,6 +109,21 @@ class Job:
     files: OpenFiles = field(default_factory=OpenFiles)
     _buffers: _Buffers = field(default_factory=_Buffers)
     _held: _Held = field(default_factory=_Held)
+
+    @cached_property
+    def tied(self) -> Mapping[str, str]:
+        """Parameter → the one whose name it is merged under, of weights that a checkpoint holds twice.
+
+        Drawn for apart, as by DARE, or taken for matrices of different kinds, embeddings and a head that are tied would
+        come out as two different weights: the loaded model has one of them, and whoever reads the files both.
+        """
+        outside = [name for name, shape in self.shapes.items() if len(shape) == 2 and not _IN_A_LAYER.search(name)]
+        tied: dict[str, str] = {}
+        # Embeddings lie within the model and heads beside it, so the last in the alphabet are embeddings.
+        for name in sorted(outside, reverse=True) if self.base is not None else ():
+            stored = self.base.tensor(name)
+            tied[name] = next((first for first in tied if self.base.tensor(first).equals(stored)), name)
+        return tied
 
     def hold(self, name: str) -> None:
         """Reads one tensor whole, if it is small, as several passes will want it."""
