@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import polars as pl
 import pytest
-from steering_models import make_tokenizer
+from steering_models import make_model, make_tokenizer
 from tokenizers import processors
 
 from spunge.asking.encoding import encode, encode_from_start, encode_pairs
 from spunge.rows.sources import Corpus
 from spunge.steering.batches import tokenise
 from spunge.training import rows as training
+from spunge.weights.checkpoint import export
+from spunge.weights.task_vector import TaskVector
 from spunge.weights.tokens import beginning, tokenize
 
 TEMPLATE = (
@@ -67,3 +70,25 @@ def test_a_text_that_is_scored_from_its_start_begins_once():
     plain, begun = encode_pairs(tokenizer, [("", "w4 w5"), ("", "<bos> w4 w5")])
     assert plain == begun
     assert plain.context == ids[:1]
+
+
+def test_a_tokenizer_may_be_a_sentencepiece_file_alone(tmp_path):
+    import sentencepiece
+
+    base = make_model(tmp_path / "model")
+    for file in (tmp_path / "model").glob("tokenizer*"):
+        file.unlink()
+    words = iter([" ".join(f"w{number}" for number in range(60))] * 20)
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=words, model_prefix=str(tmp_path / "model/tokenizer"), vocab_size=50, model_type="bpe",
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "model/tokenizer.vocab").unlink()
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "model/tokenizer_config.json").write_text(json.dumps({**settings, "add_bos_token": True}))
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "model/tokenizer.model"))
+    tokenizer = base.load_tokenizer()
+    assert tokenize(tokenizer, ["w12 w3"]) == [[pieces.bos_id(), *pieces.encode("w12 w3")]]
+    assert tokenizer.pad_token_id is not None
+    assert export(base.id, TaskVector({}), tmp_path / "out").joinpath("tokenizer.model").exists()
+    assert len(base.digest()) == 64
