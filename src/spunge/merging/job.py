@@ -117,12 +117,14 @@ class Job:
         Drawn for apart, as by DARE, or taken for matrices of different kinds, embeddings and a head that are tied would
         come out as two different weights: the loaded model has one of them, and whoever reads the files both.
         """
+        base = self.base
+        if base is None:
+            return {}
         outside = [name for name, shape in self.shapes.items() if len(shape) == 2 and not _IN_A_LAYER.search(name)]
         tied: dict[str, str] = {}
         # Embeddings lie within the model and heads beside it, so the last in the alphabet are embeddings.
-        for name in sorted(outside, reverse=True) if self.base is not None else ():
-            stored = self.base.tensor(name)
-            tied[name] = next((first for first in tied if self.base.tensor(first).equals(stored)), name)
+        for name in sorted(outside, reverse=True):
+            tied[name] = next((first for first in tied if base.tensor(first).equals(base.tensor(name))), name)
         return tied
 
     def hold(self, name: str) -> None:
