@@ -11,6 +11,7 @@ from steering_models import make_model, make_tokenizer
 from tokenizers import processors
 
 from spunge.asking.encoding import encode, encode_from_start, encode_pairs
+from spunge.errors import DataError
 from spunge.rows.sources import Corpus
 from spunge.steering.batches import tokenise
 from spunge.training import rows as training
@@ -63,6 +64,18 @@ def test_prompts_and_responses_are_laid_out_as_the_chat_template_tokenises_them(
     assert list(row.ids)[: row.start] == opening[: row.start]
 
 
+def test_a_template_in_a_file_is_read_and_one_that_refuses_is_named(tmp_path):
+    base = make_model(tmp_path / "model")
+    (tmp_path / "model/chat_template.jinja").write_text(TEMPLATE)
+    tokenizer: Any = base.load_tokenizer()
+    corpus = Corpus(pl.DataFrame({"prompt": ["w5 w6 w7"], "response": ["w8 w9"]}))
+    (row,) = training.encode(corpus, tokenizer, max_length=100)
+    assert list(row.ids) == tokenizer.apply_chat_template(TURNS, tokenize=True)["input_ids"]
+    (tmp_path / "model/chat_template.jinja").write_text("{{ raise_exception('no such role') }}")
+    with pytest.raises(DataError, match="chat template cannot lay out a row: no such role"):
+        training.encode(corpus, base.load_tokenizer(), max_length=100)
+
+
 def test_a_text_that_is_scored_from_its_start_begins_once():
     tokenizer = chat_tokenizer()
     ids = tuple(tokenizer("w4 w5")["input_ids"])
@@ -87,7 +100,7 @@ def test_a_tokenizer_may_be_a_sentencepiece_file_alone(tmp_path):
     settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (tmp_path / "model/tokenizer_config.json").write_text(json.dumps({**settings, "add_bos_token": True}))
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "model/tokenizer.model"))
-    tokenizer = base.load_tokenizer()
+    tokenizer: Any = base.load_tokenizer()
     assert tokenize(tokenizer, ["w12 w3"]) == [[pieces.bos_id(), *pieces.encode("w12 w3")]]
     assert tokenizer.pad_token_id is not None
     assert export(base.id, TaskVector({}), tmp_path / "out").joinpath("tokenizer.model").exists()

@@ -9,9 +9,10 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 
-from spunge.errors import DataError
+from spunge.errors import DataError, first_line
 from spunge.rows.sources import Corpus
 from spunge.training import losses
 from spunge.training.settings import Tuning
@@ -169,8 +170,11 @@ def conversations(
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **options: Any) -> str:
-    template = _SAME_DAY + tokenizer.get_chat_template()
-    return str(tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **options))
+    try:
+        template = _SAME_DAY + tokenizer.get_chat_template()
+        return str(tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **options))
+    except (TemplateError, ValueError) as error:  # a role that it does not know, or several templates and no default
+        raise DataError(f"the model's chat template cannot lay out a row: {first_line(error)}") from error
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool = True) -> Iterator[list[int]]:
