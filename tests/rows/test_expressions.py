@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from spunge.errors import DataError
-from spunge.rows.expressions import FUNCTIONS, MAX_CHARACTERS, check
+from spunge.rows.expressions import FUNCTIONS, MAX_CHARACTERS, check, panics_unheard
 from spunge.rows.sources import Corpus
 
 ROWS = pl.DataFrame(
@@ -70,6 +70,13 @@ def test_columns_constants_and_operators_are_allowed(expression: str) -> None:
     check(expression)
 
 
+@pytest.mark.parametrize("expression", ["greatest()", "least()", "div(1, NULL)", "div(1e999, b)"])
+def test_what_polars_panics_of_is_one_line(expression: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DataError, match="polars panics"):
+        Corpus(ROWS).evaluate(expression, label="where")
+    assert not capfd.readouterr().err
+
+
 OTHER_FUNCTIONS = """
     approx_count_distinct approx_quantile array_agg avg bool_and columns corr count covar covar_pop covar_samp
     cume_distinct cume_dist current_date date_trunc dense_rank first first_value generate_series grouping
@@ -115,6 +122,50 @@ def test_what_reads_more_than_a_row_is_refused_in_one_line(expression: str, mess
         Corpus(ROWS).evaluate(written, label="where")
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 2000
+
+
+NAMESPACES = ("str", "dt", "list", "arr", "struct", "bin", "cat", "name", "meta")
+OFFERED = {
+    name
+    for owner in (pl, pl.Expr, *(type(getattr(pl.col("n"), namespace)) for namespace in NAMESPACES))
+    for name in dir(owner)
+    if not name.startswith("_")
+}
+"""The names of all that polars can do; those of SQL are mostly among them."""
+KNOWN_BESIDE = """
+    Date Datetime Null Struct Time date datetime day erf erfc exclude extract hour limit minute month second select sort
+    struct time truncate union week xor year
+"""
+NOT_OF_A_ROW = {*OTHER_FUNCTIONS.split(), *KNOWN_BESIDE.split()}
+"""What polars' SQL knows beside the list, looked at: not needed, of more than a row, or no function at all."""
+
+
+def is_known_to_sql(name: str) -> bool:
+    """Whether polars' SQL makes anything of a call of this name."""
+    for arguments in ("", "n", "n, 1"):
+        try:
+            with panics_unheard():
+                pl.sql_expr(f"{name}({arguments})")
+        except pl.exceptions.PanicException:
+            return True
+        except Exception as error:
+            if "unsupported" not in str(error) and "not supported" not in str(error):
+                return True
+        else:
+            return True
+    return False
+
+
+def test_what_polars_offers_is_refused_until_somebody_has_looked_at_it() -> None:
+    refused = [name for name in sorted(OFFERED) if name.lower() not in FUNCTIONS]
+    assert len(refused) > 400
+    for name in refused:
+        if name in ("and_", "not_", "or_", "in", "not", "is", "when", "then", "and", "or", "Decimal"):
+            continue  # keywords or types, which may stand before a parenthesis
+        with pytest.raises(ValueError, match="may"):
+            check(f"{name}(n)")
+    new = [name for name in refused if is_known_to_sql(name) and name not in NOT_OF_A_ROW]
+    assert not new, "polars' SQL knows these now: look at each, then list it here or in FUNCTIONS"
 
 
 def test_a_backslash_ends_no_text() -> None:

@@ -171,7 +171,10 @@ class Corpus:
         except ValueError as error:
             raise DataError(f"{label}: {error} (in {expression[:200]!r})") from error
         try:
-            values = self.rows.select(pl.sql_expr(expression).alias("_"))["_"]
+            with expressions.panics_unheard():
+                values = self.rows.select(pl.sql_expr(expression).alias("_"))["_"]
+        except pl.exceptions.PanicException as error:
+            raise DataError(f"{label}: cannot evaluate {expression!r}: polars panics: {first_line(error)}") from error
         except pl.exceptions.PolarsError as error:
             reason = f"{first_line(error)}; {_columns_in_words(self.rows)}"
             names = [name for name in re.findall(r'"([^"]*)"', expression) if name not in self.rows.columns]
