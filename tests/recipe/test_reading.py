@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,31 @@ def test_an_experiment_of_a_local_class_can_be_overridden_elsewhere() -> None:
     assert changed.merge is recipe.merge
     with pytest.raises(RecipeError, match="cannot be imported"):
         reading.override(recipe, ["merge.lambda=3"], allow_code=True)
+
+
+@pytest.mark.parametrize(
+    ("long", "message"),
+    [
+        ("\nseeds: [" + "x," * 60_000 + "1]", r"seeds\.0: Input should be a valid integer"),
+        ("\nseeds: '" + "x" * 800_000 + "'", r"seeds: .*a list is wanted"),
+        ("\ncontrols: [" + "x," * 60_000 + "joint]", r"controls\.0: Input should be"),
+        (
+            "\nsubsets: {" + ",".join(f"k{at}: {{a: 1}}" for at in range(9_000)) + "}",
+            r"subsets\.k0\.a: unknown setting",
+        ),
+        (
+            "\nsweep: {merge.density: [" + ",".join(f"0.{at + 10001}" for at in range(3_000)) + "], "
+            "merge.lambda: [" + ",".join(f"1.{at + 10001}" for at in range(3_000)) + "]}",
+            "9000000 combinations are more than a run may try",
+        ),
+    ],
+)
+def test_what_is_long_is_read_in_little_time(long: str, message: str) -> None:
+    began = time.process_time()
+    with pytest.raises(RecipeError, match=message) as raised:
+        reading.parse(RECIPE + long, name="r.yaml")
+    assert time.process_time() - began < 20  # a fifth of that on an idle machine; quadratic time took over a minute
+    assert len(str(raised.value)) < 2_000
 
 
 def test_missing_files_and_names(tmp_path: Path) -> None:
