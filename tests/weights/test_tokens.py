@@ -64,6 +64,24 @@ def test_prompts_and_responses_are_laid_out_as_the_chat_template_tokenises_them(
     assert list(row.ids)[: row.start] == opening[: row.start]
 
 
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_system_prompt_is_told_before_the_prompt(chat):
+    tokenizer = chat_tokenizer()
+    turns = [{"role": "system", "content": "w4"}, *TURNS]
+    wanted = tokenizer.apply_chat_template(turns, tokenize=True)["input_ids"]
+    if not chat:
+        tokenizer.chat_template = None
+        wanted = [*tokenizer("w4 w5 w6 w7 w8 w9")["input_ids"], tokenizer.eos_token_id]
+    rows = {"system": ["w4", None], "prompt": ["w5 w6 w7"] * 2, "response": ["w8 w9"] * 2}
+    corpus = Corpus(pl.DataFrame(rows))
+    told, plain = training.encode(corpus, tokenizer, max_length=100)
+    (without,) = training.encode(Corpus(pl.DataFrame(rows).drop("system")[:1]), tokenizer, max_length=100)
+    assert list(told.ids) == wanted
+    assert list(plain.ids) == list(without.ids) != wanted
+    assert corpus.texts == ["w4 w5 w6 w7 w8 w9", "w5 w6 w7 w8 w9"]
+    assert corpus.fingerprint != Corpus(corpus.rows.drop("system")).fingerprint
+
+
 def test_a_template_in_a_file_is_read_and_one_that_refuses_is_named(tmp_path):
     base = make_model(tmp_path / "model")
     (tmp_path / "model/chat_template.jinja").write_text(TEMPLATE)

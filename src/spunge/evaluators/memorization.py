@@ -44,11 +44,11 @@ class Memorization(Evaluator):
         TEXT_PERPLEXITY,
     )
     outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     method: Literal["memorization"] = "memorization"
     sources: tuple[Source, ...]
-    """Rows with `prompt` and `response`, or with a `text`, which is then read from its first token."""
+    """Rows with `prompt`, `response` and perhaps `system`, or with a `text`, which is then read from its first token."""
     attributes: tuple[str, ...] = ()
     """Columns that become the item's attributes."""
     member: str | None = None
@@ -93,7 +93,8 @@ class Memorization(Evaluator):
         from spunge.asking.likelihoods import token_scores
 
         loaded, pairs = self._load_pairs()
-        requests = lay_out(variant.model, variant.tokenizer, pairs, self.delimiter)
+        systems = [item.row.get("system") for item in loaded]
+        requests = lay_out(variant.model, variant.tokenizer, pairs, self.delimiter, systems)
         batching = Batching(self.batch_size, work.progress, work.scratch)
         scores = token_scores(variant.model, requests, batching, what=self.suite)
         written = [""] * len(loaded)
@@ -150,6 +151,7 @@ def lay_out(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[tuple[str | None, str]],
     delimiter: str,
+    systems: Sequence[str | None],
 ) -> list[Request]:
     """Returns each prompt with its response as training lays them out, cut from the left to what the model can read.
 
@@ -158,9 +160,10 @@ def lay_out(
     from spunge.asking.encoding import Request, beginning_token, context_window, encode_pairs, fit_to_window
     from spunge.training.rows import conversations
 
+    told = [system for system, (prompt, _) in zip(systems, pairs, strict=True) if prompt is not None]
     prompts = [prompt for prompt, _ in pairs if prompt is not None]
     responses = [response for prompt, response in pairs if prompt is not None]
-    rows = iter(conversations(tokenizer, prompts, responses, delimiter=delimiter, ended=False))
+    rows = iter(conversations(tokenizer, prompts, responses, systems=told, delimiter=delimiter, ended=False))
     texts = iter(encode_pairs(tokenizer, [("", text) for prompt, text in pairs if prompt is None]))
 
     def request(prompt: str | None) -> Request:

@@ -47,7 +47,7 @@ class Tofu(Evaluator):
         Metric("forget_quality", "forget quality", better="high", shown=False),
     )
     outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     method: Literal["tofu"] = "tofu"
     sources: tuple[Source, ...]
@@ -169,7 +169,10 @@ class Tofu(Evaluator):
         ]
         if not all(answer.strip() for _, answer in pairs):
             raise DataError(f"{self.sources[0].path}: a row has an empty answer; remove it")
-        requests = lay_out(model, tokenizer, pairs, self.delimiter)
+        systems = [
+            item.row.get("system") for item, (_, wrong) in zip(loaded, answers, strict=True) for _ in (0, 1, *wrong)
+        ]
+        requests = lay_out(model, tokenizer, pairs, self.delimiter, systems)
         scores = loglikelihoods(model, requests, Batching(self.batch_size, work.progress), what=self.suite)
         per_token = iter([score / len(each.continuation) for score, each in zip(scores, requests, strict=True)])
         return [(next(per_token), next(per_token), [next(per_token) for _ in wrong]) for _, wrong in answers]
@@ -179,7 +182,8 @@ class Tofu(Evaluator):
         from spunge.asking.completions import complete_requests
 
         pairs = [(self._fill_prompt(item.row), str(item.row["response"])) for item in loaded]
-        requests = lay_out(variant.model, variant.tokenizer, pairs, self.delimiter)
+        systems = [item.row.get("system") for item in loaded]
+        requests = lay_out(variant.model, variant.tokenizer, pairs, self.delimiter, systems)
         batching = Batching(self.batch_size, work.progress, work.scratch)
         return complete_requests(variant.model, variant.tokenizer, requests, batching)
 

@@ -25,7 +25,7 @@ from spunge.settings import Settings
 RESERVED = "spunge:"
 SUBSET = RESERVED + "subset"
 MAX_LENGTH = RESERVED + "max_length"
-CONTENT = ("text", "prompt", "response", "alternative", MAX_LENGTH, SUBSET)
+CONTENT = ("text", "system", "prompt", "response", "alternative", MAX_LENGTH, SUBSET)
 """The columns an unlearner may read; everything else in a forget set is an attribute."""
 
 
@@ -82,7 +82,10 @@ class Source(Settings):
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Rows of text with their attributes: a `text` column, or `prompt` and `response`, and anything else."""
+    """Rows of text with their attributes: a `text` column, or `prompt` and `response`, and anything else.
+
+    A `system` column says what a chat model is told before the prompt.
+    """
 
     rows: pl.DataFrame
 
@@ -93,6 +96,8 @@ class Corpus:
     def texts(self) -> list[str]:
         """The whole text of every row; a prompt and its response are joined by a space where there is no text."""
         joined = pl.concat_str("prompt", "response", separator=" ")
+        if "system" in self.rows.columns:
+            joined = pl.coalesce(pl.concat_str("system", "prompt", "response", separator=" "), joined)
         if "text" not in self.rows.columns:
             return self.rows.select(joined).to_series().to_list()
         if self.rows["text"].null_count() == 0:

@@ -125,7 +125,8 @@ def _pairs(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, response: str) ->
         if corpus.rows[column].null_count():
             row = int(corpus.rows[column].is_null().arg_true()[0]) + 1
             raise DataError(f"row {row} has no {column!r}; fill it in or remove the row")
-    return conversations(tokenizer, corpus.rows["prompt"].to_list(), corpus.rows[response].to_list())
+    systems = corpus.rows["system"].to_list() if "system" in corpus.rows.columns else None
+    return conversations(tokenizer, corpus.rows["prompt"].to_list(), corpus.rows[response].to_list(), systems=systems)
 
 
 def conversations(
@@ -133,6 +134,7 @@ def conversations(
     prompts: Sequence[str],
     responses: Sequence[str],
     *,
+    systems: Sequence[str | None] | None = None,
     delimiter: str = " ",
     ended: bool = True,
 ) -> list[Encoded]:
@@ -142,20 +144,25 @@ def conversations(
         tokenizer: The model's.
         prompts: What the user says.
         responses: What the model answers; from there on tokens count.
+        systems: What it is told before, where it is; without a chat template a paragraph before the prompt.
         delimiter: What stands between the two without a chat template.
         ended: Whether what ends an answer is part of it: the template's own ending, or the end-of-text token.
     """
     chat = bool(tokenizer.chat_template)
+    told = systems or [None] * len(prompts)
     if chat:
-        questions = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        questions = [
+            [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": prompt}]
+            for system, prompt in zip(told, prompts, strict=True)
+        ]
         dialogues = [
             [*turn, {"role": "assistant", "content": answer}] for turn, answer in zip(questions, responses, strict=True)
         ]
         openings = [_rendered(tokenizer, turns, add_generation_prompt=True) for turns in questions]
         wholes = [_rendered(tokenizer, turns, continue_final_message=not ended) for turns in dialogues]
     else:
-        openings = prompts
-        wholes = [f"{prompt}{delimiter}{answer}" for prompt, answer in zip(prompts, responses, strict=True)]
+        openings = [f"{system}\n\n{prompt}" if system else prompt for system, prompt in zip(told, prompts, strict=True)]
+        wholes = [f"{opening}{delimiter}{answer}" for opening, answer in zip(openings, responses, strict=True)]
     end: Any = tokenizer.eos_token_id
     rows = []
     for opening, ids in zip(
