@@ -48,7 +48,7 @@ class Memorization(Evaluator):
 
     method: Literal["memorization"] = "memorization"
     sources: tuple[Source, ...]
-    """Rows with `prompt`, `response` and perhaps `system`, or with a `text`, which is then read from its first token."""
+    """Rows with `prompt`, `response`, perhaps `system`, or with a `text`, which is then read from its first token."""
     attributes: tuple[str, ...] = ()
     """Columns that become the item's attributes."""
     member: str | None = None

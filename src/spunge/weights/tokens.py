@@ -24,12 +24,13 @@ def tokenize(
     """
     if not texts:
         return []
-    rows = _ids(tokenizer, texts, max_length)
+    cut: dict[str, Any] = {} if max_length is None else {"truncation": True, "max_length": max_length}
+    rows = _ids(tokenizer, texts, **cut)
     prefix = beginning(tokenizer)
     count = len(prefix)
     twice = [index for index, row in enumerate(rows) if count and row[count : 2 * count] == prefix]
     if twice and max_length is not None:  # what goes must not count towards the length
-        longer = _ids(tokenizer, [texts[index] for index in twice], max_length + count)
+        longer = _ids(tokenizer, [texts[index] for index in twice], truncation=True, max_length=max_length + count)
         for index, row in zip(twice, longer, strict=True):
             rows[index] = row
     for index in twice:
@@ -39,12 +40,10 @@ def tokenize(
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Returns the tokens that the tokenizer puts before every text: one, several as GLM's does, or none."""
-    plain: Any = tokenizer.encode("a", add_special_tokens=False, verbose=False)
-    whole: Any = tokenizer.encode("a", verbose=False)
-    return list(whole[: whole.index(plain[0])]) if plain and plain[0] in whole else []
+    (plain,), (whole,) = _ids(tokenizer, ["a"], add_special_tokens=False), _ids(tokenizer, ["a"])
+    return whole[: whole.index(plain[0])] if plain and plain[0] in whole else []
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int | None) -> list[list[int]]:
-    cut: dict[str, Any] = {} if max_length is None else {"truncation": True, "max_length": max_length}
-    encoded: Any = tokenizer(list(texts), verbose=False, **cut)
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: Any) -> list[list[int]]:
+    encoded: Any = tokenizer(list(texts), verbose=False, **options)
     return encoded["input_ids"]
