@@ -50,9 +50,9 @@ class Watched:
     def __call__(self) -> None:
         from spunge.cli import commands
         from spunge.cli.progress import Display
-        from spunge.training import record
+        from spunge.training import checkpointing
 
-        record.SAVE_SECONDS = 0.0
+        checkpointing.SAVE_SECONDS = 0.0
         line = self.line
 
         class Told(Display):

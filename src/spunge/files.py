@@ -1,4 +1,4 @@
-"""Files and directories that a reader sees whole or not at all, and what killed processes leave of them."""
+"""Files and directories that a reader sees whole or not at all, the one lock, and what killed processes leave."""
 
 from __future__ import annotations
 

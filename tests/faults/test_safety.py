@@ -116,7 +116,7 @@ def test_a_checkpoint_that_is_a_pickle_of_something_else_is_not_unpickled(tmp_pa
     import torch
 
     from spunge.interfaces import Work
-    from spunge.training.record import CHECKPOINT, Record
+    from spunge.training.checkpointing import CHECKPOINT, Record
     from spunge.weights.language_model import Resident
 
     torch.save({"key": Evil(tmp_path / "ran")}, tmp_path / CHECKPOINT)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from spunge.errors import ArtifactError
 from spunge.files import host, replace_text
-from spunge.run.store import Store, canonical, derived_seed, key
+from spunge.run.keys import canonical, derived_seed, key
+from spunge.run.store import Store
 
 NUMBERS = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(

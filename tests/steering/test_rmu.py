@@ -19,12 +19,12 @@ from steering_models import ARCHITECTURES, make_corpus, make_model, make_work
 from spunge.errors import DataError, ModelError, RecipeError, TrainingDiverged
 from spunge.interfaces import Work
 from spunge.rows.sources import Corpus, concatenate
-from spunge.steering import cache, estimate, loop
+from spunge.steering import cache, loop, memory
 from spunge.steering.forecast import States, forecast
 from spunge.steering.search import Grid, attempt, search
 from spunge.steering.settings import TABLE, of_topic
 from spunge.steering.truncated import load_truncated
-from spunge.training import record
+from spunge.training import checkpointing
 from spunge.unlearners.adaptive_rmu import AdaptiveRMU
 from spunge.unlearners.rmu import RMU
 from spunge.weights.language_model import LanguageModel, Resident
@@ -152,7 +152,7 @@ def test_a_shared_device_changes_no_bit(tmp_path: Path, base: LanguageModel, mon
 
 
 def metrics(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (directory / "output" / record.METRICS).read_text().splitlines()]
+    return [json.loads(line) for line in (directory / "output" / checkpointing.METRICS).read_text().splitlines()]
 
 
 def test_batches_take_turns(tmp_path: Path, base: LanguageModel) -> None:
@@ -179,7 +179,7 @@ def test_batches_take_turns(tmp_path: Path, base: LanguageModel) -> None:
 def test_a_killed_run_ends_with_the_same_bytes(
     tmp_path: Path, base: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(checkpointing, "SAVE_SECONDS", 0)
     forget, retain = make_corpus(40, 0), make_corpus(40, 1)
     for settings in (RMU(**TINY), RMU(**TINY, optimizer="hf_adamw", shuffle=True, epochs=2)):
         place = tmp_path / settings.optimizer
@@ -202,18 +202,18 @@ def test_a_killed_run_ends_with_the_same_bytes(
 def test_a_checkpoint_of_another_task_or_a_damaged_one_is_not_resumed(
     tmp_path: Path, base: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(checkpointing, "SAVE_SECONDS", 0)
     forget, retain = make_corpus(16, 0), make_corpus(16, 1)
     expected = unlearn(RMU(**TINY), base, forget, retain, make_work(tmp_path / "fresh"))
     work = make_work(tmp_path / "used")
     unlearn(RMU(**TINY), base, make_corpus(16, 5), retain, work)
-    assert (work.scratch / record.CHECKPOINT).exists()
+    assert (work.scratch / checkpointing.CHECKPOINT).exists()
     again = unlearn(RMU(**TINY), base, forget, retain, work)
     assert all(torch.equal(again.delta(name), expected.delta(name)) for name in NAMES)
-    saved = (work.scratch / record.CHECKPOINT).read_bytes()
+    saved = (work.scratch / checkpointing.CHECKPOINT).read_bytes()
     damages = b"PK not a checkpoint", saved.replace(b"masters", b"\xffasters"), saved.replace(b"key", b"kex", 1)
     for damaged in damages:
-        (work.scratch / record.CHECKPOINT).write_bytes(damaged)
+        (work.scratch / checkpointing.CHECKPOINT).write_bytes(damaged)
         with pytest.warns(RuntimeWarning, match="begins anew"):
             again = unlearn(RMU(**TINY), base, forget, retain, work)
         assert all(torch.equal(again.delta(name), expected.delta(name)) for name in NAMES)
@@ -266,7 +266,7 @@ def test_a_diverging_run_says_where_and_keeps_the_last_good_weights(
             make_corpus(16, 1),
             work,
         )
-    assert TaskVector.load(work.scratch / record.LAST_GOOD).norm == 0
+    assert TaskVector.load(work.scratch / checkpointing.LAST_GOOD).norm == 0
 
 
 def test_shuffling_is_another_order_from_the_seed(tmp_path: Path, base: LanguageModel) -> None:
@@ -345,14 +345,14 @@ def test_bad_data_is_named(tmp_path: Path, base: LanguageModel) -> None:
 def test_too_little_memory_is_said_before_loading(
     tmp_path: Path, base: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate, "free_memory", lambda _: 10_000)
+    monkeypatch.setattr(memory, "free_memory", lambda _: 10_000)
     monkeypatch.setattr(loop, "load_truncated", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(ModelError, match=r"about \d{3} KiB are needed and 10 KiB are free on cpu"):
         unlearn(RMU(**TINY), base, make_corpus(8, 0), make_corpus(8, 1), make_work(tmp_path))
 
 
 def test_the_estimate_counts_what_is_loaded_and_trained(base: LanguageModel) -> None:
-    expected = estimate.estimate(RMU(**TINY), base, {2: ["mlp.down_proj.weight"]}, tokens=10)
+    expected = memory.estimate(RMU(**TINY), base, {2: ["mlp.down_proj.weight"]}, tokens=10)
     truncated = load_truncated(base, 5, device="cpu", dtype=None)
     assert expected.weights == 4 * sum(parameter.numel() for parameter in truncated.decoder.parameters())
     assert expected.training == 32 * 48 * (2 * 4 + 4 * 4)  # weight, gradient; master, the one before, two moments

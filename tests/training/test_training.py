@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, get_scheduler
 from spunge.errors import ArtifactError, DataError, TrainingDiverged
 from spunge.interfaces import Work
 from spunge.rows.sources import MAX_LENGTH, Corpus
-from spunge.training import losses, record
+from spunge.training import checkpointing, losses
 from spunge.training.goals import finetune
 from spunge.training.loop import Term, schedule
 from spunge.training.rows import collate, encode, plan
@@ -288,7 +288,7 @@ def test_a_plan_knows_that_the_retain_set_is_missing(base, tmp_path):
 
 
 def test_a_probed_run_resumes(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(checkpointing, "SAVE_SECONDS", 0)
     method = GradientDifference(
         epochs=4, batch_size=5, probe_rows=3, probe_every=1, utility_floor=0.3, learning_rate=1e-2, schedule="constant"
     )
@@ -338,11 +338,11 @@ sys.path.insert(0, sys.argv[3])
 import torch
 torch.set_num_threads(1)
 from training_models import texts
-from spunge.training import record
+from spunge.training import checkpointing
 from spunge.interfaces import Work
 from spunge.weights.language_model import LanguageModel, Resident
 from spunge.unlearners.task_vector_negation import TaskVectorNegation
-record.SAVE_SECONDS = 0
+checkpointing.SAVE_SECONDS = 0
 root = Path(sys.argv[1])
 
 def slowly(what, done, total, /, **figures):

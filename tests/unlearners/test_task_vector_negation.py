@@ -12,7 +12,7 @@ from spunge.errors import IncompatibleTaskVectors, ModelError, RecipeError, Trai
 from spunge.interfaces import Work, scale_of
 from spunge.rows.sources import Corpus, Source, load_corpus
 from spunge.run.identity import identity
-from spunge.training import losses, record
+from spunge.training import checkpointing, losses
 from spunge.training import trainee as trainees
 from spunge.training.rows import collate, encode
 from spunge.training.settings import Lora
@@ -274,7 +274,7 @@ def test_an_adapter_holds_no_dense_delta(tmp_path):
 @pytest.mark.parametrize("lora", [Lora(rank=2, dropout=0.3), None])
 @pytest.mark.parametrize("killed_after", [1, 4, 7])
 def test_a_killed_run_ends_in_the_same_bytes(base, tmp_path, monkeypatch, lora, killed_after):
-    monkeypatch.setattr(record, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(checkpointing, "SAVE_SECONDS", 0)
     method = TaskVectorNegation(lora=lora, epochs=3, batch_size=2, accumulation=2, learning_rate=1e-2, warmup=0.2)
     unbroken = work_in(tmp_path / "unbroken", seed=5)
     expected = method.unlearn(base, texts(), None, unbroken)
@@ -303,7 +303,7 @@ def test_a_killed_run_ends_in_the_same_bytes(base, tmp_path, monkeypatch, lora, 
 
 
 def test_the_state_of_another_training_is_not_taken_up(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(checkpointing, "SAVE_SECONDS", 0)
     TaskVectorNegation().unlearn(base, texts(), None, work_in(tmp_path / "a"))
     method = TaskVectorNegation(learning_rate=3e-3)
     fresh = method.unlearn(base, texts(), None, work_in(tmp_path / "b"))

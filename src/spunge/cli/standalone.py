@@ -1,4 +1,4 @@
-"""Single steps without a recipe: unlearn, merge, export and evaluate on plain directories and files."""
+"""What single steps without a recipe do: unlearn, merge, export and evaluate plain directories and files."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from spunge.rows.items import RUN_FORMAT
 from spunge.rows.sources import Corpus, Source, concatenate, load_corpus
 from spunge.run.evaluate import Evaluate
 from spunge.run.journal import environment
+from spunge.run.keys import key
 from spunge.run.pipeline import choose_device
-from spunge.run.store import Artifact, key
+from spunge.run.store import Artifact
 from spunge.run.unlearn import Unlearn
 from spunge.run.variant import Base, Variant
 from spunge.settings import Settings

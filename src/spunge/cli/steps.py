@@ -1,4 +1,4 @@
-"""Commands that take one step without a recipe: unlearn, merge, export, evaluate, and what prepares them."""
+"""The options of the commands that take one step without a recipe; what they do is in `standalone`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to change in a recipe where a task does not fit into the memory there is."""
+"""Whether a task fits into the memory there is, and what to change in a recipe where it does not."""
 
 from __future__ import annotations
 

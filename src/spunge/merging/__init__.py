@@ -9,10 +9,10 @@ in float32, so neither their order nor blocks nor threads can change a bit of th
 from __future__ import annotations
 
 from spunge.merging.anchor import anchored
+from spunge.merging.destinations import AsAdapter, AsCheckpoint, AsTaskVector, Form
 from spunge.merging.diagnostics import COVERAGE_FLOOR, caution_of_rounding, lost_to_rounding
 from spunge.merging.engine import Merged, merge, write
 from spunge.merging.factors import leading_svd
-from spunge.merging.forms import AsAdapter, AsCheckpoint, AsTaskVector, Form
 from spunge.merging.grams import Grams, batches_of, gram_matrices
 from spunge.merging.job import BLOCK, Options
 from spunge.merging.kernels import average, disjoint_mean, elect, mean, total, trimmed, uniform, weighted

@@ -14,8 +14,8 @@ from torch import Tensor
 from spunge.errors import IncompatibleTaskVectors
 from spunge.files import new_directory
 from spunge.interfaces import RETAIN, Block, Merger
+from spunge.merging.destinations import AsCheckpoint, Form
 from spunge.merging.diagnostics import Measures, summarise
-from spunge.merging.forms import AsCheckpoint, Form
 from spunge.merging.job import Job, Options, prepare, provenance
 from spunge.merging.thresholds import find_thresholds
 from spunge.weights.checkpoint import Checkpoint

@@ -1,4 +1,4 @@
-"""Says what is wrong with settings: pydantic's errors as one line with the place, the reason and the nearest name."""
+"""Says what is wrong with settings in one line: the place that `yaml` noted, pydantic's reason, the nearest name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads YAML into plain values and notes where each was written, so that a mistake can be named with its line."""
+"""Reads YAML into plain values, with the line and column of each, so that a mistake can be named with its place."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ import polars as pl
 from spunge.interfaces import Evaluator, Forecast, Generation, LoadedVariant, Scorer, Work
 from spunge.rows.items import ItemTable, check_items, mean_values
 from spunge.run.identity import identity
-from spunge.run.store import Artifact, key
+from spunge.run.keys import key
+from spunge.run.store import Artifact
 from spunge.run.variant import Base, Variant
 
 _ANSWERS = "answers.parquet"

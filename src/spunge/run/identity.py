@@ -1,4 +1,4 @@
-"""What a result depends on, as JSON values for a store key: settings by value, data and models by content."""
+"""What a result depends on, as JSON values for a store key (see `keys`): settings by value, data by content."""
 
 from __future__ import annotations
 

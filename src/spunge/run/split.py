@@ -10,7 +10,7 @@ from spunge.errors import DataError
 from spunge.interfaces import Forecast, Splitter, Work
 from spunge.rows.sources import Corpus
 from spunge.run.identity import identity
-from spunge.run.store import derived_seed, key
+from spunge.run.keys import derived_seed, key
 from spunge.run.variant import Base
 from spunge.splitters import ByFunction
 

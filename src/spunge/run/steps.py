@@ -16,9 +16,10 @@ from spunge.run.anchor import AnchorToRetain
 from spunge.run.damage import MatchDamage
 from spunge.run.evaluate import Evaluate, Generate, Score
 from spunge.run.executors import Executor, Task
+from spunge.run.keys import key
 from spunge.run.merge import Merge
 from spunge.run.split import Split
-from spunge.run.store import Artifact, key
+from spunge.run.store import Artifact
 from spunge.run.subsets import Rows, Subsets, check_settings_of_subsets, match_retain, process, read_subsets
 from spunge.run.sweep import Point
 from spunge.run.unlearn import Unlearn, UnlearnInTurn

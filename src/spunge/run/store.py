@@ -1,9 +1,8 @@
-"""Content-addressed artifacts: a key from everything that matters, a manifest written last, publication by rename."""
+"""Content-addressed artifacts, found by their key (see `keys`): a manifest written last, publication by rename."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import shutil
@@ -32,6 +31,7 @@ from spunge.files import (
     why_unwritable,
     writing,
 )
+from spunge.run.keys import key
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -251,21 +251,6 @@ class Store:
             for name in dict.fromkeys([*wanted, *best])
             if best.get(name) != wanted.get(name)
         ]
-
-
-def key(stage: str, inputs: Mapping[str, Any]) -> str:
-    """Returns the sha256 of a stage and its inputs as canonical JSON, shortened to 32 hexadecimal digits."""
-    return hashlib.sha256(canonical({"stage": stage, "inputs": inputs}).encode()).hexdigest()[:32]
-
-
-def canonical(value: Any) -> str:
-    """Returns the one JSON text of a value: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def derived_seed(seed: int, stage: str, name: str) -> int:
-    """Returns the seed of one task: a hash of the run's seed, the stage and the subset's name."""
-    return int.from_bytes(hashlib.sha256(canonical([seed, stage, name]).encode()).digest()[:6], "big")
 
 
 def _write_manifest(

@@ -10,7 +10,8 @@ from spunge.interfaces import RETAIN, Splitter
 from spunge.recipe.schema import Experiment, ForgetSet
 from spunge.rows.sources import Corpus, concatenate, load_corpus
 from spunge.run import sweep
-from spunge.run.store import Artifact, derived_seed
+from spunge.run.keys import derived_seed
+from spunge.run.store import Artifact
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from spunge.files import replaced
 from spunge.interfaces import Forecast, Unlearner, Work, scale_of
 from spunge.rows.sources import Corpus
 from spunge.run.identity import identity
-from spunge.run.store import derived_seed
+from spunge.run.keys import derived_seed
 from spunge.run.variant import Base
 from spunge.variants import SEQUENTIAL
 from spunge.weights.language_model import LanguageModel, Resident

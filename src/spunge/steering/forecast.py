@@ -12,8 +12,8 @@ from spunge.interfaces import Forecast, Work
 from spunge.rows.sources import Corpus
 from spunge.steering.batches import Cut
 from spunge.steering.cache import StateCache
-from spunge.steering.estimate import estimate
 from spunge.steering.loop import Prepared, prepare, uses, worth_keeping
+from spunge.steering.memory import estimate
 from spunge.steering.settings import SteeredUnlearner
 from spunge.steering.truncated import skeleton_of
 from spunge.weights.language_model import LanguageModel

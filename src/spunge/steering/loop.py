@@ -21,11 +21,11 @@ from spunge.interfaces import Work, require_retain
 from spunge.rows.sources import Corpus
 from spunge.steering.batches import Batch, Cut, orders, pad, tokenise
 from spunge.steering.cache import StateCache
-from spunge.steering.estimate import check_memory, estimate
 from spunge.steering.matrices import Matrices
+from spunge.steering.memory import check_memory, estimate
 from spunge.steering.settings import SteeredUnlearner, of_topic
 from spunge.steering.truncated import Call, TruncatedModel, choose_parameters, load_truncated, positions
-from spunge.training.record import LAST_GOOD, Record
+from spunge.training.checkpointing import LAST_GOOD, Record
 from spunge.weights.language_model import LanguageModel, Resident
 from spunge.weights.task_vector import TaskVector
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spunge.steering.estimate import refuse_float16
+from spunge.steering.memory import refuse_float16
 from spunge.steering.optimisers import AdamWEpsilonOutside
 from spunge.steering.settings import SteeredUnlearner
 from spunge.steering.truncated import TruncatedModel

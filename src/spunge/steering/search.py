@@ -19,7 +19,7 @@ from spunge.rows.sources import Corpus
 from spunge.steering.loop import steer
 from spunge.steering.settings import TABLE, SteeredUnlearner
 from spunge.steering.truncated import skeleton_of
-from spunge.training.record import METRICS
+from spunge.training.checkpointing import METRICS
 from spunge.weights.language_model import LanguageModel
 
 WINDOW = 5

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spunge.errors import TrainingDiverged
 from spunge.interfaces import Unlearner, Work, scale_of
 from spunge.training import losses, sharding
-from spunge.training.record import LAST_GOOD, Record
+from spunge.training.checkpointing import LAST_GOOD, Record
 from spunge.training.rows import Batch, Encoded, Step, plan
 from spunge.training.seeding import seed_of, seeded
 from spunge.training.state import TrainingState, fingerprint

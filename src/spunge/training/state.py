@@ -1,4 +1,4 @@
-"""What a training depends on as it goes, and the name it is known by when it is taken up again."""
+"""Parameters, moments and best step, which a checkpoint holds, and what names a training: not how it is resumed."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from spunge.interfaces import Progress, Work
 from spunge.run.executors import Task
-from spunge.run.store import Artifact, Store, key
+from spunge.run.keys import key
+from spunge.run.store import Artifact, Store
 from spunge.weights.language_model import Resident
 
 

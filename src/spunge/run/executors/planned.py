@@ -9,8 +9,9 @@ from typing import Any
 
 from spunge.interfaces import Forecast, Work
 from spunge.run.executors import Foreseeable
+from spunge.run.keys import key
 from spunge.run.split import Split
-from spunge.run.store import Artifact, Store, key
+from spunge.run.store import Artifact, Store
 from spunge.weights.language_model import Resident
 
 

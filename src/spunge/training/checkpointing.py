@@ -1,4 +1,4 @@
-"""The figures of every step, and the checkpoint in the middle of a run: what a killed run leaves for the next."""
+"""The figures of every step, and the checkpoint in the middle of a run, from which a killed one goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run will take, known before any weight is read: memory for the model, its training and the cached states."""
+"""How much memory a run needs, known before any weight is read, and the refusal where that is not there."""
 
 from __future__ import annotations
 
