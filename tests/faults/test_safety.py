@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,6 +95,53 @@ def test_a_models_own_code_does_not_run(tiny_model: Path, tmp_path: Path) -> Non
     with pytest.raises(ModelError, match=r"custom code"):
         handle.load_tokenizer()
     assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000: no model has so many"),
+        ({"text_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers is 1000000000: no model has so many"),
+        ({"num_attention_heads": 0}, "no configuration that can be read"),
+        ({"hidden_size": "x"}, "no configuration that can be read"),
+        ({"vocab_size": 10**12}, "cannot be loaded as a causal language model"),
+    ],
+)
+def test_a_configuration_that_lies_is_one_line(
+    tiny_model: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ModelError, match=message) as raised:
+        LanguageModel(id=str(model)).load()
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lora_alpha": float("inf")}, {"lora_alpha": float("nan")}, {"r": 10**400}, {"rank_pattern": {"(a+)+$": 2}},
+        {"alpha_pattern": {".*.*.*.*.*x": 2}}, {"alpha_pattern": {"(": 2}}, {"rank_pattern": [1]}, {"r": True},
+    ],
+)  # fmt: skip
+def test_an_adapters_configuration_that_lies_is_one_line(
+    tiny_model: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    import torch
+
+    from spunge.errors import ArtifactError
+    from spunge.weights import adapter
+    from spunge.weights.task_vector import LowRank, TaskVector
+
+    entry = LowRank(torch.ones(2, 24), torch.ones(16, 2), 0.1)
+    directory = adapter.save(TaskVector({"model.layers.1.mlp.down_proj.weight": entry}), tmp_path / "a", base="m")
+    (directory / "spunge.json").unlink()
+    config = json.loads((directory / "adapter_config.json").read_text())
+    (directory / "adapter_config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ArtifactError, match=r"adapter_config\.json") as raised:
+        adapter.read(directory, LanguageModel(id=str(tiny_model)).checkpoint())
+    assert "\n" not in str(raised.value)
 
 
 def test_remote_code_needs_a_revision() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _WEIGHTS = seal.SEALED
+_MOST_LAYERS = 2000
 _BESIDES = tuple(pattern for pattern in _WEIGHTS if pattern != "*.safetensors")
 
 
@@ -200,9 +202,11 @@ class LanguageModel(Settings):
         """
         from transformers import AutoConfig
 
+        directory = self.directory(weights=False)
         with as_model_error(f"{self.id}: no configuration that can be read"):
+            _refuse_many_layers(directory)
             return AutoConfig.from_pretrained(
-                self.directory(weights=False), local_files_only=True, trust_remote_code=self.trust_remote_code
+                directory, local_files_only=True, trust_remote_code=self.trust_remote_code
             )
 
     def outline(self) -> PreTrainedModel:
@@ -260,6 +264,17 @@ class LanguageModel(Settings):
         if pad != tokenizer.pad_token_id:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
         return tokenizer
+
+
+def _refuse_many_layers(directory: Path) -> None:
+    """Refuses a configuration whose layers would take hours to build, weights or not, so that a lie is no hang."""
+    file = directory / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    parts = [config, *config.values()] if isinstance(config, dict) else []
+    for part in parts:
+        for name, value in part.items() if isinstance(part, dict) else ():
+            if "layer" in name and isinstance(value, int) and value > _MOST_LAYERS:
+                raise ModelError(f"{file}: {name} is {value}: no model has so many")
 
 
 def check_code_is_pinned(id: str, revision: str | None, trust_remote_code: bool) -> None:
