@@ -34,12 +34,12 @@ def code_from(folder: Path | None, *, allowed: bool) -> Iterator[None]:
         folder: Where a module that is installed nowhere may lie; None: nowhere.
         allowed: Whether what they name may run.
     """
-    permission, place = _ALLOWED.set(allowed), _FOLDER.set(folder)
+    permission, previous = _ALLOWED.set(allowed), _FOLDER.set(folder)
     try:
         yield
     finally:
         _ALLOWED.reset(permission)
-        _FOLDER.reset(place)
+        _FOLDER.reset(previous)
 
 
 def refuse_code(what: str) -> None:

@@ -153,12 +153,12 @@ def spread(values: ArrayLike, *, clusters: Sequence[object] | None = None) -> Sp
     return Spread(items, None if clusters is None else groups, seeds, unit_variance, seed_variance)
 
 
-def _design_effect(found: Spread, alone: float) -> float:
+def _design_effect(measured: Spread, alone: float) -> float:
     """How many times the variance of independent answers, `alone`, the mean's is (Kish, 1965); never below 1."""
     if alone > 0:
-        return max(1.0, found.variance / alone)
+        return max(1.0, measured.variance / alone)
     # Without any spread to measure it on, seeds and clusters count as one answer: they may say the same by necessity.
-    return found.seeds * found.items / (found.items if found.clusters is None else found.clusters)
+    return measured.seeds * measured.items / (measured.items if measured.clusters is None else measured.clusters)
 
 
 def mean_interval(values: ArrayLike, *, clusters: Sequence[object] | None = None, confidence: float = 0.95) -> Interval:
@@ -171,18 +171,18 @@ def mean_interval(values: ArrayLike, *, clusters: Sequence[object] | None = None
         clusters: What each item came from, where that was sampled.
         confidence: That the interval holds the mean.
     """
-    x, found = _grid(values), spread(values, clusters=clusters)
+    x, measured = _grid(values), spread(values, clusters=clusters)
     mean = float(x.mean())
     if np.isin(x, (0, 1)).all():
-        if not found.known:
+        if not measured.known:
             return wilson(mean, 1.0, confidence)  # one item or cluster, whatever its size
-        plain = clusters is None and found.seeds == 1
-        effect = 1.0 if plain else _design_effect(found, mean * (1 - mean) / x.size)
+        plain = clusters is None and measured.seeds == 1
+        effect = 1.0 if plain else _design_effect(measured, mean * (1 - mean) / x.size)
         n = x.size / effect
-        return wilson(mean * n, n, reach=found.reach(1 - confidence, normal=clusters is None))
-    if not found.known:
+        return wilson(mean * n, n, reach=measured.reach(1 - confidence, normal=clusters is None))
+    if not measured.known:
         return Interval(nan, nan)
-    half = found.reach(1 - confidence) * sqrt(found.variance)
+    half = measured.reach(1 - confidence) * sqrt(measured.variance)
     return Interval(mean - half, mean + half)
 
 
@@ -200,8 +200,8 @@ def ratio_interval(
     ratio = float(x.mean()) / below
     if 0 in mean_interval(y, clusters=clusters, confidence=confidence):
         return ratio, Interval(-inf, inf)
-    found = spread((x - ratio * y) / below, clusters=clusters)
-    half = found.reach(1 - confidence) * sqrt(found.variance) if found.known else nan
+    measured = spread((x - ratio * y) / below, clusters=clusters)
+    half = measured.reach(1 - confidence) * sqrt(measured.variance) if measured.known else nan
     return ratio, Interval(ratio - half, ratio + half)
 
 
@@ -276,16 +276,16 @@ def compare(a: ArrayLike, b: ArrayLike, *, clusters: Sequence[object] | None = N
         raise ValueError(f"pairs are needed: values of shape {x.shape} and {y.shape}")
     seeds, items = x.shape
     difference = x - y
-    mean, found = float(difference.mean()), spread(difference, clusters=clusters)
+    mean, measured = float(difference.mean()), spread(difference, clusters=clusters)
     floor, verdicts = 2.0 ** (1 - items), None
     if np.isin(x, (0, 1)).all() and np.isin(y, (0, 1)).all():
         won, lost = float((difference == 1).sum()), float((difference == -1).sum())
         if clusters is None and seeds == 1:
             floor, effect = mcnemar(x[0], y[0]), 1.0
         else:
-            effect = _design_effect(found, ((won + lost) / x.size - mean**2) / x.size)
+            effect = _design_effect(measured, ((won + lost) / x.size - mean**2) / x.size)
         verdicts = (won / effect, lost / effect, x.size / effect)
-    return PairedDifference(mean, found, verdicts, floor)
+    return PairedDifference(mean, measured, verdicts, floor)
 
 
 def tango(won: float, lost: float, n: float, *, reach: float | None = None, confidence: float = 0.95) -> Interval:
@@ -360,23 +360,23 @@ def standings(comparisons: Sequence[PairedDifference], *, rate: float = 0.05) ->
     return standings
 
 
-def items_needed(found: Spread, apart: float, *, power: float = 0.8, confidence: float = 0.95) -> int | None:
+def items_needed(measured: Spread, apart: float, *, power: float = 0.8, confidence: float = 0.95) -> int | None:
     """Returns how many items like these would tell variants apart that differ by so much; None where only seeds would.
 
     The variance of the items falls with their number (with clusters: as many more clusters), that of the seeds stays.
     """
-    left = _variance_wanted(apart, power, confidence) - found.seed_variance
-    if not (left > 0 and found.unit_variance >= 0):
+    left = _variance_wanted(apart, power, confidence) - measured.seed_variance
+    if not (left > 0 and measured.unit_variance >= 0):
         return None
-    return max(2, ceil(found.items * found.unit_variance / left))
+    return max(2, ceil(measured.items * measured.unit_variance / left))
 
 
-def seeds_needed(found: Spread, apart: float, *, power: float = 0.8, confidence: float = 0.95) -> int | None:
+def seeds_needed(measured: Spread, apart: float, *, power: float = 0.8, confidence: float = 0.95) -> int | None:
     """Returns how many seeds would, on these items; None where only more items would, or one seed tells no spread."""
-    left = _variance_wanted(apart, power, confidence) - found.unit_variance
-    if not (left > 0 and found.seed_variance > 0):
+    left = _variance_wanted(apart, power, confidence) - measured.unit_variance
+    if not (left > 0 and measured.seed_variance > 0):
         return None
-    return max(2, ceil(found.seeds * found.seed_variance / left))
+    return max(2, ceil(measured.seeds * measured.seed_variance / left))
 
 
 def _variance_wanted(apart: float, power: float, confidence: float) -> float:

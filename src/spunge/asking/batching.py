@@ -38,6 +38,7 @@ class AnswerLog:
         self._file: Path | None = None
         if batching.scratch is None:
             return
+        # The size too: another one cuts other batches, and the lines would belong to other questions.
         name = hashlib.sha256(f"{what}:{batching.size}".encode())
         for question in questions:
             name.update(repr(question).encode())

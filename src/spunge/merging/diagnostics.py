@@ -28,6 +28,7 @@ class Measures:
     """Sums over entries from which all diagnostics follow; those of several tensors add up."""
 
     def __init__(self, variants: int) -> None:
+        # Float64 over the blocks: within one, float32 may differ in the seventh digit, and thousands would add that up.
         self.gram = torch.zeros(variants + 1, variants + 1, dtype=torch.float64)
         """Inner products of the variants and, last, the merged delta."""
         self.changed = 0
@@ -118,6 +119,7 @@ def summarise(job: Job, tensors: Mapping[str, Measures]) -> dict[str, Any]:
     overall = Measures(len(job.variants))
     for name, measures in tensors.items():
         overall += measures
+        # Whatever the architecture calls its layers, the first number in a parameter's name is the layer's.
         numbered = re.search(r"\.(\d+)\.", f".{name}")
         if numbered:
             layer = numbered[1]

@@ -115,6 +115,7 @@ def combine(job: Job, write: Callable[[str, int, Tensor], None]) -> dict[str, An
 def _combine(job: Job, write: Callable[[str, int, Tensor], None]) -> dict[str, Any]:
     everywhere = None
     if job.needs.densities and job.needs.scope != "tensor":
+        # Counted over all tensors together, it says nothing of a single one: the second pass counts each by itself.
         everywhere = replace(find_thresholds(job, list(job.shapes), _scope_size(job)), counts=None)
     # All at once: what is small and stays, made between blocks, would split the memory that the next block could reuse.
     tensors = {name: Measures(len(job.variants)) for name in job.shapes}
@@ -122,6 +123,7 @@ def _combine(job: Job, write: Callable[[str, int, Tensor], None]) -> dict[str, A
         job.options.progress("merge", done, len(job.shapes))
         thresholds = everywhere
         if job.needs.densities and thresholds is None:
+            # Both passes over this tensor come one after the other, so what is small enough is read once for the two.
             job.hold(name)
             thresholds = find_thresholds(job, [name], math.prod(shape))
         measures = tensors[name]
@@ -145,8 +147,10 @@ def _combine(job: Job, write: Callable[[str, int, Tensor], None]) -> dict[str, A
                     grams=grams,
                 )
             ).reshape(-1)
+            # Beside the variants, so that one set of inner products gives cosines, norms and coverage alike.
             stacked[-1] = merged
             measures.add(stacked, thresholds)
+            # Asked of the sums, which are there anyway: a NaN or an infinity never leaves them.
             if not measures.gram.isfinite().all():
                 _refuse_infinite(job, name, stacked)
             write(name, start, merged)
@@ -163,6 +167,7 @@ def _scope_size(job: Job) -> int:
 
 def _differs(job: Job, name: str) -> bool:
     """Whether any variant changes this tensor: one that stores nothing but zeros does not."""
+    # A file may hold a tensor of zeros, which must not count among the entries that density is a share of.
     return any(bool(job.deltas(name, *piece).any()) for piece in job.pieces(name, "element"))
 
 

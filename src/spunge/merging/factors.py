@@ -52,6 +52,7 @@ class Factors:
         matrix = self._dense.reshape(self._job.shapes[self._name])
         transposed = self._job.base is not None and adapter.stores_transposed(self._job.base, self._name)
         left, values, right = leading_svd(matrix.T if transposed else matrix, self._rank)
+        # Float64: sums of millions of squares, of which a share near 1 is told.
         self._whole += float(matrix.double().square().sum())
         self._kept += float(values.double().square().sum())
         root = values.sqrt()
@@ -88,8 +89,11 @@ def leading_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     if min(matrix.shape) <= max(_EXACT_SVD, 2 * rank):
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         return left[:, :rank], values[:rank], right[:rank].T
+    # Sixteen directions more than asked for keep those that are from taking the error; the seed is fixed, because two
+    # merges of the same variants have to be equal.
     start = torch.randn(matrix.shape[1], rank + 16, generator=torch.Generator().manual_seed(0)).to(matrix.device)
     basis = torch.linalg.qr(matrix @ start).Q
+    # Orthogonalised after each product: the powers of the matrix would else leave every column along its first vector.
     for _ in range(4):
         basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
     left, values, right = torch.linalg.svd(basis.T @ matrix, full_matrices=False)

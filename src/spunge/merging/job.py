@@ -142,6 +142,7 @@ class Job:
         size = max(math.prod(shape), 1)
         columns = shape[-1] if len(shape) > 1 else size
         unit = {"element": 1, "row": columns, "tensor": size}[granularity]
+        # Thinner pieces would multiply the same sixteen rows several times over.
         if any(isinstance(variant.entries.get(name), LowRank) for variant in self.variants.values()):
             unit = max(unit, ROWS * columns)  # rows of B · A are made so many at a time
         step = max(self.options.block_size // unit, 1) * unit
@@ -201,6 +202,7 @@ def prepare(
     if not variants:
         raise RecipeError("nothing to merge: name at least one task vector")
     refuse_twice(variants)
+    # By name, not as given: a float32 sum depends on its order, and the same merge has to write the same bytes.
     opened = {
         name: variant if isinstance(variant, TaskVector) else TaskVector.open(variant)
         for name, variant in sorted(variants.items())
@@ -217,6 +219,7 @@ def prepare(
     if needs.grams and (lacking := [owner for owner in (*opened, RETAIN) if owner not in (options.grams or {})]):
         raise RecipeError(f"{type(merger).__name__} needs the Gram matrices of {lacking[0]!r}: merge within a recipe")
     scales = {variant.scale for variant in opened.values()}
+    # A scale that all variants share stays a number, as λ does: nothing is multiplied, and its sign can be read.
     factored = len(scales) == 1
     return Job(
         merger=merger,
@@ -267,6 +270,7 @@ def provenance(job: Job) -> dict[str, Any]:
             for name, variant in job.variants.items()
         },
     }
+    # `check_base` has held these against the base already: none of its tensors is read for its digest a second time.
     known = {name: digest for base in bases for name, digest in (base.get("tensors") or {}).items()}
     if job.base is not None:
         made["base"] = {

@@ -49,6 +49,7 @@ def disjoint_mean(
     deltas: Tensor, elected: Tensor, weights: tuple[float, ...], normalize: Literal["count", "weights", "none"]
 ) -> Tensor:
     """Returns the sum of the entries that have the elected sign, divided as `normalize` says (TIES, step 3)."""
+    # Three buffers for however many variants: their products with the elected sign are never held all at once.
     summed, divisor, agreeing = torch.zeros_like(elected), torch.zeros_like(elected), torch.empty_like(elected)
     for delta, weight in zip(deltas, weights, strict=True):
         summed += torch.mul(delta, elected, out=agreeing).relu_()

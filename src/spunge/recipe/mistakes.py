@@ -36,8 +36,8 @@ def in_settings(error: ValidationError, settings: Mapping[str, Any], section: st
     """Returns what is wrong with settings that stand in no file; `section` is where they belong."""
     first = _most_telling(error)
     path = _path(first["loc"], settings)
-    place = ".".join(filter(None, [section, dotted(path)]))
-    return shortened(f"{place}: {_reason(first, root, path)}{_hint(first, root, path)}")
+    dotted_path = ".".join(filter(None, [section, dotted(path)]))
+    return shortened(f"{dotted_path}: {_reason(first, root, path)}{_hint(first, root, path)}")
 
 
 def models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -33,7 +33,7 @@ def write(run: Path, *, ending: bool = False) -> Path:
         ArtifactError: There is no run here, another version of Spunge wrote it, or the report cannot be written.
     """
     read = artifacts.read(run, ending=ending)
-    return _write(read, results.of(read), run / "report")
+    return _write(read, results.compute(read), run / "report")
 
 
 def watch(run: Path, *, seconds: float = 5.0) -> Iterator[Path]:
@@ -69,7 +69,7 @@ def compare(runs: Sequence[Path], out: Path, *, replace: bool = False) -> Path:
     """
     combined, labels, pairs = comparing.combine([artifacts.read(run) for run in runs], out)
     comparing.check_free(out, labels, replace=replace)
-    return _write(combined, {**results.of(combined, pairs=pairs), "runs": labels}, out)
+    return _write(combined, {**results.compute(combined, pairs=pairs), "runs": labels}, out)
 
 
 def summary(content: dict[str, Any]) -> list[Table]:

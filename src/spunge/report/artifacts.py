@@ -291,10 +291,10 @@ def method(run: Run) -> str | None:
     """Returns the unlearning method that the recipe names, None where there is no recipe to read."""
     try:
         recipe = YAML(typ="safe", pure=True).load(run.recipe)
-        found = recipe["unlearn"]["method"]
+        name = recipe["unlearn"]["method"]
     except (YAMLError, KeyError, TypeError):
         return None
-    return str(found)
+    return str(name)
 
 
 def read(path: Path, *, ending: bool = False) -> Run:

@@ -27,17 +27,17 @@ def combine(runs: Sequence[Run], out: Path) -> tuple[Run, list[str], list[tuple[
     items, left_out = _common(runs, labels)
     one_base = len({run.manifest.model.digest for run in runs}) == 1
     variants, frames, merged = [], [], []
-    for place, (run, label) in enumerate(zip(runs, labels, strict=True)):
+    for number, (run, label) in enumerate(zip(runs, labels, strict=True)):
         names = {}
         for variant in run.manifest.variants:
-            if variant.kind == "subset" or (variant.name == BASE.name and place and one_base):
+            if variant.kind == "subset" or (variant.name == BASE.name and number and one_base):
                 continue
             name = label if variant.kind == MERGED.kind else f"{label}: {label_of(variant.name)}"
-            name = BASE.name if variant.name == BASE.name and not place else name
+            name = BASE.name if variant.name == BASE.name and not number else name
             names[variant.name] = name
             variants.append(variant.model_copy(update={"name": name}))
         merged += [label] if label in names.values() else []
-        frame = items[place].filter(pl.col("variant").is_in(list(names)))
+        frame = items[number].filter(pl.col("variant").is_in(list(names)))
         frames.append(frame.with_columns(pl.col("variant").replace(names)))
     first = runs[0].manifest
     suites = {suite.suite: suite for run in reversed(runs) for suite in run.manifest.suites}
@@ -91,26 +91,26 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _common(runs: Sequence[Run], labels: Sequence[str]) -> tuple[list[pl.DataFrame], int]:
-    asked = [run.items.select(_KEY).unique() for run in runs]
-    common = asked[0]
-    for other in asked[1:]:
+    questions = [run.items.select(_KEY).unique() for run in runs]
+    common = questions[0]
+    for other in questions[1:]:
         common = common.join(other, on=_KEY, how="semi")
     if not len(common):
         raise ArtifactError(
             f"{' and '.join(labels)} have no item in common: compare runs that were asked the same questions"
         )
-    every = pl.concat(asked).unique()
-    kept = [run.items.join(common, on=_KEY, how="semi", maintain_order="left") for run in runs]
-    return kept, len(every) - len(common)
+    every = pl.concat(questions).unique()
+    frames = [run.items.join(common, on=_KEY, how="semi", maintain_order="left") for run in runs]
+    return frames, len(every) - len(common)
 
 
 def _warnings(runs: Sequence[Run], labels: Sequence[str], one_base: bool) -> tuple[str, ...]:
-    found = [
+    warnings = [
         f"{label}: {warning}" for run, label in zip(runs, labels, strict=True) for warning in run.manifest.warnings
     ]
     if not one_base:
-        found.append("The runs start from different base models; differences from base are from the first run's.")
+        warnings.append("The runs start from different base models; differences from base are from the first run's.")
     devices = {str(run.manifest.environment.get("device")) for run in runs}
     if len(devices) > 1:
-        found.append(f"The runs were computed on different devices ({', '.join(sorted(devices))}).")
-    return tuple(found)
+        warnings.append(f"The runs were computed on different devices ({', '.join(sorted(devices))}).")
+    return tuple(warnings)

@@ -39,20 +39,20 @@ class VariantDamage:
 
 def by_variant(findings: Findings) -> tuple[VariantDamage, ...]:
     """Returns what each variant does where it is compared, in the order of tables; empty where that is not known."""
-    found = findings.damage
-    if found is None:
+    damage = findings.damage
+    if damage is None:
         return ()
     spent = []
     for variant in findings.main_variants:
-        matches = [match for match in found.matches if match.variant == variant and match.matching == "near"]
-        matches = [match for match in matches if match.budget == found.headline]
+        matches = [match for match in damage.matches if match.variant == variant and match.matching == "near"]
+        matches = [match for match in matches if match.budget == damage.headline]
         if matches:
             worst = max(("matched", "stepped", "unreached").index(match.status) for match in matches)
             spent.append(
                 VariantDamage(
                     variant, _mean([match.scale for match in matches]) or 0.0,
                     _mean([match.near for match in matches]), _mean([match.far for match in matches]),
-                    found.headline, ("matched", "stepped", "unreached")[worst],
+                    damage.headline, ("matched", "stepped", "unreached")[worst],
                 )
             )  # fmt: skip
     return tuple(spent)
@@ -66,9 +66,9 @@ def matched(findings: Findings, rival: str) -> bool:
 
 def budget(findings: Findings) -> str:
     """Returns the headline budget in words."""
-    found = findings.damage
-    assert found is not None, "asked only of what was matched"
-    return f"{kl(found.headline)} {found.unit}"
+    damage = findings.damage
+    assert damage is not None, "asked only of what was matched"
+    return f"{kl(damage.headline)} {damage.unit}"
 
 
 def caveat(findings: Findings, rival: str, *, better: bool = True) -> str:
@@ -99,18 +99,18 @@ def caveat(findings: Findings, rival: str, *, better: bool = True) -> str:
 
 def at_own_strength(findings: Findings) -> list[str]:
     """Says that at λ = 1 the two do different damage, so that a comparison there would say another thing."""
-    found = findings.damage
-    if found is None:
+    damage = findings.damage
+    if damage is None:
         return []
     at_one = {
-        name: _mean([p.near for p in found.curve if p.variant == name and p.scale == 1.0])
+        name: _mean([p.near for p in damage.curve if p.variant == name and p.scale == 1.0])
         for name in (MERGED.name, JOINT.name)
     }
     merged, joint = at_one[MERGED.name], at_one[JOINT.name]
     if merged is None or joint is None or not (merged and joint) or 0.8 <= merged / joint <= 1.25:
         return []
     gone = {
-        name: _mean([p.forgotten for p in found.curve if p.variant == name and p.scale == 1.0])
+        name: _mean([p.forgotten for p in damage.curve if p.variant == name and p.scale == 1.0])
         for name in (MERGED.name, JOINT.name)
     }
     ours, theirs = gone[MERGED.name], gone[JOINT.name]

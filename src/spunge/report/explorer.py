@@ -147,8 +147,8 @@ class _Texts:
     def __init__(self, items: pl.LazyFrame, index: pl.DataFrame, variants: Sequence[str]) -> None:
         self._items, self._index, self._variants = items, index, variants
         names = items.select(pl.col("metric").unique()).collect()["metric"].to_list()
-        asked = self._read(pl.col("metric").is_in(PROMPTS)).unique("row", keep="first", maintain_order=True)
-        self._prompts = self._column(asked, "text")
+        prompts = self._read(pl.col("metric").is_in(PROMPTS)).unique("row", keep="first", maintain_order=True)
+        self._prompts = self._column(prompts, "text")
         self._choices = self._column(self._read(pl.col("metric") == CHOICES).unique("row", keep="first"), "text")
         self._right = self._column(self._read((pl.col("metric") == "answer") & pl.col("value").is_not_null())
                                    .unique("row", keep="first"), "value")  # fmt: skip

@@ -143,8 +143,8 @@ def trade_off(findings: Findings) -> Figure | None:
         axes.set_xlabel(f"must go: {' and '.join(_axis(column) for column in forget[:2])} {_arrow(forget[0])}")
         axes.set_ylabel(f"must stay: {_axis(retain[0])} {_arrow(retain[0])}")
         axes.tick_params(length=0)
-        told = findings.shown if findings.runs else findings.main_variants
-        legend_of(canvas, findings, [name for name in told if name in points], others=len(points))
+        named = findings.shown if findings.runs else findings.main_variants
+        legend_of(canvas, findings, [name for name in named if name in points], others=len(points))
 
     corner = ("right" if forget[0].higher_is_better else "left", "top" if retain[0].higher_is_better else "bottom")
     return drawing.draw(
@@ -219,15 +219,15 @@ def contest(findings: Findings) -> Figure | None:
     def paint(canvas: Canvas) -> None:
         axes = canvas.add_subplot()
         axes.axvline(0, color=MUTED, linewidth=1)
-        for place, (_, column, row) in enumerate(rows):
+        for height, (_, column, row) in enumerate(rows):
             sign = 100 if column.higher_is_better else -100
             ends = sorted(sign * end for end in row.ends or ())
             stands = improvement(row, column) != 0
             colour = (BETTER if min(ends) > 0 else WORSE) if stands else MUTED
             if ends:
-                axes.plot(ends, [place, place], color=colour, linewidth=2, solid_capstyle="round")
+                axes.plot(ends, [height, height], color=colour, linewidth=2, solid_capstyle="round")
             marker = (">" if min(ends) > 0 else "<") if stands else "o"
-            axes.plot(sign * row.difference, place, marker, color=colour, markersize=6)
+            axes.plot(sign * row.difference, height, marker, color=colour, markersize=6)
         axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
@@ -263,8 +263,11 @@ def attacked(findings: Findings, attack: str, column: Column, rows: Sequence[Row
         for offset, name in zip(_offsets(len(variants)), variants, strict=True):
             mine = {row["setting"]: row for row in rows if row["variant"] == name}
             first = next(iter(mine.values()))
-            found = [score(first, "unlearned"), *(score(mine[step], "attacked") for step in steps[1:] if step in mine)]
-            points = [(place + 0.6 * offset, each) for place, each in enumerate(found) if each]
+            estimates = [
+                score(first, "unlearned"),
+                *(score(mine[step], "attacked") for step in steps[1:] if step in mine),
+            ]
+            points = [(position + 0.6 * offset, each) for position, each in enumerate(estimates) if each]
             style = line_of(findings, name)
             axes.plot([x for x, _ in points], [y[0] for _, y in points], linewidth=1, alpha=0.6, color=style["color"])
             for x, y in points:
@@ -295,7 +298,7 @@ def erased(findings: Findings, column: Column, attribute: str) -> Figure | None:
         return None
     # The diagonal is each model on its own subset, wherever the values have the subsets' names.
     variants.sort(
-        key=lambda name: values.index(found) if (found := findings.subset_of[name]) in values else len(values)
+        key=lambda name: values.index(subset) if (subset := findings.subset_of[name]) in values else len(values)
     )
     variants += [name for name in (JOINT.name, MERGED.name) if name in findings.variants]
     factor = 100 if column.share else 1
@@ -325,16 +328,16 @@ def _chance(axes: Axes, level: float) -> None:
     )  # fmt: skip
 
 
-def _dot(axes: Axes, findings: Findings, score: Score | None, column: Column, place: float, name: str) -> None:
+def _dot(axes: Axes, findings: Findings, score: Score | None, column: Column, height: float, name: str) -> None:
     if score is None:
         return
     factor = 100 if column.share else 1
     style = line_of(findings, name)
     if score.ends is not None:
         ends = [factor * end for end in score.ends]
-        axes.plot(ends, [place, place], color=style["color"], linewidth=1.5, solid_capstyle="round")
+        axes.plot(ends, [height, height], color=style["color"], linewidth=1.5, solid_capstyle="round")
     style |= {"markersize": size_of(name) - 1.5, "markeredgecolor": PAPER, "markeredgewidth": 0.6}
-    axes.plot(factor * score.value, place, **style)
+    axes.plot(factor * score.value, height, **style)
 
 
 def _mean(findings: Findings, name: str, columns: Sequence[Column]) -> tuple[float, float, float] | None:

@@ -169,12 +169,12 @@ class Findings:
     @cached_property
     def attacks(self) -> dict[tuple[str, Column], list[Row]]:
         """What each attack did to each task, overall: (attack, what it asked) → a row a setting and variant."""
-        found: dict[tuple[str, Column], list[Row]] = {}
+        rows: dict[tuple[str, Column], list[Row]] = {}
         for row in self.results["attacks"]:
             if row["attribute"] is None:
                 column = self.column(row["attacks"], row["task"], row["metric"], row["goal"])
-                found.setdefault((row["suite"], column), []).append(row)
-        return found
+                rows.setdefault((row["suite"], column), []).append(row)
+        return rows
 
     def tasks(self, suite: str) -> list[str | None]:
         """Returns the tasks that a suite has scores for; the whole suite comes first, named None if it has several."""
@@ -226,13 +226,13 @@ class Findings:
 
     def attributes(self, column: Column) -> dict[str, list[str]]:
         """Returns each attribute of a suite's items with its values; the one that was split by comes first."""
-        found: dict[str, list[str]] = {}
+        values: dict[str, list[str]] = {}
         for variant, suite, task, metric, attribute, value in self._scores:
             same = (suite, task, metric) == _key(column)[:3]
             if same and attribute is not None and value != "macro" and variant == self.variants[0]:
-                found.setdefault(attribute, []).append(value)
+                values.setdefault(attribute, []).append(value)
         split_by = self.results["split"]["attribute"]
-        return dict(sorted(found.items(), key=lambda pair: pair[0] != split_by))
+        return dict(sorted(values.items(), key=lambda pair: pair[0] != split_by))
 
 
 def _key(column: Column) -> tuple[str, str | None, str, None, None]:

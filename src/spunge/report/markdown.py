@@ -35,7 +35,7 @@ def render(findings: Findings, judged: Verdict, tables: list[Table]) -> str:
     }
     lines += [f"- {escape_markdown(name)}: {escape_markdown(str(fact))}" for name, fact in facts.items() if fact]
     notes = {"Warning": provenance["warnings"], "Not run": provenance["not_run"]}
-    lines += [f"- {kind}: {escape_markdown(note)}" for kind, found in notes.items() for note in found]
+    lines += [f"- {kind}: {escape_markdown(note)}" for kind, texts in notes.items() for note in texts]
     if provenance["recipe"]:
         lines += ["", *_fenced(provenance["recipe"])]
     return "\n".join(lines) + "\n"

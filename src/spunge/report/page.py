@@ -110,8 +110,8 @@ def _sections(run: Run, findings: Findings, tables: Sequence[Table]) -> list[Sec
     def table(key: str, *, open: bool = True) -> list[Block]:
         return [Block(table=named_tables[key], open=open)] if key in named_tables else []
 
-    def pictures(*found: Figure | None) -> list[Block]:
-        drawn = [figure for figure in found if figure is not None]
+    def pictures(*figures: Figure | None) -> list[Block]:
+        drawn = [figure for figure in figures if figure is not None]
         narrow = [figure for figure in drawn if not figure.wide]
         rows = [*(narrow[at : at + 2] for at in range(0, len(narrow), 2)), *([each] for each in drawn if each.wide)]
         return [Block(figures=row) for row in rows]
@@ -119,9 +119,9 @@ def _sections(run: Run, findings: Findings, tables: Sequence[Table]) -> list[Sec
     diagnostics: Mapping[str, Any] = next(iter(findings.results["provenance"]["merge"].values()), None) or {}
     forgot: list[Block] = [*table("main"), *table("each", open=False), *table("paper")]
     for column in findings.leading("forget"):
-        for place, (attribute, values) in enumerate(findings.attributes(column).items()):
+        for number, (attribute, values) in enumerate(findings.attributes(column).items()):
             if len(values) > 1 and len(values) <= MANY:
-                split = attribute == findings.results["split"]["attribute"] or place == 0
+                split = attribute == findings.results["split"]["attribute"] or number == 0
                 forgot += pictures(
                     draw.radar(findings, column, attribute) if split else None,
                     draw.dots(findings, column, attribute),
@@ -129,7 +129,7 @@ def _sections(run: Run, findings: Findings, tables: Sequence[Table]) -> list[Sec
                 )
             forgot += table(by_key(column, attribute))
     forgot += [*table("tasks-forget"), *table("letters")]
-    kept = [
+    stayed = [
         *pictures(draw.trade_off(findings), draw.sweep(findings)),
         *table("sweep", open=False),
         *table("tasks-retain"),
@@ -146,7 +146,7 @@ def _sections(run: Run, findings: Findings, tables: Sequence[Table]) -> list[Sec
     tried = [*pictures(*pictured), *table("recovery"), *table("recovery-values", open=False)]
     return [
         Section("forget", "Forgot?", "Did it forget?", "What every variant still does of what must go.", forgot),
-        Section("keep", "Kept?", "Did it keep the rest?", "What is gone against what is kept.", kept),
+        Section("keep", "Kept?", "Did it keep the rest?", "What is gone against what is kept.", stayed),
         Section(
             "better",
             "Better?",
@@ -170,17 +170,17 @@ def _sections(run: Run, findings: Findings, tables: Sequence[Table]) -> list[Sec
 def _met(diagnostics: Mapping[str, Any]) -> str:
     overall = diagnostics.get("overall") or {}
     conflict, ratio = overall.get("sign_conflict"), overall.get("norm_ratio")
-    told = "How the subsets' task vectors met."
+    caption = "How the subsets' task vectors met."
     if conflict is not None:
-        told += (
+        caption += (
             f" On {100 * conflict:.0f}\u00a0% of the entries that any of them changes, two pull in opposite directions."
         )
     if ratio is not None:
-        told += f" The merged task vector is {ratio:.2f} times as long as theirs are on average."
+        caption += f" The merged task vector is {ratio:.2f} times as long as theirs are on average."
     lost = diagnostics.get("rounding")
     if lost and lost >= NOTICED:
-        told += f" Rounded to the base model's number format, it loses {100 * lost:.2g}\u00a0% of its energy."
-    return told
+        caption += f" Rounded to the base model's number format, it loses {100 * lost:.2g}\u00a0% of its energy."
+    return caption
 
 
 def _spent(findings: Findings) -> str:
@@ -190,12 +190,12 @@ def _spent(findings: Findings) -> str:
     computed = sum(stage["status"] == "computed" for stage in stages)
     seconds = sum(stage["seconds"] or 0 for stage in stages)
     memory = max((stage["peak_memory"] or 0 for stage in stages), default=0)
-    told = f"{len(stages)} stages, " + (
+    caption = f"{len(stages)} stages, " + (
         "all computed in this run; " if computed == len(stages) else
         f"{computed} computed in this run and {len(stages) - computed} taken from the store; "
     )  # fmt: skip
-    told += f"{format_duration(seconds)} of work in all"
-    return told + (f", at most {format_bytes(memory)} of memory at once." if memory else ".")
+    caption += f"{format_duration(seconds)} of work in all"
+    return caption + (f", at most {format_bytes(memory)} of memory at once." if memory else ".")
 
 
 _LOADING = """from transformers import AutoModelForCausalLM, AutoTokenizer

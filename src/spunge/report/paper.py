@@ -32,14 +32,14 @@ class Beside:
 
 def beside(findings: Findings) -> list[Beside]:
     """Returns every figure that both the paper and this run have, in the paper's order."""
-    found: dict[tuple[str, str], Beside] = {}
+    first: dict[tuple[str, str], Beside] = {}
     for table in _tables(findings).values():
         for variant, figures in table["rows"].items():
             for name, figure in figures.items():
                 if variant in findings.main_variants and (one := _one(findings, variant, name, figure)):
                     # The average of the ten is printed twice, once rounded otherwise.
-                    found.setdefault(("Average" if name in AVERAGES else name, variant), one)
-    return [*found.values()]
+                    first.setdefault(("Average" if name in AVERAGES else name, variant), one)
+    return [*first.values()]
 
 
 @cache
@@ -68,8 +68,8 @@ def _one(findings: Findings, variant: str, name: str, paper: float) -> Beside | 
         values = [score[1] for score in scores if score]
         complete = len(values) == len(scores)
         return Beside(name, variant, paper, sum(values) / len(values), None, None) if complete else None
-    found = _score(findings, variant, name)
-    return Beside(name, variant, paper, found[1], found[0], found[2]) if found else None
+    score = _score(findings, variant, name)
+    return Beside(name, variant, paper, score[1], score[0], score[2]) if score else None
 
 
 def _score(findings: Findings, variant: str, name: str) -> tuple[Column, float, Score] | None:

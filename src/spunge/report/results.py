@@ -32,10 +32,10 @@ def build(run: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: There is no run here, or another version of Spunge wrote it.
     """
-    return of(artifacts.read(run))
+    return compute(artifacts.read(run))
 
 
-def of(run: Run, *, pairs: Sequence[tuple[str, str]] | None = None) -> dict[str, Any]:
+def compute(run: Run, *, pairs: Sequence[tuple[str, str]] | None = None) -> dict[str, Any]:
     """Returns the content of `results.json` for a run that has been read.
 
     Args:
@@ -147,14 +147,14 @@ def _comparison(
     answers: Answers, a: str, b: str, pairs: list[tuple[int, int]], scope: Scope
 ) -> tuple[Comparison, PairedDifference | None]:
     about = (answers.suite, scope.task, answers.metric)
-    found = difference(answers, pairs, scope.rows)
-    if found is None:
+    measured = difference(answers, pairs, scope.rows)
+    if measured is None:
         row = Comparison(a, b, *about, math.nan, None, None, None, None, None, None, 0)
         return replace(row, attribute=scope.attribute, attribute_value=scope.attribute_value), None
-    paired, spread = found.paired, found.paired.spread
+    paired, spread = measured.paired, measured.paired.spread
     row = Comparison(
         a, b, *about, paired.difference, None, None,
-        found.relative, *(found.relative_ends or (None, None)), None if math.isnan(paired.p) else paired.p,
+        measured.relative, *(measured.relative_ends or (None, None)), None if math.isnan(paired.p) else paired.p,
         spread.items,
         attribute=scope.attribute, attribute_value=scope.attribute_value, seeds=spread.seeds, clusters=spread.clusters,
         unit_variance=spread.unit_variance if spread.known else None,
@@ -178,8 +178,8 @@ def _family(
         fluency = metric is not None and metric.better in ("high", "low")
         if fluency or (judged and goal == "retain"):
             return ("kept", *about)
-    told = row.attribute is None or (row.attribute == split_by and against_base and goal == "forget")
-    if judged and told and row.a not in RIVALS and not row.a.startswith(SUBSET):
+    counted = row.attribute is None or (row.attribute == split_by and against_base and goal == "forget")
+    if judged and counted and row.a not in RIVALS and not row.a.startswith(SUBSET):
         return ("verdict",)
     return (*about, row.attribute) if row.attribute is not None else ("beside", row.a, row.b)
 
@@ -192,7 +192,7 @@ def _settled(tests: Sequence[_Tested]) -> list[Comparison]:
             families.setdefault(test.family, []).append(index)
     settled = [test.row for test in tests]
     for family in families.values():
-        paired = [found for index in family if (found := tests[index].paired) is not None]
+        paired = [pair for index in family if (pair := tests[index].paired) is not None]
         for index, standing in zip(family, standings(paired), strict=True):
             low, high = bounded(standing.interval) or (None, None)
             q = None if math.isnan(standing.q) else standing.q

@@ -156,9 +156,9 @@ def _variants(key: str, title: str, findings: Findings, variants: list[str]) -> 
 
 def beside_paper(findings: Findings) -> Table:
     """The paper's own figures beside these, for its experiments."""
-    found = {(one.name, one.variant): one for one in paper.beside(findings)}
-    names = list(dict.fromkeys(name for name, _ in found))
-    variants = [name for name in findings.main_variants if name in {variant for _, variant in found}]
+    figures = {(one.name, one.variant): one for one in paper.beside(findings)}
+    names = list(dict.fromkeys(name for name, _ in figures))
+    variants = [name for name in findings.main_variants if name in {variant for _, variant in figures}]
     header = ["Figure"]
     for variant in variants:
         header += [f"{label_of(variant)}: {what}" for what in ("here", "paper", "here − paper")]
@@ -166,7 +166,7 @@ def beside_paper(findings: Findings) -> Table:
     for name in names:
         row = [Cell(name)]
         for variant in variants:
-            one = found.get((name, variant))
+            one = figures.get((name, variant))
             if one is None:
                 row += [Cell("—")] * 3
                 continue
@@ -216,8 +216,8 @@ def per_attribute(findings: Findings, column: Column, attribute: str) -> Table:
         row = [Cell("mean over values" if value == "macro" else value)]
         row += [level(scores[name], column) for name in first]
         for a, b in pairs:
-            found = findings.comparison(a, b, column, attribute, value)
-            row.append(change(found, column, corrected=True))
+            compared = findings.comparison(a, b, column, attribute, value)
+            row.append(change(compared, column, corrected=True))
         row += [level(scores[name], column) for name in last]
         row.append(count(next((score for score in scores.values() if score), None)))
         cells.append(row)
@@ -269,7 +269,7 @@ def letters(findings: Findings) -> Table:
         "Which answer was chosen",
         "Share of the questions answered with each choice. A model that clings to one scores near chance without "
         "having lost what it knows.",
-        ["Suite and variant", *(chr(ord("A") + place) if place < 26 else str(place + 1) for place in range(width))],
+        ["Suite and variant", *(chr(ord("A") + index) if index < 26 else str(index + 1) for index in range(width))],
         [[*row, *[Cell("—")] * (width + 1 - len(row))] for row in cells],
     )
 
@@ -303,8 +303,8 @@ def recovery(findings: Findings) -> list[Table]:
     by_value: list[list[Cell]] = []
     split_by = findings.results["split"]["attribute"]
     for row in findings.results["attacks"]:
-        told = row["variant"] in findings.main_variants and row["setting"] != UNTOUCHED
-        if not told or row["attribute"] not in (None, split_by):
+        listed = row["variant"] in findings.main_variants and row["setting"] != UNTOUCHED
+        if not listed or row["attribute"] not in (None, split_by):
             continue
         column = findings.column(row["attacks"], row["task"], row["metric"], row["goal"])
         where = " · ".join(name for name in (row["task"], row["attribute_value"]) if name)
@@ -337,14 +337,16 @@ def subsets(findings: Findings) -> Table:
     vectors = reversed(findings.results["provenance"]["task_vectors"])  # the first seed's stands
     steps = {row["name"]: row["steps"] for row in vectors}
     for subset in split["subsets"]:
-        norm, kept, coverage = ((overall.get(name) or {}).get(subset["name"]) for name in ("norms", "kept", "coverage"))
+        norm, surviving, coverage = (
+            (overall.get(name) or {}).get(subset["name"]) for name in ("norms", "kept", "coverage")
+        )
         row = [
             Cell(subset["name"]),
             number(subset["rows"], 0),
             number(steps.get(SUBSET + subset["name"]), 0),
             number(norm, 3),
         ]
-        cells.append([*row, percent(kept), percent(coverage)])
+        cells.append([*row, percent(surviving), percent(coverage)])
     for subset in split["dropped"]:
         name = f"{subset['name']} (left out: {subset['reason']})"
         cells.append([Cell(name), number(subset["rows"], 0), *[Cell("—")] * 4])

@@ -147,8 +147,8 @@ def verdict(findings: Findings) -> Verdict:
     forget, retain = findings.leading("forget"), findings.leading("retain")
     forgot = _present(forgetting(findings, column) for column in forget)
     forgot += _present(one_letter(findings, column) for column in forget)
-    kept = _present(keeping(findings, column, MARGIN) for column in retain)
-    kept += _present(keeping(findings, column, FLUENCY_MARGIN) for column in findings.fluency())
+    retained = _present(keeping(findings, column, MARGIN) for column in retain)
+    retained += _present(keeping(findings, column, FLUENCY_MARGIN) for column in findings.fluency())
     contests = tuple(contest_with(findings, rival) for rival in RIVALS if rival in variants)
     beside = _present(contest(findings, column, JOINT.name) for column in retain)
     back = _present(recovery(attack, column, rows) for (attack, column), rows in findings.attacks.items())
@@ -156,7 +156,7 @@ def verdict(findings: Findings) -> Verdict:
     spent = damage.by_variant(findings)
     sentences = [
         *_damaged(findings),
-        f"{_forgot(findings, forgot)}{_kept(kept)}.",
+        f"{_forgot(findings, forgot)}{_rest(retained)}.",
         *_worst_group(groups),
         *(_incomparable(findings) or [*_against_joint(findings, contests), *_controls(contests), *_beside(beside)]),
         *_back(back),
@@ -168,8 +168,8 @@ def verdict(findings: Findings) -> Verdict:
     worse = [_worse_group(findings, group) for group in groups if group.worse]
     return Verdict(
         tuple(map(_tied, sentences)),
-        (*broken, *worse, *forgot, *kept, *rivals, *beside, *back),
-        (_forgotten_number(findings, forgot), _kept_number(findings, kept), _joint_number(findings, contests)),
+        (*broken, *worse, *forgot, *retained, *rivals, *beside, *back),
+        (_forgotten_number(findings, forgot), _kept_number(findings, retained), _joint_number(findings, contests)),
         contests,
         spent,
         groups,
@@ -421,8 +421,8 @@ def _across(findings: Findings) -> Verdict:
             for goal in ("forget", "retain")
         }
         points += [*by_goal["forget"], *by_goal["retain"]]
-        gone, kept = _ahead(by_goal["forget"]), _ahead(by_goal["retain"])
-        words = f"{gone} on what must go, {kept} on what must stay" if gone != kept else f"{gone} on either side"
+        gone, stayed = _ahead(by_goal["forget"]), _ahead(by_goal["retain"])
+        words = f"{gone} on what must go, {stayed} on what must stay" if gone != stayed else f"{gone} on either side"
         sentences.append(f"Against “{rival}”, “{one}” is {words}.")
     return Verdict(tuple(sentences) or ("Only one of these runs has a merged model.",), tuple(points))
 
@@ -581,7 +581,7 @@ def at_most(findings: Findings) -> float | None:
     return max(0.0, *bounds) if bounds and len(bounds) == len(shares) else None
 
 
-def _kept(points: Sequence[Point]) -> str:
+def _rest(points: Sequence[Point]) -> str:
     return {
         GOOD: ", and kept the rest",
         BAD: "",
@@ -606,7 +606,7 @@ def _forgotten_number(findings: Findings, points: Sequence[Point]) -> Number:
 
 def _kept_number(findings: Findings, points: Sequence[Point]) -> Number:
     """What is kept of what must stay, of the suite that lost most: a perplexity turned over."""
-    kept = []
+    shares = []
     for column in findings.leading("retain"):
         row = findings.comparison(MERGED.name, BASE.name, column)
         if row is None or row.relative is None or row.relative_ends is None:
@@ -615,13 +615,13 @@ def _kept_number(findings: Findings, points: Sequence[Point]) -> Number:
         value = 1 + row.relative
         if not column.higher_is_better and min(value, *ends) > 0:
             value, ends = 1 / value, (1 / ends[1], 1 / ends[0])
-        kept.append((value, ends[0], ends[1], row.n, column.name))
+        shares.append((value, ends[0], ends[1], row.n, column.name))
     worst = _worst(points)
     words = {GOOD: f"within {100 * MARGIN:.0f} %", UNSURE: "not settled", BAD: "damaged", None: "not measured"}
-    if not kept:
+    if not shares:
         return Number("Kept", words[worst], worst or UNSURE, None, None, None, "%", 0)
-    value, low, high, n, name = min(kept)
-    label = "Kept" if len(kept) == 1 else f"Kept (least: {name})"
+    value, low, high, n, name = min(shares)
+    label = "Kept" if len(shares) == 1 else f"Kept (least: {name})"
     return Number(label, words[worst], worst or UNSURE, 100 * value, 100 * low, 100 * high, "%", n)
 
 

@@ -79,11 +79,11 @@ class MatchDamage:
         if self.base.weights:
             self.texts(self.base.model.load_tokenizer())
         shape = shape_of(self.base.model)
-        asked = 1 + _QUESTIONS * len(self.damage.budgets)
+        questions = 1 + _QUESTIONS * len(self.damage.budgets)
         return Forecast(
             memory=shape.parameters * shape.bytes + 4 * _COPIES * self.damage.length * shape.vocabulary,
             disk=0,
-            operations=2.0 * shape.inner * self.damage.tokens * asked,
+            operations=2.0 * shape.inner * self.damage.tokens * questions,
         )
 
     def make(self, work: Work) -> Mapping[str, Any]:
@@ -93,14 +93,14 @@ class MatchDamage:
         model, tokenizer = work.resident.base(self.base.model)
         before = predict(model, self.texts(tokenizer), work.scratch / "base_predictions")
         change = self.variant.change()
-        asked = 0
+        questions = 0
 
         def damage_at(scale: float) -> float:
-            nonlocal asked
+            nonlocal questions
             with work.resident.variant(self.base.model, change and change.scaled(scale)) as changed:
                 damage = kl_per_token(before, changed)
-            asked += 1
-            work.progress(f"damage of {self.name}", asked, asked, scale=scale, damage=damage)
+            questions += 1
+            work.progress(f"damage of {self.name}", questions, questions, scale=scale, damage=damage)
             return damage
 
         matches, line = match(damage_at, self.damage.budgets, longest=self.damage.longest)

@@ -99,8 +99,8 @@ class Journal:
                 self.listener("warned", {"warnings": [caution]})
             line |= {"split": self._settled(), "merge": {str(task.seed): manifest["diagnostics"]}}
         self._append(line)
-        asked = {"variant": task.variant.name, "suite": task.evaluator.suite} if isinstance(task, Evaluate) else {}
-        self.listener("finished", {**stage, **asked, "figures": manifest.get("figures", {})})
+        suite = {"variant": task.variant.name, "suite": task.evaluator.suite} if isinstance(task, Evaluate) else {}
+        self.listener("finished", {**stage, **suite, "figures": manifest.get("figures", {})})
 
     def _append(self, line: Mapping[str, Any]) -> None:
         """Appends a line; it is not brought to the disk, as the store alone says what need not be made again."""

@@ -222,11 +222,11 @@ def pick(context: Context, tried: Sequence[Candidates]) -> tuple[list[Variant], 
     if not context.experiment.sweep:
         return first, []
     evaluators = sweep.on_validation(context.experiment.evaluate)
-    asked = [Variant("base", "base", context.seed)]
-    asked += [replace(variant, name=_titled(variant.name, point)) for some in tried for point, variant in some]
-    tasks = [Evaluate(variant, evaluator, context.base) for variant in asked for evaluator in evaluators]
+    variants = [Variant("base", "base", context.seed)]
+    variants += [replace(variant, name=_titled(variant.name, point)) for some in tried for point, variant in some]
+    tasks = [Evaluate(variant, evaluator, context.base) for variant in variants for evaluator in evaluators]
     artifacts = iter(_evaluate(context.executor, tasks))
-    files = [{evaluator.suite: next(artifacts).path / "items.parquet" for evaluator in evaluators} for _ in asked]
+    files = [{evaluator.suite: next(artifacts).path / "items.parquet" for evaluator in evaluators} for _ in variants]
     if not all(file.exists() for suites in files for file in suites.values()):
         return first, []
     tables = iter({suite: pl.read_parquet(file) for suite, file in suites.items()} for suites in files)

@@ -35,6 +35,8 @@ class StateCache:
             return state
         state = build()
         size = state.numel() * state.element_size()
+        # Beyond the budget a map, which loses only where a fast GPU meets a slow disk (docs/log.md), and gives all
+        # its gain while its file is in the page cache.
         if self.in_memory + size <= self.budget:
             self._states[key] = state.cpu()
             self.in_memory += size

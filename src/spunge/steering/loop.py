@@ -71,6 +71,7 @@ def steer(
     }
     safetensors.torch.save_file(controls, work.output / CONTROL_VECTORS)
     targets = {topic: control.to(model.device, _loss_dtype(settings, model)) for topic, control in controls.items()}
+    # The key keeps checkpoints of other settings, weights or rows from being continued, whatever the scratch is called.
     record = Record(work, _key(settings, base, forget, task.retain, work))
     steps, stopped = Steering(settings, states, matrices, targets, work).run(task, record)
     return TaskVector(
@@ -140,6 +141,7 @@ class Steering:
                 return step, "early_stop_cosine"
             matrices.update()
             done = step + 1
+            # Saved after the update, with the weights before it: a run taken up here can still undo what proves bad.
             if done < task.steps:
                 record.save(matrices.state)
             else:  # nothing has looked at the weights since the last update
@@ -166,6 +168,7 @@ class Steering:
         hidden, calls = states.entering(retain)
         frozen = states.frozen(retain, hidden, calls)
         held = states.model.run(hidden, calls, states.start, self.matrices.leaves)
+        # From the same hidden states as `frozen`, so that before anything has changed the loss is 0, not rounding.
         retain_loss = mean_squared_difference(held, frozen, retain.counted, dtype)
         alpha = of_topic(self.settings.alpha, topic, "alpha")
         (alpha * retain_loss).backward()
@@ -470,6 +473,7 @@ class States:
         cut, model = batch.cut(layers), self.model
         if cut not in self.worth:
             return compute()
+        # All that a state depends on: tasks of other dtypes, devices or kernels round otherwise, and must not share it.
         key = (self.base, cut, model.dtype, model.device, model.kernel)
         return self.cache.get(key, compute, self.work.scratch).to(model.device)
 

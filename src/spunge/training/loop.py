@@ -95,6 +95,7 @@ def train(trainee: Trainee, objective: Objective, work: Work) -> TaskVector:
             figures |= course.descend()
             if probe and ((course.done + 1) % probe.every == 0 or course.done + 1 == len(course.steps)):
                 figures |= probe.measure(trainee)
+                # exp overflows past 709.
                 figures["utility"] = math.exp(min(base_retain - figures["probe_retain"], 700.0))
                 if probe.floor is not None:
                     course.state.keep_best(figures, probe.floor)
@@ -113,6 +114,7 @@ class Course:
         settings = trainee.settings
         self.trainee, self.settings, self.work = trainee, settings, work
         self.parameters = list(trainee.parameters.values())
+        # All batches are drawn before the first step, so that a run taken up in the middle has only to count.
         self.steps = plan([term.rows for term in terms], settings, torch.Generator().manual_seed(work.seed))
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -144,6 +146,7 @@ class Course:
         rate = settings.learning_rate * schedule(settings.schedule, self.done, len(self.steps), settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        # Measured where nothing is clipped too: a gradient that is not finite is noticed before it reaches the weights.
         norm = float(sharding.whole(nn.utils.clip_grad_norm_(self.parameters, settings.clip_norm or math.inf)))
         self.check("gradient", norm)
         self.optimizer.step()
@@ -197,6 +200,8 @@ def _backward(trainee: Trainee, terms: Sequence[Term], course: Course, combine: 
         for number, indices in enumerate(batches):
             local, counts = sharding.share(indices)
             turn = (course.work.seed, course.done, position, number)
+            # Dropout draws from a seed of this very batch, so a run taken up draws what one that went through did.
+            # Each process has its own, or all would drop the same units of different rows.
             torch.manual_seed(seed_of(*turn, sharding.rank()) if sharding.rank() else seed_of(*turn))
             loss = term.loss(trainee.collate(term.rows, local))
             share = term.units(local) / units if counts else 0.0
@@ -206,6 +211,7 @@ def _backward(trainee: Trainee, terms: Sequence[Term], course: Course, combine: 
             figures[term.name] += value
         total += weight * figures[term.name]
         if apart:
+            # Kept apart, and taken from the parameters: autograd would add the next term's to them.
             gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
             for parameter in parameters:
                 parameter.grad = None

@@ -116,6 +116,7 @@ class Trainee:
     @torch.no_grad()
     def log_probs(self, rows: Sequence[Encoded]) -> Tensor:
         """Returns the log-probability of every row's counted part, [rows], dropout off."""
+        # Of like lengths together: what is padded is computed for nothing.
         order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
         result = torch.zeros(len(rows), device=self.device)
         with _dropout_off(self.model):
@@ -138,6 +139,7 @@ class Trainee:
             long_texts=self.settings.long_texts,
             response=response,
         )
+        # Held for as long as its id is a key: of a list that went, another could take the id.
         self._encoded[id(rows)] = rows, corpus
         return rows
 
@@ -181,6 +183,7 @@ def borrow(settings: Tuning, base: LanguageModel, work: Work) -> Iterator[Traine
         RecipeError: The settings name layers or weights that the model does not have.
     """
     sharding.check(settings)
+    # Quantising and cutting into pieces change a model for good: they get a copy, as others want the resident base.
     copied = settings.quantize is not None or sharding.size() > 1
     model, tokenizer = _load_copy(settings, base, work) if copied else work.resident.base(base)
     names = ParameterNames(model, base.checkpoint().tensors)

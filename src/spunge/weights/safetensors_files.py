@@ -89,6 +89,7 @@ class StoredTensor:
             ModelError: The file has become shorter than its header says.
         """
         # pread into a buffer that is used again: a memory map would count every page read as memory of ours.
+        # It would read no faster either (docs/log.md), and a file that another program shortens would kill the process.
         view, descriptor = memoryview(as_bytes(values)), files.descriptor(self.file)
         offset = self.start + start * self.dtype.itemsize
         while view:
@@ -118,6 +119,7 @@ class StoredTensor:
         pieces = zip(self._pieces(), other._pieces(), strict=True)
         if self.dtype == other.dtype:  # numpy compares bytes several times faster than torch
             return all(np.array_equal(as_bytes(a), as_bytes(b)) for a, b in pieces)
+        # Float64 holds every value of every other type, so values of two types can be compared.
         return all(torch.equal(a.double(), b.double()) for a, b in pieces)
 
     def digest(self) -> str:

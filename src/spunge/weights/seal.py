@@ -121,12 +121,12 @@ def digests_of_tensors(file: Path, *, whole: bool = False) -> dict[str, Any]:
         for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
             start, stop = (len(header) + offset for offset in entry["data_offsets"])
             total.update(stream.read(start - stream.tell()))
-            own = hashlib.sha256()
+            digest = hashlib.sha256()
             for piece in _pieces(stream, stop - start):
-                own.update(piece)
+                digest.update(piece)
                 if whole:
                     total.update(piece)
-            tensors[name] = own.hexdigest()
+            tensors[name] = digest.hexdigest()
         total.update(stream.read())
     digests = {"bytes": file.stat().st_size, "header": hashlib.sha256(header).hexdigest(), "tensors": tensors}
     return {**digests, "sha256": total.hexdigest()} if whole else digests

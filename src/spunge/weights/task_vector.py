@@ -79,6 +79,7 @@ class Difference:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Returns elements `start:stop` of the delta, flat, float32."""
+        # Widened before, not after: a difference of two bfloat16 numbers, rounded to bfloat16, loses what was learnt.
         return self.changed.read(start, stop).float().sub_(self.base.read(start, stop).float())
 
 
