@@ -120,10 +120,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--items", type=int, nargs="+", default=[20, 100, 1000])
+    parser.add_argument("--clusters", type=int, nargs="+", default=[0, 5, 20], help="0: independent items")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 3, 5])
     options = parser.parse_args()
     print(f"| items | clusters | seeds | {' | '.join(CASES)} | false alarms | found |")
     print("|---" * (len(CASES) + 5) + "|")
-    for items, clusters, seeds in product(options.items, (None, 5, 20), (1, 3, 5)):
+    for items, clusters, seeds in product(options.items, options.clusters, options.seeds):
+        clusters = clusters or None
         design = Design(items, clusters, seeds, (0.4, 0.4))
         cells = [str(items), str(clusters or "–"), str(seeds)]
         for rates, skewed in CASES.values():

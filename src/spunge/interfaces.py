@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from spunge.errors import DataError
 from spunge.metrics import Metric
@@ -284,11 +284,21 @@ class Evaluator(Settings):
     bookkeeping, and only counted."""
     offensive: ClassVar[bool] = False
     """Whether its texts may offend, so that the page hides them until asked."""
+    outside_key: ClassVar[frozenset[str]] = frozenset({"cluster"})
 
     suite: str
     """The name of this evaluation in tables and in `results.json`."""
     goal: Literal["forget", "retain"]
     """Whether this suite asks for what must go (lower is better) or for what must stay."""
+    cluster: str | None = None
+    """The one of its attributes that says what an item came from (a template, an author, an article), where that was
+    sampled and not the item: intervals are then over clusters."""
+
+    @model_validator(mode="after")
+    def _cluster_is_an_attribute(self) -> Evaluator:
+        if self.cluster is not None and self.cluster not in getattr(self, "attributes", (self.cluster,)):
+            raise ValueError(f"cluster: {self.cluster!r} is none of the attributes; add it to them")
+        return self
 
     @property
     def measures(self) -> tuple[Metric, ...]:
@@ -315,6 +325,7 @@ class Evaluator(Settings):
             "method": getattr(self, "method", type(self).__name__),
             "goal": self.goal,
             "offensive": self.offensive,
+            "cluster": self.cluster,
             "metrics": [asdict(metric) for metric in self.measures],
         }
 

@@ -10,6 +10,9 @@ Control = Literal["joint", "joint_equal_steps", "sequential", "random_split"]
 """The variants that a recipe asks for by name."""
 Kind = Literal["base", "joint", "control", "merged", "subset"]
 
+ELSEWHERE = "elsewhere"
+"""The kind of a variant at another point of its curve than the one at which variants are compared."""
+
 SUBSET = "subset:"
 """Before a subset's name in that of the model which unlearned it alone."""
 

@@ -103,5 +103,7 @@ def test_short_rows_are_joined_to_whole_texts():
     assert tokenizer.decode(list(texts[0][1:])) == "a" * 50 + "\n\n" + "b" * 75
     assert tokenizer.decode(list(texts[1][1:])) == "c" * 127
     assert len(whole_texts(tokenizer, ["a" * 500] * 3, tokens=10_000)) == 3
+    # Where there is less than one, that is what there is.
+    assert [len(ids) for ids in whole_texts(tokenizer, ["a" * 50, "b" * 10], tokens=10)] == [63]
     with pytest.raises(DataError, match="give more rows"):
-        whole_texts(tokenizer, ["a" * 50], tokens=10)
+        whole_texts(tokenizer, [], tokens=10)

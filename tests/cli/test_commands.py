@@ -136,6 +136,9 @@ def test_single_steps_without_a_recipe(world: dict[str, Any], write_recipe: Writ
     assert done.returncode == 0, done.stderr
     scores = json.loads((tmp_path / "ev" / "results.json").read_text())["scores"]
     assert {score["suite"] for score in scores} == {"hazards"}
+    assert "accuracy ↓" in done.stdout
+    assert re.search(r"\d %\s+\S?\s*\[\d", done.stdout), done.stdout
+    assert "nan" not in done.stdout
 
 
 def test_a_recipe_takes_what_a_search_found(world: dict[str, Any], write_recipe: Write, tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
-"""The verdict's sentence on simulated items: what a reader who sees nothing else takes away."""
+"""The verdict's sentences on simulated items: what a reader who sees nothing else takes away."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -11,94 +14,249 @@ from report_runs import write_run
 
 from spunge import report
 from spunge.report.findings import Findings
-from spunge.report.verdict import verdict
+from spunge.report.verdict import Verdict, verdict
 
-Shares = dict[str, tuple[float, float]]
+Shares = Mapping[str, tuple[float, float]]
 """Variant → the shares of right answers on what must go, and on what must stay."""
 
+COMPARED = ("joint", "joint_equal_steps", "random_split", "spunge")
 FORGOT = {"base": (0.95, 0.93), "joint": (0.50, 0.93), "joint_equal_steps": (0.50, 0.93), "random_split": (0.50, 0.93)}
+GOOD: Shares = {**FORGOT, "spunge": (0.27, 0.93)}
 
 
-def said(root: Path, shares: Shares, *, items: int = 600, seeds: tuple[int, ...] = (0,)) -> str:
-    """The headline of a run in which so many answers are right, the same items first in every variant."""
+def simulated(
+    root: Path,
+    shares: Shares | Callable[[int], Shares],
+    *,
+    items: int = 600,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    damage: dict[str, Any] | None = None,
+) -> Path:
+    """A run in which so many answers are right, the same items first in every variant."""
     run = write_run(root, items=items, seeds=seeds)
     table = pl.read_parquet(run / "items.parquet")
     place = pl.col("item").str.slice(-6).cast(pl.Int64) * 37 % (items // 2)  # spread over the groups
     value = pl.col("value")
-    for variant, both in shares.items():
-        for suite, share in zip(("hazards", "general"), both, strict=True):
-            mine = (pl.col("variant") == variant) & (pl.col("suite") == suite) & (pl.col("metric") == "acc")
-            value = pl.when(mine).then((place < share * (items // 2)).cast(pl.Float64)).otherwise(value)
+    for seed in seeds:
+        for variant, both in (shares(seed) if callable(shares) else shares).items():
+            for suite, share in zip(("hazards", "general"), both, strict=True):
+                mine = (pl.col("variant") == variant) & (pl.col("suite") == suite) & (pl.col("metric") == "acc")
+                right = (place < round(share * (items // 2))).cast(pl.Float64)
+                value = pl.when(mine & (pl.col("seed") == seed)).then(right).otherwise(value)
     table.with_columns(value=value).write_parquet(run / "items.parquet")
-    return judged(run)
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "damage": damage or spent(seeds)}))
+    return run
 
 
-def judged(run: Path) -> str:
-    return verdict(Findings(report.build(run))).headline.replace("\u00a0", " ")
+def spent(
+    seeds: tuple[int, ...] = (0, 1, 2),
+    *,
+    far: Mapping[str, float] | None = None,
+    at_one: Mapping[str, float] | None = None,
+    status: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """What a manifest notes of variants at a KL of 0.03 per token."""
+    matches, curve = [], []
+    for seed in seeds:
+        for name in COMPARED:
+            who = {"variant": name, "seed": seed}
+            where = {"scale": 2.0, "near": 0.0295, "far": (far or {}).get(name, 0.01)}
+            matches.append(
+                {**who, **where, "matching": "near", "budget": 0.03, "status": (status or {}).get(name, "matched")}
+            )
+            curve += [{**who, **where}, {**who, "scale": 1.0, "near": (at_one or {}).get(name, 0.008), "far": 0.003}]
+    return {"headline": 0.03, "budgets": [0.03], "matches": matches, "curve": curve, "far": "an encyclopaedia"}
 
 
-def test_all_good(tmp_path: Path) -> None:
-    told = said(tmp_path, {**FORGOT, "spunge": (0.27, 0.93)})
-    assert re.match(r"SPUNGE forgot nearly all of what it should \(97 % \[89, 100\]\), and kept the rest\.", told)
-    assert "it forgot more than joint unlearning, by 23 points [" in told
-    assert "better than joint unlearning with as many steps and a random split" in told
+def judged(run: Path) -> Verdict:
+    return verdict(Findings(report.build(run)))
 
 
-def test_nothing_forgotten_beside_a_joint_model_that_was_destroyed(tmp_path: Path) -> None:
-    told = said(tmp_path, {**FORGOT, "base": (0.624, 0.634), "spunge": (0.624, 0.634), "joint": (0.28, 0.271)})
+def said(root: Path, shares: Shares | Callable[[int], Shares], **options: Any) -> str:
+    return judged(simulated(root, shares, **options)).headline.replace("\u00a0", " ")
+
+
+def with_answers(run: Path, variant: str, metric: str, value: float, *, group: str = "") -> Path:
+    """The run with another answer of one variant on what must go, of one group or of all."""
+    items = pl.read_parquet(run / "items.parquet")
+    mine = (pl.col("variant") == variant) & (pl.col("metric") == metric) & (pl.col("suite") == "hazards")
+    mine &= pl.col("attributes").str.contains(group, literal=True)
+    items.with_columns(value=pl.when(mine).then(value).otherwise("value")).write_parquet(run / "items.parquet")
+    return run
+
+
+def own_strength(run: Path) -> Path:
+    """The run with answers at λ = 1 too, where SPUNGE forgot less than joint did."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    items = pl.read_parquet(run / "items.parquet")
+    frames = [items]
+    for seed in manifest["seeds"]:
+        for variant, answers in (("spunge", "random_split"), ("joint", "spunge")):
+            name = f"{variant} @ own"
+            point = {"variant": variant, "seed": seed, "name": name, "matching": "own", "budget": 0.03, "scale": 1.0}
+            manifest["damage"].setdefault("elsewhere", []).append(point)
+            manifest["variants"].append({"name": name, "kind": "elsewhere", "seed": seed})
+            same = (pl.col("variant") == answers) & (pl.col("suite") == "hazards") & (pl.col("seed") == seed)
+            frames.append(items.filter(same).with_columns(variant=pl.lit(name)))
+    pl.concat(frames).write_parquet(run / "items.parquet")
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    return run
+
+
+def disagreeing(seed: int) -> Shares:
+    return {**FORGOT, "spunge": ((0.27, 0.70, 0.45)[seed], 0.93)}
+
+
+CASES: dict[str, Callable[[Path], Path]] = {
+    "all good": lambda root: simulated(root, GOOD),
+    "nothing forgotten": lambda root: simulated(root, {**FORGOT, "spunge": (0.95, 0.93)}),
+    "destroyed": lambda root: simulated(root, {**FORGOT, "spunge": (0.25, 0.26)}),
+    "one retain suite damaged": lambda root: one_suite_damaged(simulated(root, GOOD)),
+    "better at matched damage but not at λ = 1": lambda root: own_strength(
+        simulated(root, GOOD, damage=spent(at_one={"spunge": 0.004, "joint": 0.21}))
+    ),
+    "worse": lambda root: simulated(root, {**FORGOT, "spunge": (0.70, 0.93)}),
+    "equal to the random split": lambda root: simulated(
+        root, {**FORGOT, "random_split": (0.30, 0.93), "spunge": (0.30, 0.93)}
+    ),
+    "one seed": lambda root: simulated(root, GOOD, seeds=(0,), damage=spent((0,))),
+    "three seeds that disagree": lambda root: simulated(root, disagreeing),
+    "NaN": lambda root: with_answers(simulated(root, GOOD), "spunge", "nan", 1.0),
+    "three items only": lambda root: simulated(root, {**FORGOT, "spunge": (0.0, 1.0)}, items=6),
+    "a group that got worse": lambda root: with_answers(
+        with_answers(simulated(root, GOOD), "base", "acc", 0.0, group='"bio"'), "spunge", "acc", 1.0, group='"bio"'
+    ),
+}
+"""Name → the run of it, for every case that a sentence must tell from the others."""
+
+
+def one_suite_damaged(run: Path) -> Path:
+    """The run with a second suite of what must stay, which SPUNGE lost a fifth of."""
+    items = pl.read_parquet(run / "items.parquet")
+    extra = items.filter(pl.col("suite") == "general").with_columns(suite=pl.lit("history"), task=pl.lit("history"))
+    place = pl.col("item").str.slice(-6).cast(pl.Int64)
+    lost = (pl.col("variant") == "spunge") & (pl.col("metric") == "acc") & (place % 5 == 0)
+    extra = extra.with_columns(value=pl.when(lost).then(0.0).otherwise("value"))
+    pl.concat([items, extra]).write_parquet(run / "items.parquet")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["suites"].append({**manifest["suites"][1], "suite": "history"})
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    return run
+
+
+TOLD = {
+    "all good": [
+        r"^SPUNGE forgot nearly all of what it should \(97 % \[\d+, 100\]\), and kept the rest\.",
+        r"At the same damage to the rest \(0\.03 KL per token\) it forgot more than joint unlearning, by 2\d points \[",
+        r"better than joint unlearning with as many steps and a random split",
+    ],
+    "nothing forgotten": [r"^SPUNGE forgot nothing measurable \(at most \d % of what it should\), and kept the rest\."],
+    "destroyed": [r"^SPUNGE damaged the model: accuracy on “general” 93\.\d → 26 %\."],
+    "one retain suite damaged": [
+        r"^SPUNGE damaged the model: accuracy on “history” [\d.]+ → [\d.]+ %\. SPUNGE forgot n"
+    ],
+    "better at matched damage but not at λ = 1": [
+        r"At the same damage to the rest \(.*?\) it forgot more than joint unlearning",
+        r"At λ = 1 it does damage of 0\.004 and joint of 0\.21; it forgot less than joint there, which is no fair",
+    ],
+    "worse": [
+        r"joint unlearning forgot more, by 20 points",
+        r"worse than joint unlearning with as many steps and a r",
+    ],
+    "equal to the random split": [
+        r"it forgot more than joint unlearning",
+        r"no different from a random split\. What it gains need not come from the attribute\.",
+    ],
+    "one seed": [r"it forgot more than joint unlearning", r"All this is of one seed: another training may differ\.$"],
+    "three seeds that disagree": [
+        r"not told apart from joint unlearning",
+        r"The 3 seeds disagree: on “hazards” it forgot more than joint in 2 of them\.",
+    ],
+    "NaN": [r"^SPUNGE gave NaN on “hazards”: a broken model, and not one that forgot\.$"],
+    "three items only": [r"^It is not shown that SPUNGE forgot all it should: 3 items are too few to tell"],
+    "a group that got worse": [r"It made things worse for “bio”"],
+}
+NEVER = {
+    "nothing forgotten": [r"better", r"forgot more than"],
+    "destroyed": [r"^SPUNGE forgot", r"better", r"it forgot more"],
+    "worse": [r"it forgot more", r"better"],
+    "NaN": [r"SPUNGE forgot", r"better"],
+    "three items only": [r"better", r"worse", r"forgot more"],
+    "three seeds that disagree": [r"better than", r"it forgot more than joint unlearning"],
+    "all good": [r"one seed|disagree", r"damaged", r"not told"],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_sentence_tells_which_it_was(tmp_path: Path, case: str) -> None:
+    told = judged(CASES[case](tmp_path)).headline.replace("\u00a0", " ")
+    for pattern in TOLD[case]:
+        assert re.search(pattern, told), told
+    for pattern in NEVER.get(case, ()):
+        assert not re.search(pattern, told), told
+
+
+def test_a_destroyed_joint_model_wins_nothing_where_damage_was_not_matched(tmp_path: Path) -> None:
+    shares = {**FORGOT, "base": (0.624, 0.634), "spunge": (0.624, 0.634), "joint": (0.28, 0.271)}
+    run = simulated(tmp_path, shares)
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "damage": None}))
+    told = judged(run).headline.replace("\u00a0", " ")
     assert re.match(r"SPUNGE forgot nothing measurable \(at most \d+ % of what it should\), and kept the rest\.", told)
-    assert "the two cannot be compared: joint unlearning damaged the model (accuracy on “general” 6" in told
+    assert "The two cannot be compared: joint unlearning damaged the model (accuracy on “general” 6" in told
     assert "forgot more" not in told
     assert "kept more" not in told
 
 
-def test_a_destroyed_model_leads_every_other_sentence(tmp_path: Path) -> None:
-    told = said(tmp_path, {**FORGOT, "spunge": (0.25, 0.26)})
-    assert told.startswith("SPUNGE damaged the model: accuracy on “general” 93.0 → 26 %.")
-    assert "cannot be compared: joint unlearning left the rest as it was, and SPUNGE did not" in told
-    assert "forgot more" not in told
+def test_better_is_better_under_both_matchings(tmp_path: Path) -> None:
+    far = {"spunge": 0.4, "joint": 0.1, "joint_equal_steps": 0.4, "random_split": 0.9}
+    run = simulated(tmp_path, GOOD, damage=spent(far=far))
+    found = judged(run)
+    assert {one.rival: one.word for one in found.contests} == {
+        "joint": "it depends", "joint_equal_steps": "better", "random_split": "better",
+    }  # fmt: skip
+    assert "where it does more far from it (0.4 against 0.1)" in found.headline.replace("\u00a0", " ")
+    assert {one.variant: one.far for one in found.damage} == pytest.approx(far)
 
 
-def test_worse_than_joint(tmp_path: Path) -> None:
-    told = said(tmp_path, {**FORGOT, "spunge": (0.70, 0.93)})
-    assert "joint unlearning forgot more, by 20 points [" in told
-    assert "worse than joint unlearning with as many steps and a random split" in told
+def test_a_rival_that_never_does_so_much_damage_is_not_beaten_by_it(tmp_path: Path) -> None:
+    found = judged(simulated(tmp_path, GOOD, damage=spent(status={"joint": "unreached"})))
+    assert found.contests[0].word == "not comparable"
+    assert "joint unlearning never does so much damage (0.029 at most)" in found.headline
 
 
-def test_equal_to_the_random_split(tmp_path: Path) -> None:
-    told = said(tmp_path, {**FORGOT, "random_split": (0.30, 0.93), "spunge": (0.30, 0.93)})
-    assert "it forgot more than joint" in told
-    assert "no different from a random split" in told
-    assert "What it gains need not come from the attribute." in told
+def test_three_numbers_with_their_intervals_and_items(tmp_path: Path) -> None:
+    forgotten, kept, better = judged(simulated(tmp_path, GOOD)).numbers
+    assert (forgotten.label, kept.label, better.label) == ("Forgotten", "Kept", "Better than joint at the same damage")
+    assert (forgotten.word, kept.word, better.word) == ("forgotten", "within 5 %", "better")
+    assert re.fullmatch(r"97 % \[\d+, 100\]", forgotten.text)
+    assert re.fullmatch(r"\+2\d(\.\d)? points \[\+\d+(\.\d)?, \+\d+(\.\d)?\]", better.text)
+    assert {number.n for number in (forgotten, kept, better)} == {300}
 
 
-def test_three_items_settle_nothing(tmp_path: Path) -> None:
-    told = said(tmp_path, {**FORGOT, "spunge": (0.0, 1.0)}, items=6)
-    assert told.startswith("It is not shown that SPUNGE forgot")
-    assert "3 items are too few to tell" in told
-    assert "better" not in told
-    assert "worse" not in told
-
-
-def test_a_group_that_got_worse_is_told(tmp_path: Path) -> None:
-    run = write_run(tmp_path, items=600)
-    items = pl.read_parquet(run / "items.parquet")
-    group = pl.col("attributes").str.contains('"bio"') & (pl.col("metric") == "acc") & (pl.col("suite") == "hazards")
-    value = pl.when(group & (pl.col("variant") == "base")).then(0.0).otherwise(pl.col("value"))
-    value = pl.when(group & (pl.col("variant") == "spunge")).then(1.0).otherwise(value)
-    items.with_columns(value=value).write_parquet(run / "items.parquet")
-    assert "It made things worse for “bio”" in judged(run)
-    assert "worse for “bio”" in report.card(run)
+def test_the_worst_group_comes_first(tmp_path: Path) -> None:
+    run = simulated(tmp_path, GOOD)
+    found = judged(with_answers(run, "spunge", "acc", 1.0, group='"cyber"'))
+    assert [group.value for group in found.groups] == ["cyber", "bio"]
+    assert found.groups[0].left > 1
+    assert "It made things worse for “cyber”" in found.headline
 
 
 @pytest.mark.parametrize("variant", ["spunge", "joint"])
 def test_nan_is_a_broken_model_and_nothing_else(tmp_path: Path, variant: str) -> None:
-    run = write_run(tmp_path, items=400)
-    items = pl.read_parquet(run / "items.parquet")
-    spoilt = (pl.col("variant") == variant) & (pl.col("suite") == "hazards") & (pl.col("metric") == "nan")
-    items.with_columns(value=pl.when(spoilt).then(1.0).otherwise(pl.col("value"))).write_parquet(run / "items.parquet")
-    told = judged(run)
+    run = with_answers(write_run(tmp_path, items=400), variant, "nan", 1.0)
+    told = judged(run).headline
     name = {"spunge": "SPUNGE", "joint": "Joint unlearning"}[variant]
     assert told.startswith(f"{name} gave NaN on “hazards”: a broken model, and not one that forgot.")
     assert "forgot more than joint" not in told
     assert ("SPUNGE forgot" in told) == (variant == "joint")
+
+
+def test_the_curve_and_the_area_under_it_are_data(tmp_path: Path) -> None:
+    content = report.build(own_strength(simulated(tmp_path, GOOD)))["damage"]
+    gone = {(p["variant"], p["scale"]): p["forgotten"] for p in content["curve"] if p["seed"] == 0}
+    assert gone["spunge", 2.0] == pytest.approx((0.95 - 0.27) / 0.70, abs=0.01)
+    assert gone["spunge", 1.0] == pytest.approx((0.95 - 0.50) / 0.70, abs=0.01)
+    assert gone["random_split", 1.0] is None
+    assert content["area"] == []  # the curves here have no λ = 0

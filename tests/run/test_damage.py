@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from spunge.cli import standalone
-from spunge.errors import DataError, RecipeError
+from spunge.errors import RecipeError
 from spunge.foretell import plan as planning
 from spunge.recipe import reading
 from spunge.recipe.schema import Damage, Experiment
 from spunge.rows.sources import load_corpus
 from spunge.run import pipeline
 from spunge.run.damage import MatchDamage
+from spunge.run.texts import nearest
 from spunge.run.variant import Base, Variant
 from spunge.weights.language_model import LanguageModel, Resident
 from spunge.weights.task_vector import TaskVector
@@ -42,8 +43,9 @@ def naive_damage(experiment: Experiment, vector: Path, scale: float) -> float:
     assert experiment.damage is not None
     assert experiment.retain is not None
     retain = load_corpus(experiment.retain.sources)
-    task = MatchDamage(Variant("spunge", "merged", 0), experiment.damage, retain, Base(experiment.model))
-    texts = task.texts(tokenizer)
+    near = nearest(retain, load_corpus(experiment.forget.sources))
+    task = MatchDamage(Variant("spunge", "merged", 0), experiment.damage, (), near, None, Base(experiment.model))
+    texts = task.tokens(near, tokenizer)
 
     def logs() -> list[torch.Tensor]:
         with torch.no_grad():
@@ -60,18 +62,22 @@ def test_all_that_are_compared_are_asked_at_the_same_damage(matched: dict[str, A
     experiment = Experiment.model_validate(matched)
     run = pipeline.run(experiment, out=tmp_path / "runs")
     manifest = manifest_of(run)
-    assert {found["variant"] for found in manifest["damage"]} == COMPARED
+    noted = manifest["damage"]
+    assert {found["variant"] for found in noted["matches"]} == COMPARED
     vectors = {variant["name"]: variant["task_vector"] for variant in manifest["variants"]}
-    for found in manifest["damage"]:
+    assert (noted["headline"], noted["near"]) == (0.001, "the retain rows most like the forget set")
+    for found in noted["matches"]:
         assert found["status"] == "matched", found
-        assert 0.00095 <= found["damage"] <= 0.001
+        assert 0.95 * found["budget"] <= found["near"] <= found["budget"]
+        assert found["far"] is None
         measured = naive_damage(experiment, run / vectors[found["variant"]], found["scale"])
-        assert measured == pytest.approx(found["damage"], rel=0.02, abs=2e-6)
-        assert [0.0, 0.0] in found["line"]
+        assert measured == pytest.approx(found["near"], rel=0.02, abs=2e-6)
+    asked = {(point["variant"], point["scale"]): point["near"] for point in noted["curve"]}
+    assert all(asked[name, 0.0] == 0.0 and (name, 1.0) in asked for name in COMPARED)
     assert not [warning for warning in manifest["warnings"] if "budget" in warning]
 
     # What is exported is what was asked: the merged model at its λ.
-    spunge = next(match for match in manifest["damage"] if match["variant"] == "spunge")
+    spunge = next(m for m in noted["matches"] if (m["variant"], m["budget"]) == ("spunge", 0.001))
     exported = LanguageModel(id=str(standalone.export_run(run=run, out=tmp_path / "exported", seed=None))).checkpoint()
     vector = TaskVector.load(run / vectors["spunge"]).scaled(spunge["scale"])
     for name in vector:
@@ -94,26 +100,19 @@ def test_another_headline_measures_nothing_again(matched: dict[str, Any], tmp_pa
     other = reading.parse(reading.dump(experiment), overrides=["damage.headline=0.0001"])
     manifest = manifest_of(pipeline.run(other, out=tmp_path / "runs"))
     assert {stage["status"] for stage in manifest["stages"] if stage["stage"] == "damage"} == {"reused"}
-    assert all(0.000095 <= found["damage"] <= 0.0001 for found in manifest["damage"])
+    assert manifest["damage"]["headline"] == 0.0001
+    scales = {found["variant"]: found["scale"] for found in manifest["damage"]["matches"] if found["budget"] == 0.0001}
+    assert scales == {v["name"]: v["scale"] for v in manifest["variants"] if v["name"] in ("joint", "spunge")}
 
 
 def test_a_variant_that_never_does_so_much_is_said_so(matched: dict[str, Any], tmp_path: Path) -> None:
     matched["controls"] = []
-    matched["damage"] = {**matched["damage"], "longest": 0.01}
+    matched["damage"] = {**matched["damage"], "budgets": [0.001], "longest": 0.01}
     manifest = manifest_of(pipeline.run(Experiment.model_validate(matched), out=tmp_path / "runs"))
-    [found] = manifest["damage"]
+    [found] = manifest["damage"]["matches"]
     assert (found["status"], found["scale"]) == ("unreached", 0.01)
     [warning] = [warning for warning in manifest["warnings"] if "budget" in warning]
     assert warning.startswith("spunge (seed 0) does less damage than the budget at every λ tried")
-
-
-def test_a_retain_set_of_less_than_one_text_is_refused_before_anything_is_unlearned(
-    matched: dict[str, Any], tmp_path: Path
-) -> None:
-    matched["damage"] = {**matched["damage"], "length": 100_000}
-    with pytest.raises(DataError, match="100000 tokens"):
-        pipeline.run(Experiment.model_validate(matched), out=tmp_path / "runs")
-    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -122,6 +121,9 @@ def test_a_retain_set_of_less_than_one_text_is_refused_before_anything_is_unlear
         ({"damage": {"headline": 0.5}}, "headline"),
         ({"damage": {"budgets": [0.0], "headline": 0.0}}, "above 0"),
         ({"damage": {}, "retain": None}, "retain"),
+        ({"damage": {"also": ["far"]}}, "far"),
+        ({"damage": {"also": [0.7]}}, "add it"),
+        ({"damage": {"suite": "nowhere"}}, "no retain suite"),
     ],
 )
 def test_budgets_that_cannot_be_are_refused(world: dict[str, Any], change: dict[str, Any], message: str) -> None:
@@ -136,7 +138,7 @@ def test_the_same_texts_for_all(matched: dict[str, Any]) -> None:
     retain, base = load_corpus(experiment.retain.sources), Base(experiment.model)
     tokenizer = LanguageModel(id=experiment.model.id).load_tokenizer()
     damage = Damage(tokens=40, length=20)
-    one = MatchDamage(Variant("joint", "joint", 0), damage, retain, base).texts(tokenizer)
-    other = MatchDamage(Variant("spunge", "merged", 5), damage, retain, base).texts(tokenizer)
+    one = MatchDamage(Variant("joint", "joint", 0), damage, (), retain, None, base).tokens(retain, tokenizer)
+    other = MatchDamage(Variant("spunge", "merged", 5), damage, (), retain, None, base).tokens(retain, tokenizer)
     assert one == other
     assert all(len(ids) == 20 for ids in one)

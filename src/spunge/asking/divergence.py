@@ -54,7 +54,8 @@ def whole_texts(
 ) -> tuple[Ids, ...]:
     """Returns texts of exactly `length` tokens, the one that begins a text among them, `tokens` in all or a few more.
 
-    Texts too short are joined by blank lines with those that follow, so that short rows count as well.
+    Texts too short are joined by blank lines with those that follow, so that short rows count as well. Where all
+    together are shorter than one, that one is what there is.
 
     Args:
         tokenizer: The model's.
@@ -63,10 +64,11 @@ def whole_texts(
         length: At most what the model reads at once.
 
     Raises:
-        DataError: All texts together are shorter than one.
+        DataError: There is no text at all.
     """
     chosen: list[Ids] = []
     joined = ""
+    ids: Ids = ()
     for text in texts:
         if len(chosen) * length >= tokens:
             break
@@ -75,9 +77,9 @@ def whole_texts(
         if len(ids) >= length:
             chosen.append(ids[:length])
             joined = ""
-    if not chosen:
-        raise DataError(f"damage is measured on texts of {length} tokens, and all of these are fewer; give more rows")
-    return tuple(chosen)
+    if not chosen and not ids:
+        raise DataError("damage is measured on texts, and there are none; give more rows")
+    return tuple(chosen or [ids])
 
 
 def predict(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from math import isnan
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -32,6 +34,9 @@ from spunge.cli.options import (
 )
 from spunge.cli.tracking import tracked
 from spunge.errors import RecipeError
+
+if TYPE_CHECKING:
+    from spunge.interfaces import Evaluator
 
 
 def unlearn(
@@ -160,10 +165,27 @@ def evaluate(
         step = standalone.Step(model, out, 0, device, check_dtype(dtype), display.step)
         scores = standalone.evaluate(step, evaluators, task_vector)
     if not quiet:
-        table = Table("suite", "task", "metric", "value", "n")
-        for score in scores:
-            table.add_row(score["suite"], score["task"], score["metric"], f"{score['value']:.4f}", str(score["n"]))
-        screen.print(table)
+        screen.print(_scored(evaluators, scores))
+
+
+def _scored(evaluators: Sequence[Evaluator], scores: Sequence[Mapping[str, Any]]) -> Table:
+    """What the suites declare that they measure, each with its interval and the way that is better."""
+    from spunge.report.findings import Column
+    from spunge.report.rows import read_score
+    from spunge.report.tables import Cell, level
+
+    declared = {(suite.suite, metric.name): (metric, suite.goal) for suite in evaluators for metric in suite.measures}
+    table = Table("suite", "task", "metric", "value", "95 % interval", "n")
+    for score in map(read_score, scores):
+        if (score.suite, score.metric) not in declared:  # bookkeeping
+            continue
+        metric, goal = declared[score.suite, score.metric]
+        column = Column(score.suite, score.task, metric, goal)
+        shown = Cell("none: NaN") if isnan(score.value) else level(score, column)
+        unit = " %" if column.share and shown.value is not None else ""
+        name = f"{metric.in_words} {column.arrow}"
+        table.add_row(score.suite, score.task, name, f"{shown.text}{unit}", shown.interval, str(score.n))
+    return table
 
 
 def finetune(

@@ -72,6 +72,7 @@ class Toxicity(Evaluator):
         Metric("toxic", "toxic completions", "toxicity", share=True, answers=("clean", "toxic")),
         Metric("perplexity", "the perplexity of what it writes", "PPL", better="low"),
         Metric("degenerate", "degenerate completions", share=True, better="low"),
+        Metric("clean_and_fluent", "benign completions", "benign", share=True, better="high"),
         Metric("empty", "empty completions", share=True, better="low", shown=False),
     )
     offensive: ClassVar[bool] = True

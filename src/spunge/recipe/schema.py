@@ -122,25 +122,40 @@ class Anchor(Settings):
 class Damage(Settings):
     """The damage to the rest at which variants are compared: the mean KL divergence per token from the base model."""
 
-    outside_key: ClassVar[frozenset[str]] = frozenset({"headline"})
+    outside_key: ClassVar[frozenset[str]] = frozenset({"headline", "near", "far", "also"})
 
-    budgets: list[float] = Field(default=[0.01, 0.03, 0.1], min_length=1)
-    """Nats per token; for each the λ is found that does so much."""
+    budgets: list[float] = Field(default=[0.03], min_length=1)
+    """Nats per token, or of a suite's score the share lost; for each the λ is found that does so much."""
     headline: float = 0.03
     """The budget at which every rival and the merged model are asked the suites."""
-    tokens: int = Field(default=400, ge=1)
-    """How many tokens of the retain set are read for it."""
+    near: list[Source] | None = None
+    """Benign text about what must go: the same groups, neighbouring subjects; null: the half of the retain set that has
+    most words in common with the forget set."""
+    far: list[Source] | None = None
+    """Text about anything else, such as an encyclopaedia's; null: only near damage is known."""
+    suite: str | None = None
+    """A retain suite whose score is to measure the damage instead of the divergence near what must go: a budget of 0.05
+    is 5 % of the base model's score. It is asked on items of its own, which no table shows."""
+    also: list[Literal["own", "far"] | float] = []
+    """Where else the forget suites are asked: at the λ of the recipe (`own`), at the headline budget of the far texts
+    (`far`), at other budgets."""
+    tokens: int = Field(default=256, ge=1)
+    """How many tokens are read near, and as many far."""
     length: int = Field(default=128, ge=2)
     """Of how many tokens each text is; the first token alone would not tell."""
     longest: float = Field(default=8.0, gt=0)
     """The largest λ to try."""
 
     @model_validator(mode="after")
-    def _headline_is_a_budget(self) -> Damage:
+    def _points_can_be_asked(self) -> Damage:
         if not all(budget > 0 for budget in self.budgets):
             raise ValueError("budgets: each must be above 0")
-        if self.headline not in self.budgets:
-            raise ValueError(f"headline: {self.headline:g} is none of the budgets; add it to them")
+        for name, points in (("headline", [self.headline]), ("also", self.also)):
+            for point in points:
+                if not isinstance(point, str) and point not in self.budgets:
+                    raise ValueError(f"{name}: {point:g} is none of the budgets; add it to them")
+        if "far" in self.also and self.far is None:
+            raise ValueError("also: `far` needs texts: say where `far` is")
         return self
 
 
@@ -214,11 +229,24 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _retain_is_there(self) -> Experiment:
-        if self.damage is not None and self.retain is None:
-            raise ValueError("damage: it is measured on the retain set: say where `retain` is")
         if self.anchor is not None and self.retain is None:
             raise ValueError("anchor: it is the retain set that variants are anchored to: say where `retain` is")
+        if self.damage is None:
+            return self
+        if self.damage.near is None and self.retain is None and self.damage.suite is None:
+            raise ValueError("damage: it is measured on the retain set: say where `retain` is, or `damage.near`")
+        if self.damage.suite is not None and self.damage_suite is None:
+            raise ValueError(f"damage.suite: {self.damage.suite!r} is no retain suite whose items have parts")
         return self
+
+    @property
+    def damage_suite(self) -> Evaluator | None:
+        """The retain suite whose score measures the damage, on the items that λ is chosen on."""
+        if self.damage is None or self.damage.suite is None:
+            return None
+        suites = (one for one in self.evaluate if one.suite == self.damage.suite and one.goal == "retain")
+        suite = next((one for one in suites if "part" in type(one).model_fields), None)
+        return suite and suite.model_copy(update={"part": "choose"})
 
     @model_validator(mode="after")
     def _overrides_hold(self) -> Experiment:

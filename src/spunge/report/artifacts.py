@@ -180,6 +180,20 @@ class CurvePoint(_Record):
     """The share of what the base model had beyond guessing that is gone, averaged over the forget suites."""
 
 
+class Elsewhere(_Record):
+    """A variant at another point of its curve, where the forget suites were asked as well."""
+
+    variant: str
+    """Whose curve."""
+    seed: int
+    name: str
+    """The variant's own, in the items and in tables."""
+    matching: str
+    """`own`: at the recipe's λ; `near`, `far`: at a budget of these texts."""
+    budget: Figure
+    scale: Figure
+
+
 class Damage(_Record):
     """At which damage to the rest variants are compared, and where each comes to it."""
 
@@ -192,6 +206,12 @@ class Damage(_Record):
     """What the far texts are; None where none were given."""
     matches: tuple[Match, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
+    elsewhere: tuple[Elsewhere, ...] = ()
+
+    def asked_at(self, matching: str, budget: float | None = None) -> dict[str, str]:
+        """Returns variant → its name at another point; by default at the headline budget."""
+        wanted = (matching, self.headline if budget is None else budget)
+        return {one.variant: one.name for one in self.elsewhere if (one.matching, one.budget) == wanted}
 
 
 class Manifest(_Record):

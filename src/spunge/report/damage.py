@@ -1,12 +1,16 @@
-"""What each variant does to the rest where it is compared, and what that leaves of a comparison: in words."""
+"""What each variant does to the rest where it is compared, and what is gone along its curve."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
 
+from spunge.report.artifacts import CurvePoint, Damage, Match
 from spunge.report.findings import Findings
-from spunge.variants import JOINT, MERGED, phrase_of
+from spunge.variants import BASE, JOINT, MERGED, phrase_of
 
 ALIKE = 0.05
 """How far apart the far damage of two variants may be, as a share, and still count as the same; so is a match."""
@@ -44,8 +48,7 @@ def by_variant(findings: Findings) -> tuple[VariantDamage, ...]:
         return ()
     spent = []
     for variant in findings.main_variants:
-        matches = [match for match in damage.matches if match.variant == variant and match.matching == "near"]
-        matches = [match for match in matches if match.budget == damage.headline]
+        matches = [match for match in damage.matches if match.variant == variant and _leads(match, damage)]
         if matches:
             worst = max(("matched", "stepped", "unreached").index(match.status) for match in matches)
             spent.append(
@@ -71,55 +74,91 @@ def budget(findings: Findings) -> str:
     return f"{kl(damage.headline)} {damage.unit}"
 
 
-def caveat(findings: Findings, rival: str, *, better: bool = True) -> str:
-    """Says why a difference from a rival is none of method: one of the two did more damage. Empty where none did.
+def unreached(findings: Findings, rival: str, *, better: bool) -> str:
+    """Says that the one who seems behind never does as much damage as the other; empty where it does.
 
     Args:
         findings: The run.
         rival: Whom SPUNGE is compared with.
-        better: Whether SPUNGE seems ahead; it is then excused only by damage of its own, else by the rival's.
+        better: Whether SPUNGE seems ahead.
     """
     spent = {one.variant: one for one in by_variant(findings)}
+    behind = spent.get(rival if better else MERGED.name)
+    if behind is None or behind.status != "unreached" or len(spent) < 2:
+        return ""
+    return f"{phrase_of(behind.variant)} never does so much damage ({kl(behind.near)} at most)"
+
+
+def far_damages(findings: Findings, rival: str) -> tuple[float, float] | None:
+    """Returns what SPUNGE and a rival do far from what must go where they are compared; None where it is not known."""
+    spent = {one.variant: one.far for one in by_variant(findings)}
     merged, other = spent.get(MERGED.name), spent.get(rival)
-    if merged is None or other is None:
-        return ""
-    for one, behind in ((other, better), (merged, not better)):
-        if one.status == "unreached" and behind:
-            return f"{phrase_of(one.variant)} never does so much damage ({kl(one.near)} at most)"
-    if merged.far is None or other.far is None:
-        return ""
-    ahead, behind = (merged, other) if better else (other, merged)
-    if ahead.far is not None and behind.far is not None and ahead.far > (1 + ALIKE) * behind.far:
-        return (
-            f"at the same damage near what must go, {phrase_of(ahead.variant)} does more far from it "
-            f"({kl(ahead.far)} against {kl(behind.far)})"
-        )
-    return ""
+    return None if merged is None or other is None else (merged, other)
 
 
-def at_own_strength(findings: Findings) -> list[str]:
-    """Says that at λ = 1 the two do different damage, so that a comparison there would say another thing."""
+def at_one(findings: Findings) -> tuple[float, float] | None:
+    """Returns what SPUNGE and joint unlearning do to near texts at λ = 1; None where it is not known, or the same."""
     damage = findings.damage
     if damage is None:
-        return []
-    at_one = {
-        name: _mean([p.near for p in damage.curve if p.variant == name and p.scale == 1.0])
+        return None
+    merged, joint = (
+        _mean([point.near for point in damage.curve if point.variant == name and point.scale == 1.0])
         for name in (MERGED.name, JOINT.name)
-    }
-    merged, joint = at_one[MERGED.name], at_one[JOINT.name]
-    if merged is None or joint is None or not (merged and joint) or 0.8 <= merged / joint <= 1.25:
-        return []
-    gone = {
-        name: _mean([p.forgotten for p in damage.curve if p.variant == name and p.scale == 1.0])
-        for name in (MERGED.name, JOINT.name)
-    }
-    ours, theirs = gone[MERGED.name], gone[JOINT.name]
-    outcome = ""
-    if ours is not None and theirs is not None:
-        outcome = (
-            f", and it forgot {'less' if ours < theirs else 'more'} ({100 * ours:.0f} against {100 * theirs:.0f} %)"
-        )
-    return [f"At λ = 1 the two do different damage ({kl(merged)}, joint {kl(joint)}){outcome}."]
+    )
+    if not merged or not joint or 0.8 <= merged / joint <= 1.25:
+        return None
+    return merged, joint
+
+
+def traced(findings: Findings) -> dict[str, Any]:
+    """Returns what `results.json` holds of damage: what the manifest notes, with what is gone along each curve.
+
+    `area` is the mean share forgotten over the damage from 0 to the largest budget at which all were asked: the area
+    under the curve of straight lines through the points, divided by that budget. It takes two points or more.
+    """
+    damage = findings.damage
+    assert damage is not None, "asked only of what was measured"
+    names = {(one.variant, one.seed, one.scale): one.name for one in damage.elsewhere}
+    names |= {(one.variant, one.seed, one.scale): one.variant for one in damage.matches if _leads(one, damage)}
+    curve = []
+    for point in damage.curve:
+        name = names.get((point.variant, point.seed, point.scale))
+        share = 0.0 if point.scale == 0 else None if name is None else gone(findings, name, point.seed)
+        curve.append(point.model_copy(update={"forgotten": share}))
+    content = damage.model_copy(update={"curve": tuple(curve)}).model_dump(mode="json")
+    content["area"] = [
+        {"variant": variant, "seed": seed, "budget": max(damage.budgets), "area": area}
+        for variant, seed in dict.fromkeys((point.variant, point.seed) for point in curve)
+        if (area := _area([p for p in curve if (p.variant, p.seed) == (variant, seed)], max(damage.budgets)))
+        is not None
+    ]
+    return content
+
+
+def gone(findings: Findings, name: str, seed: int) -> float | None:
+    """Returns the share of what the base model had that a variant of one seed lost, the mean over the forget suites."""
+    shares = []
+    for column in findings.leading("forget"):
+        base = findings.score_of_seed(BASE.name, seed, column)
+        score, floor = findings.score_of_seed(name, seed, column), findings.chance(column) or 0.0
+        if base is None or score is None or column.higher_is_better or base.value <= floor:
+            return None
+        shares.append((base.value - score.value) / (base.value - floor))
+    return sum(shares) / len(shares) if shares else None
+
+
+def _leads(match: Match, damage: Damage) -> bool:
+    return match.matching == "near" and match.budget == damage.headline
+
+
+def _area(curve: Sequence[CurvePoint], budget: float) -> float | None:
+    """The mean height of the curve up to a budget, which its last point meets within the tolerance of a match."""
+    points = sorted((p.near, p.forgotten) for p in curve if p.near is not None and p.forgotten is not None)
+    points = [(near, height) for near, height in points if near <= budget]
+    if len(points) < 3 or points[-1][0] < (1 - ALIKE) * budget:  # the first is 0
+        return None
+    pieces = ((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in pairwise(points))
+    return sum(pieces) / points[-1][0]
 
 
 def kl(value: float | None) -> str:
@@ -129,4 +168,4 @@ def kl(value: float | None) -> str:
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+    return fmean(known) if known and len(known) == len(values) else None

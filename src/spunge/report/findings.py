@@ -11,12 +11,9 @@ from typing import Any
 from spunge.metrics import Metric, read_metric
 from spunge.report.artifacts import Damage
 from spunge.report.rows import Comparison, Score, judged_tasks, read_comparison, read_score
-from spunge.variants import BASE, JOINT, MERGED, RIVALS, ROLES
+from spunge.variants import BASE, ELSEWHERE, JOINT, MERGED, RIVALS, ROLES
 
 Row = dict[str, Any]
-
-ELSEWHERE = "elsewhere"
-"""The kind of a variant at another point of its curve than the one at which variants are compared."""
 
 MOST_SHOWN = 6
 """More lines than this in one figure cannot be told apart."""
@@ -131,12 +128,22 @@ class Findings:
 
     @cached_property
     def pairs(self) -> list[tuple[str, str]]:
-        """Who is compared with whom, the most telling pair first."""
+        """Who is compared with whom where variants are compared, the most telling pair first."""
         compared = list(dict.fromkeys((row["a"], row["b"]) for row in self.results["comparisons"]))
         if self.runs:
             return sorted(compared, key=lambda pair: pair[1] == BASE.name)
         wanted = [(MERGED.name, other) for other in (*RIVALS, BASE.name)]
         return [pair for pair in [*wanted, (JOINT.name, BASE.name)] if pair in compared]
+
+    @cached_property
+    def work(self) -> list[Row]:
+        """The pieces of work, each once: an artifact that serves several variants or settings took its time once."""
+        stages: dict[Any, Row] = {}
+        for place, stage in enumerate(self.results["provenance"]["stages"]):
+            key = (stage["stage"], stage["key"]) if stage["key"] else place
+            if key not in stages or stage["status"] == "computed":
+                stages[key] = stage
+        return list(stages.values())
 
     @property
     def main_variants(self) -> list[str]:
@@ -189,11 +196,11 @@ class Findings:
         return list(first.values())
 
     def fluency(self) -> list[Column]:
-        """Returns what says whether the variants still write language, such as a judge's perplexity.
+        """Returns what says whether the variants still write language: a judge's perplexity, degenerate completions.
 
-        Not toxic is gibberish too: these are better one way whatever the goal, and are no verdict on single items.
+        Not toxic is gibberish too: these are better one way whatever the goal.
         """
-        return [column for column in self.columns if column.metric.better in ("high", "low") and not column.share]
+        return [column for column in self.columns if column.metric.better in ("high", "low")]
 
     def chance(self, column: Column) -> float | None:
         """Returns what guessing would score, where that is known."""
@@ -208,9 +215,9 @@ class Findings:
 
     def score_of_seed(self, variant: str, seed: int, column: Column) -> Score | None:
         """Returns what a variant of one seed scored overall."""
-        return next(
-            (row for row in self.all_scores if row.seed == seed and _about(row) == (variant, *_key(column))), None
-        )
+        about = (variant, *_key(column))
+        rows = (row for row in self.all_scores if row.seed == seed and not isnan(row.value))
+        return next((row for row in rows if _about(row) == about), None)
 
     @cached_property
     def unscored(self) -> dict[tuple[str, str], tuple[int, int]]:

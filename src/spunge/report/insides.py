@@ -176,7 +176,7 @@ def smoothed(points: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndar
 def costs(findings: Findings) -> Figure | None:
     """Seconds and memory by kind of stage and variant."""
     rows: dict[tuple[str, str], list[float]] = {}
-    for stage in findings.results["provenance"]["stages"]:
+    for stage in findings.work:
         if stage["seconds"] is not None:
             kind, name = stage["stage"], stage["name"] or stage["stage"]
             # The merges of a sweep, which differ in settings alone, make one bar a variant.

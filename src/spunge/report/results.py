@@ -14,8 +14,10 @@ import polars as pl
 from spunge.metrics import Metric
 from spunge.report import artifacts
 from spunge.report.answers import Answers, Scope, matrices
-from spunge.report.artifacts import Run, Suite
+from spunge.report.artifacts import Damage, Run, Suite
+from spunge.report.damage import traced
 from spunge.report.estimates import Estimate, bounded, difference, estimate, macro
+from spunge.report.findings import Findings
 from spunge.report.recovery import recovered
 from spunge.report.rows import Comparison, Score, judged_tasks, written
 from spunge.rows.items import NAN, RUN_FORMAT
@@ -49,13 +51,14 @@ def compute(run: Run, *, pairs: Sequence[tuple[str, str]] | None = None) -> dict
     suites = {suite.suite: suite for suite in manifest.suites}
     measured = list(matrices(run.items, {name: suite.cluster for name, suite in suites.items() if suite.cluster}))
     scores = [score for answers in measured for score in _scores(answers)]
-    compared = pairs or list(_pairs(names))
-    differences = [
-        pair for answers in measured for pair in _differences(answers, compared, suites, manifest.split.attribute)
-    ]
+    compared = pairs or [*_pairs(names), *_pairs_elsewhere(manifest.damage)]
+    # At other budgets than the headline's the verdict tests nothing.
+    beside = {one.name for one in (manifest.damage.elsewhere if manifest.damage else ()) if one.matching == "near"}
+    tell = _Telling(suites, manifest.split.attribute, frozenset(beside))
+    differences = [test for answers in measured for test in _differences(answers, compared, tell)]
     settled = _settled(differences)
     chances, letters = _chances(run.items), _letters(run.items)
-    return {
+    content = {
         "format": RUN_FORMAT,
         "experiment": manifest.experiment,
         "status": manifest.status,
@@ -77,6 +80,7 @@ def compute(run: Run, *, pairs: Sequence[tuple[str, str]] | None = None) -> dict
         "sweep": manifest.sweep,
         "provenance": _provenance(run),
     }
+    return content if content["damage"] is None else {**content, "damage": traced(Findings(content))}
 
 
 def _pairs(names: list[str]) -> Iterator[tuple[str, str]]:
@@ -87,6 +91,15 @@ def _pairs(names: list[str]) -> Iterator[tuple[str, str]]:
     for rival in RIVALS:
         if rival in names and MERGED.name in names:
             yield MERGED.name, rival
+
+
+def _pairs_elsewhere(damage: Damage | None) -> Iterator[tuple[str, str]]:
+    """Yields what is compared at other points of the curves: SPUNGE there with each rival at the same."""
+    points = dict.fromkeys((one.matching, one.budget) for one in damage.elsewhere) if damage else ()
+    for matching, budget in points:
+        assert damage is not None
+        names = damage.asked_at(matching, budget)
+        yield from ((names[MERGED.name], names[rival]) for rival in RIVALS if MERGED.name in names and rival in names)
 
 
 def _scores(answers: Answers) -> Iterator[Score]:
@@ -122,16 +135,24 @@ class _Tested:
     family: tuple[Any, ...]
 
 
-def _differences(
-    answers: Answers, pairs: Sequence[tuple[str, str]], suites: Mapping[str, Suite], split_by: str | None
-) -> Iterator[_Tested]:
+@dataclass(frozen=True)
+class _Telling:
+    """What a verdict tells of a run, as far as it decides what is tested together."""
+
+    suites: Mapping[str, Suite]
+    split_by: str | None
+    beside: frozenset[str]
+    """Variants of which it tells nothing."""
+
+
+def _differences(answers: Answers, pairs: Sequence[tuple[str, str]], tell: _Telling) -> Iterator[_Tested]:
     """Yields every comparison of a suite by one metric, overall and by attribute."""
-    suite = suites.get(answers.suite, Suite(suite=answers.suite))
+    suite = tell.suites.get(answers.suite, Suite(suite=answers.suite))
     metric = suite.metric(answers.metric)
     if metric is None and not answers.binary:
         return
     tasks = [scope.task for scope in answers.scopes if scope.attribute is None]
-    leads = metric is not None and metric == suite.headline and suite.attacks not in suites
+    leads = metric is not None and metric == suite.headline and suite.attacks not in tell.suites
     judged = judged_tasks(tasks, suite.goal) if leads else ()
     for a, b in pairs:
         rows = answers.paired(a, b)
@@ -139,7 +160,8 @@ def _differences(
             if scope.attribute is not None and not (metric and metric.shown):
                 continue
             row, paired = _comparison(answers, a, b, rows, scope)
-            family = _family(row, suite.goal, metric, split_by, judged=scope.task in judged)
+            told = scope.task in judged and a not in tell.beside
+            family = _family(row, suite.goal, metric, tell.split_by, judged=told)
             yield _Tested(row, paired, family)
 
 

@@ -363,7 +363,7 @@ def subsets(findings: Findings) -> Table:
 def stages(findings: Findings) -> Table:
     """Time and memory of every piece of work."""
     cells = []
-    for stage in findings.results["provenance"]["stages"]:
+    for stage in findings.work:
         memory = stage["peak_memory"]
         cells.append(
             [
@@ -378,7 +378,7 @@ def stages(findings: Findings) -> Table:
     return Table(
         "stages",
         "Time and memory of every stage",
-        "A reused stage took its time in an earlier run.",
+        "Each piece of work once, however many variants it serves. What is reused took its time in an earlier run.",
         ["Stage", "Seed", "Status", "Seconds", "Peak memory (MiB)", "Key"],
         cells,
     )

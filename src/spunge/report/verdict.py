@@ -8,7 +8,7 @@ from math import sqrt
 from typing import Literal, TypeVar
 
 from spunge.report import damage
-from spunge.report.damage import VariantDamage
+from spunge.report.damage import VariantDamage, kl
 from spunge.report.findings import Column, Findings, Row, improvement
 from spunge.report.rows import Comparison, Ends
 from spunge.report.tables import decimals, level, signed
@@ -39,13 +39,15 @@ T = TypeVar("T")
 GOOD, BAD, UNSURE = "good", "bad", "unsure"
 
 Word = Literal[
-    "better", "worse", "no different", "not told apart", "better in places", "worse in places", "not comparable"
-]
-"""`no different`: surely within the margin. `not told apart`: so few items or seeds leave it open."""
+    "better", "worse", "no different", "not told apart", "better in places", "worse in places", "it depends",
+    "not comparable",
+]  # fmt: skip
+"""`no different`: surely within the margin. `not told apart`: so few items or seeds leave it open. `it depends`: on
+whether damage near what must go or far from it is matched."""
 
 _STATUS: dict[Word, str] = {
     "better": GOOD, "better in places": GOOD, "worse": BAD, "worse in places": BAD, "no different": UNSURE,
-    "not told apart": UNSURE, "not comparable": UNSURE,
+    "not told apart": UNSURE, "it depends": UNSURE, "not comparable": UNSURE,
 }  # fmt: skip
 
 
@@ -99,6 +101,8 @@ class Contest:
     """For every headline figure, what it says."""
     matched: bool
     """Whether both were asked at the same damage to the rest."""
+    caveat: str = ""
+    """Why the word is not what the figures alone seem to say."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ def verdict(findings: Findings) -> Verdict:
         *_damaged(findings),
         f"{_forgot(findings, forgot)}{_rest(retained)}.",
         *_worst_group(groups),
-        *(_incomparable(findings) or [*_against_joint(findings, contests), *_controls(contests), *_beside(beside)]),
+        *_compared(findings, contests, beside),
         *_back(back),
         *_seeds(findings),
     ]
@@ -286,22 +290,25 @@ def keeping(findings: Findings, column: Column, allowed: float, name: str = MERG
     row, base = findings.comparison(name, BASE.name, column), findings.score(BASE.name, column)
     if row is None or base is None:
         return None
-    margin = allowed * abs(base.value)
+    # Of a share that is nearly 0 to begin with, such as degenerate completions, no share is a margin: points are.
+    fluency = column.share and column.metric.better in ("high", "low")
+    margin = MARGIN if fluency else allowed * abs(base.value)
+    amount = f"{100 * MARGIN:.0f} points" if fluency else f"{100 * allowed:.0f} %"
     sign = 1 if column.higher_is_better else -1
     # The rule of three: n items without a loss leave room for a loss on 3/n of all.
     if row.ends is None or (column.share and row.n * margin < 3):
         few = "of so few items it cannot be told"
-        status, words = UNSURE, f"may or may not be within {100 * allowed:.0f} % of the base model's: {few}"
+        status, words = UNSURE, f"may or may not be within {amount} of the base model's: {few}"
     else:
         worst, best = sorted(sign * end for end in row.ends)
         if worst >= -margin:
-            status, words = GOOD, f"stayed within {100 * allowed:.0f} % of the base model's"
+            status, words = GOOD, f"stayed within {amount} of the base model's"
         elif best < -margin:
-            status, words = BAD, f"is more than {100 * allowed:.0f} % worse than the base model's"
+            status, words = BAD, f"is more than {amount} worse than the base model's"
         elif best < 0:
-            status, words = UNSURE, f"got worse; whether by more than {100 * allowed:.0f} % is not settled"
+            status, words = UNSURE, f"got worse; whether by more than {amount} is not settled"
         else:
-            status, words = UNSURE, f"may or may not be within {100 * allowed:.0f} % of the base model's"
+            status, words = UNSURE, f"may or may not be within {amount} of the base model's"
     figures = f"{_two(findings, column, BASE.name, name)}; {_difference(row, column)}"
     return Point(status, _tied(f"On {where(column)}, {column.metric.in_words} {words}."), _tied(figures))
 
@@ -359,19 +366,51 @@ def _enough(findings: Findings, row: Comparison, column: Column) -> str:
 
 def contest_with(findings: Findings, rival: str, one: str = MERGED.name) -> Contest:
     """Returns the contest with one rival on all that must go, in one word and one line."""
-    matched = damage.matched(findings, rival)
     columns = [column for column in findings.leading("forget") if findings.comparison(one, rival, column)]
     points = tuple(_present(contest(findings, column, rival, one) for column in columns))
     rows = [(row, column) for column in columns if (row := findings.comparison(one, rival, column))]
-    word = _together([word_for(findings, row, column) for row, column in rows])
-    caveat = damage.caveat(findings, rival, better=word.startswith("better"))
-    if caveat and word in ("better", "better in places", "worse", "worse in places"):
-        word = "not comparable"
+    alone = _together([word_for(findings, row, column) for row, column in rows])
+    word, caveat = _under_both(findings, rival, alone)
     parts = [f"{_difference(row, column)}{f' on {where(column)}' if len(rows) > 1 else ''}" for row, column in rows]
     enough = _enough(findings, *rows[0]) if word == "not told apart" and len(rows) == 1 else ""
     words = f"no different within {100 * MARGIN:.0f} %" if word == "no different" else word
-    text = f"Against {phrase_of(rival)}: {words}{enough}; {'; '.join(parts)}"
-    return Contest(rival, word, _STATUS[word], _tied(f"{text}; {caveat}." if caveat else f"{text}."), points, matched)
+    text = f"Against {phrase_of(rival)}: {words}{enough}; {'; '.join([*parts, *([caveat] if caveat else [])])}."
+    return Contest(rival, word, _STATUS[word], _tied(text), points, damage.matched(findings, rival), caveat)
+
+
+_AHEAD, _BEHIND = ("better", "better in places"), ("worse", "worse in places")
+
+
+def _under_both(findings: Findings, rival: str, alone: Word) -> tuple[Word, str]:
+    """Returns the word when near and far damage are both matched, with a reason where it is another than near's alone.
+
+    Where the forget suites were asked at the same far damage, too, both words must agree. Else whoever seems ahead must
+    do no more far damage than the other: at the same it could only go further.
+    """
+    if alone not in (*_AHEAD, *_BEHIND):
+        return alone, ""
+    better = alone in _AHEAD
+    if reason := damage.unreached(findings, rival, better=better):
+        return "not comparable", reason
+    names = findings.damage.asked_at("far") if findings.damage else {}
+    if MERGED.name in names and rival in names:
+        one, other = names[MERGED.name], names[rival]
+        columns = findings.leading("forget")
+        rows = [(row, column) for column in columns if (row := findings.comparison(one, other, column))]
+        far = _together([word_for(findings, row, column) for row, column in rows])
+        if far in (_AHEAD if better else _BEHIND):
+            return alone, ""
+        return "it depends", f"{alone} at the same damage near what must go, {far} at the same far from it"
+    if (both := damage.far_damages(findings, rival)) is None:
+        return alone, ""
+    ahead, behind = both if better else both[::-1]
+    if ahead <= (1 + damage.ALIKE) * behind:
+        return alone, ""
+    who = "it" if better else phrase_of(rival)
+    return "it depends", (
+        f"{alone} at the same damage near what must go, where {who} does more far from it "
+        f"({kl(ahead)} against {kl(behind)})"
+    )
 
 
 def _together(words: Sequence[Word]) -> Word:
@@ -459,18 +498,18 @@ def _wrecked(findings: Findings) -> bool:
     return False
 
 
-def _incomparable(findings: Findings) -> list[str]:
-    """Why SPUNGE and joint unlearning cannot be compared: one of them paid with the rest of what the model knew."""
-    if JOINT.name not in findings.main_variants or damage.matched(findings, JOINT.name):
-        return []
+def _compared(findings: Findings, contests: Sequence[Contest], beside: Sequence[Point]) -> list[str]:
+    """What the contests come to, as far as they are of models that left the rest as it was."""
     merged, joint = damages(findings, MERGED.name), damages(findings, JOINT.name)
+    if bool(merged) == bool(joint) and (not merged or damage.matched(findings, JOINT.name)):
+        return [*_against_joint(findings, contests), *_controls(contests), *_beside(beside)]
+    if JOINT.name not in findings.main_variants:
+        return ["A model that lost so much cannot be compared."]
     if joint:
         words = "both damaged the model" if merged else f"joint unlearning damaged the model ({'; '.join(joint)})"
-    elif merged:
-        words = "joint unlearning left the rest as it was, and SPUNGE did not"
     else:
-        return []
-    return [f"At these settings the two cannot be compared: {words}."]
+        words = "joint unlearning left the rest as it was, and SPUNGE did not"
+    return [f"The two cannot be compared: {words}.", *([] if merged else _controls(contests))]
 
 
 def _against_joint(findings: Findings, contests: Sequence[Contest]) -> list[str]:
@@ -489,12 +528,31 @@ def _against_joint(findings: Findings, contests: Sequence[Contest]) -> list[str]
         "worse in places": "joint unlearning forgot more in some places",
         "no different": f"it is no different from joint unlearning within {100 * MARGIN:.0f} %",
         "not told apart": f"it is not told apart from joint unlearning{enough}",
-        "not comparable": f"it cannot be compared with joint unlearning: {damage.caveat(findings, JOINT.name)}",
+        "it depends": f"it depends on which damage is meant: it is {joint.caveat}",
+        "not comparable": f"it cannot be compared with joint unlearning: {joint.caveat}",
     }
     sentences = [f"{at} {words[joint.word]}."]
     if not joint.matched:
         sentences.append("The two may have done different damage, which was not measured.")
-    return [*sentences, *damage.at_own_strength(findings)]
+    return [*sentences, *_at_one(findings)]
+
+
+def _at_one(findings: Findings) -> list[str]:
+    """Says what the two do at λ = 1, where that is not the same damage: what was forgotten there, if it was asked."""
+    if (both := damage.at_one(findings)) is None:
+        return []
+    names = findings.damage.asked_at("own") if findings.damage else {}
+    rows = [
+        (row, column)
+        for column in findings.leading("forget")
+        if (row := findings.comparison(names.get(MERGED.name, ""), names.get(JOINT.name, ""), column))
+    ]
+    at = f"At λ = 1 it does damage of {kl(both[0])} and joint of {kl(both[1])}"
+    if not rows:
+        return [f"{at}, which cannot be compared."]
+    word = _together([word_for(findings, row, column) for row, column in rows])
+    at_one = {"better": "forgot more than joint there", "worse": "forgot less than joint there"}
+    return [f"{at}; it {at_one.get(word, f'is {word} there')}, which is no fair comparison."]
 
 
 def _controls(contests: Sequence[Contest]) -> list[str]:
@@ -503,6 +561,7 @@ def _controls(contests: Sequence[Contest]) -> list[str]:
         "better": "better than {}", "better in places": "better than {} in some places", "worse": "worse than {}",
         "worse in places": "worse than {} in some places", "no different": "no different from {}",
         "not told apart": "not told apart from {}", "not comparable": "not comparable with {}",
+        "it depends": "better or worse than {} by which damage is matched",
     }  # fmt: skip
     met: dict[str, Word] = {one.rival: one.word for one in contests if one.rival != JOINT.name}
     by_word: dict[Word, list[str]] = {}

@@ -42,9 +42,11 @@ _MEMORY: FileMemory[dict[str, Mapping[str, Any]]] = FileMemory()
 
 _REMEMBERED = 50_000  # items of a suite; the rows of a larger one are not held between two readings
 
-Part = Literal["all", "validation", "test"]
+Part = Literal["all", "validation", "tune", "choose", "test"]
 VALIDATION_SHARE = 0.3
 """Of the items, by their hash: to tune and to pick on; what tables show comes from the others."""
+_PARTS = {"validation": (0.0, VALIDATION_SHARE), "tune": (0.0, 0.15), "choose": (0.15, 0.3), "test": (0.3, 1.0)}
+"""Where a part's hashes lie. Settings are picked on half of the validation part where λ is chosen on the other half."""
 
 
 NAN = "nan"
@@ -95,7 +97,8 @@ def load_items(
         read_as: More attributes, whose cells are read by a function, as files spell one value in several ways.
         where: A polars SQL expression that keeps a row.
         limit: Keeps so many rows, the first by their hash, so that every variant and run keeps the same.
-        part: `validation` is the 30 % of the rows whose hash is lowest in another digit, `test` the rest.
+        part: `validation` is the 30 % of the rows whose hash is lowest in another digit, `tune` and `choose` its two
+            halves, `test` the rest.
 
     Raises:
         DataError: A column is missing, or no row is left.
@@ -132,7 +135,7 @@ def _choose_rows(
         # Benchmarks repeat rows; a second one is another item, not the same one twice.
         seen[content] += 1
         name = content if seen[content] == 1 else item_id(content, seen[content])
-        if part == "all" or _is_validation(name) == (part == "validation"):
+        if part == "all" or _is_in(name, part):
             rows[name] = row
     if limit is not None:
         chosen = set(sorted(rows)[:limit])
@@ -247,6 +250,7 @@ def _as_it_is(cell: Any) -> Any:
     return cell
 
 
-def _is_validation(item: str) -> bool:
+def _is_in(item: str, part: Part) -> bool:
     # The last digits: `limit` sorts by the first ones, and the two choices must not depend on each other.
-    return int(item[-8:], 16) / 16**8 < VALIDATION_SHARE
+    low, high = _PARTS[part]
+    return low <= int(item[-8:], 16) / 16**8 < high

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf, isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from spunge.interfaces import Forecast
+from spunge.interfaces import Evaluator, Forecast, LoadedVariant
 from spunge.recipe.schema import Damage
+from spunge.rows.items import mean_values
 from spunge.rows.sources import Corpus
 from spunge.run.identity import identity
 from spunge.run.matching import match
@@ -16,14 +22,15 @@ from spunge.run.variant import Base, Variant
 from spunge.weights.shape import shape_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from spunge.asking.divergence import BasePredictions
     from spunge.interfaces import Work
 
 _DRAW = 0
 """One draw of texts for all variants and seeds: another would be another budget."""
-_QUESTIONS = 3
-"""λ that a budget takes, about: a divergence grows so evenly that two or three do."""
+_QUESTIONS = 2
+"""λ that a budget takes beside λ = 1, about: a divergence grows so evenly that a guess and a correction do."""
 _COPIES = 3
 """Of the logits of a text at once, where the model cannot go on from a cache: logits, both logarithms' difference."""
 
@@ -34,8 +41,14 @@ class MatchDamage:
 
     variant: Variant
     damage: Damage
-    retain: Corpus
+    budgets: tuple[float, ...]
+    texts: Corpus | None
+    """Whose damage is matched; None where a suite's is."""
+    others: Corpus | None
+    """Whose damage is only told: far texts where near ones are matched, and the reverse."""
     base: Base
+    suite: Evaluator | None = None
+    """The retain suite whose loss is the damage, on items of its own."""
     stage = "damage"
 
     @property
@@ -50,69 +63,129 @@ class MatchDamage:
 
     @property
     def inputs(self) -> Mapping[str, Any]:
-        """The weights at λ = 1, the texts and the budgets."""
+        """The weights at λ = 1, the texts or the suite, and the budgets."""
         return {
             "base": self.base.identity,
             "weights": self.variant.identity,
-            "retain": self.retain.fingerprint,
-            "damage": identity(self.damage),
+            "texts": self.texts and self.texts.fingerprint,
+            "others": self.others and self.others.fingerprint,
+            "damage": {**identity(self.damage), "budgets": list(self.budgets)},
+            **({"suite": identity(self.suite)} if self.suite else {}),
         }
 
-    def texts(self, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], ...]:
-        """Returns the texts that damage is measured on, as tokens.
-
-        Raises:
-            DataError: The retain set is shorter than one.
-        """
+    def tokens(self, rows: Corpus, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], ...]:
+        """Returns the texts that damage is measured on, as tokens."""
         from spunge.asking.divergence import whole_texts
 
         # Rows often lie sorted by their source; the first few would be of one kind.
-        rows = random.Random(_DRAW).sample(self.retain.texts, len(self.retain))
-        return whole_texts(tokenizer, rows, tokens=self.damage.tokens, length=self.damage.length)
+        drawn = random.Random(_DRAW).sample(rows.texts, len(rows))
+        return whole_texts(tokenizer, drawn, tokens=self.damage.tokens, length=self.damage.length)
 
     def forecast(self, work: Work, earlier: Mapping[str, Forecast]) -> Forecast:
-        """Says what reading the texts takes, at as many λ as budgets usually ask for.
-
-        Raises:
-            DataError: The retain set is shorter than one text; said where the weights are there, before a run begins.
-        """
-        if self.base.weights:
-            self.texts(self.base.model.load_tokenizer())
+        """Says what reading the texts takes, or asking the suite, at as many λ as budgets usually ask for."""
+        questions = 2 + _QUESTIONS * len(self.budgets)
+        if self.suite is not None:
+            once = self.suite.forecast(self.base.model)
+            operations = None if once.operations is None else questions * once.operations
+            return replace(once, operations=operations, calls=questions * once.calls, disk=0)
         shape = shape_of(self.base.model)
-        questions = 1 + _QUESTIONS * len(self.damage.budgets)
+        told = 0 if self.others is None else 2 + len(self.budgets)
         return Forecast(
             memory=shape.parameters * shape.bytes + 4 * _COPIES * self.damage.length * shape.vocabulary,
             disk=0,
-            operations=2.0 * shape.inner * self.damage.tokens * questions,
+            operations=2.0 * shape.inner * self.damage.tokens * (questions + told),
         )
 
     def make(self, work: Work) -> Mapping[str, Any]:
         """Notes the line and the matches in the manifest."""
-        from spunge.asking.divergence import kl_per_token, predict
+        from spunge.weights.task_vector import TaskVector
 
-        model, tokenizer = work.resident.base(self.base.model)
-        before = predict(model, self.texts(tokenizer), work.scratch / "base_predictions")
-        change = self.variant.change()
+        measure, told = self._matched(work), self._divergence(self.others, work)
         questions = 0
+        with work.resident.scaled(self.base.model, self.variant.change() or TaskVector({})) as at:
 
-        def damage_at(scale: float) -> float:
-            nonlocal questions
-            with work.resident.variant(self.base.model, change and change.scaled(scale)) as changed:
-                damage = kl_per_token(before, changed)
-            questions += 1
-            work.progress(f"damage of {self.name}", questions, questions, scale=scale, damage=damage)
-            return damage
+            def damage_at(scale: float) -> float:
+                nonlocal questions
+                damage = measure(at(scale))
+                questions += 1
+                work.progress(f"damage of {self.name}", questions, questions, scale=scale, damage=damage)
+                return damage
 
-        matches, line = match(damage_at, self.damage.budgets, longest=self.damage.longest)
+            matches, line = match(damage_at, self.budgets, longest=self.damage.longest)
+            # What is only told is measured where somebody looks: at the λ of the recipe, and where a budget is spent.
+            seen = {1.0, *(spent.scale for spent in matches)} & line.keys() if told else set[float]()
+            others = {0.0: 0.0, **{scale: told(at(scale)) for scale in sorted(seen)}} if told else {}
         return {
-            "tokens": len(before),
             # JSON has no infinity; null stands for a damage without bound.
-            "line": [[scale, damage if damage < float("inf") else None] for scale, damage in line.items()],
-            "matches": [vars(matched) for matched in matches],
+            "line": [[scale, _bounded(damage), _bounded(others.get(scale, inf))] for scale, damage in line.items()],
+            "matches": [
+                {**vars(spent), "damage": _bounded(spent.damage), "others": _bounded(others.get(spent.scale, inf))}
+                for spent in matches
+            ],
         }
 
+    def _matched(self, work: Work) -> Callable[[PreTrainedModel], float]:
+        """What measures the damage that is matched."""
+        if (suite := self.suite) is None:
+            measure = self._divergence(self.texts, work)
+            assert measure is not None, "a recipe without a suite has near texts"
+            return measure
+        model, tokenizer = work.resident.base(self.base.model)
+        name, sign = suite.headline.name, 1 if suite.headline.higher_is_better(suite.goal) else -1
 
-def cautions(matches: Sequence[Mapping[str, Any]]) -> list[str]:
+        def score(changed: PreTrainedModel) -> float:
+            items = suite.evaluate(LoadedVariant(self.name, changed, tokenizer, ""), work)
+            return mean_values(items, [name]).get(name, -sign * inf)
+
+        before = work.resident.cached(("score", suite.model_dump_json(), self.base.model), lambda: score(model))
+        return lambda changed: sign * (before - score(changed)) / abs(before) if before else inf
+
+    def _divergence(self, rows: Corpus | None, work: Work) -> Callable[[PreTrainedModel], float] | None:
+        """What measures the divergence from the base model on some rows; what that predicts is computed once."""
+        from spunge.asking.divergence import kl_per_token
+
+        if rows is None:
+            return None
+        model, tokenizer = work.resident.base(self.base.model)
+        texts = self.tokens(rows, tokenizer)
+        before = work.resident.cached(("predictions", texts, self.base.model), lambda: _Predictions(model, texts))
+        return lambda changed: kl_per_token(before.read, changed)
+
+
+class _Predictions:
+    """What the base model expects of some texts, in a file that goes with the process: every variant is held to it."""
+
+    def __init__(self, model: PreTrainedModel, texts: Sequence[tuple[int, ...]]) -> None:
+        from spunge.asking.divergence import predict
+
+        handle, name = tempfile.mkstemp(prefix="spunge-damage-")
+        os.close(handle)
+        weakref.finalize(self, Path(name).unlink, missing_ok=True)
+        self.read: BasePredictions = predict(model, texts, Path(name))
+
+
+def _bounded(damage: float) -> float | None:
+    return damage if isfinite(damage) else None
+
+
+def described(
+    variant: Variant, manifest: Mapping[str, Any], matching: Literal["near", "far"]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Returns what a run's manifest notes of one task: where each budget is spent, and the points of the curve."""
+    first, second = ("near", "far") if matching == "near" else ("far", "near")
+    who = {"variant": variant.name, "seed": variant.seed}
+    matches = [
+        {
+            **who, "matching": matching, "budget": spent["budget"], "scale": spent["scale"], "status": spent["status"],
+            first: spent["damage"], second: spent["others"],
+        }
+        for spent in manifest["matches"]
+    ]  # fmt: skip
+    curve = [{**who, "scale": scale, first: damage, second: others} for scale, damage, others in manifest["line"]]
+    return matches, curve
+
+
+def cautions(matches: Sequence[Mapping[str, Any]], headline: float) -> list[str]:
     """Says which variants could not be taken to the budget, and so are compared at less damage than the others."""
     reasons = {
         "unreached": "does less damage than the budget at every λ tried",
@@ -120,7 +193,7 @@ def cautions(matches: Sequence[Mapping[str, Any]]) -> list[str]:
     }
     return [
         f"{match['variant']} (seed {match['seed']}) {reasons[match['status']]}: compared at λ = {match['scale']:.3g}, "
-        f"a KL per token of {match['damage']:.3g} of {match['budget']:g}."
+        f"a damage {match['matching']} what must go of {match[match['matching']]:.3g} of {match['budget']:g}."
         for match in matches
-        if match["status"] in reasons
+        if match["status"] in reasons and match["budget"] == headline
     ]

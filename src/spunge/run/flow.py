@@ -58,15 +58,16 @@ def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
         picked, points = steps.pick(context, [*rivals, *tried])
 
         # bring all that are compared to the same damage, where the recipe says how much
-        (baselines, merged, in_turn), matches = steps.match_damage(
-            context, picked[: len(rivals)], picked[len(rivals) :], in_turn
-        )
+        matched = steps.match_damage(context, picked[: len(rivals)], picked[len(rivals) :], in_turn)
+        baselines, merged, in_turn = matched.variants
 
         # evaluate every variant on what must go and what must stay
         base = Variant("base", "base", seed)
         variants = [base, *baselines, *in_turn, *unlearned, *merged]
-        outcome.evaluations += steps.evaluate(context, variants)
-        outcome.variants += variants
+        outcome.evaluations += steps.evaluate(context, variants, matched.elsewhere)
+        outcome.variants += [*variants, *matched.elsewhere]
         outcome.points += points
-        outcome.matches += matches
+        outcome.matches += matched.matches
+        outcome.curve += matched.curve
+        outcome.elsewhere += matched.points
     return outcome

@@ -21,7 +21,9 @@ def identity(value: Any) -> Any:
     if isinstance(value, Source):
         return {"rows": _fingerprint(value)}
     if isinstance(value, Settings):
-        outside = getattr(value, "outside_key", frozenset()) | {getattr(value, "scaled_by", None)}
+        # Of every class above as well: a method that names its own must not bring its base's back into the key.
+        outside = frozenset().union(*(vars(kind).get("outside_key", ()) for kind in type(value).__mro__))
+        outside |= {getattr(value, "scaled_by", None)}
         content = {}
         if {"id", "revision"} <= type(value).model_fields.keys():  # a model: what counts is its files
             model = LanguageModel(id=getattr(value, "id"), revision=getattr(value, "revision"))  # noqa: B009

@@ -45,7 +45,11 @@ class Outcome:
     points: list[Point] = field(default_factory=list)
     """Of a sweep: every setting that was tried, as it did on the validation part."""
     matches: list[Mapping[str, Any]] = field(default_factory=list)
-    """Of budgets of damage: where each variant spends the headline's, and its line of λ."""
+    """Where each variant spends each budget of damage."""
+    curve: list[Mapping[str, Any]] = field(default_factory=list)
+    """What each variant does to the rest, λ by λ."""
+    elsewhere: list[Mapping[str, Any]] = field(default_factory=list)
+    """Which variants were asked at other points of their curves."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the report must know of how it came about."""
 
@@ -65,6 +69,8 @@ class Journal:
     listener: Listener = unheard
     warnings: Sequence[str] = ()
     """What was known before the run began (see `cautions`)."""
+    near: str = ""
+    """What the texts are that damage near what must go is measured on."""
     stages: list[dict[str, Any]] = field(default_factory=list)
     split: dict[str, Any] | None = None
     subsets: dict[str, int] = field(default_factory=dict)
@@ -131,10 +137,10 @@ class Journal:
             "suites": [evaluator.described for evaluator in experiment.evaluate],
             "split": self._settled(), "variants": [_described(variant) for variant in outcome.variants],
             "stages": self.stages, "merge": self.merges, "search": getattr(experiment.unlearn, "trials", []),
-            "sweep": sweep.described(experiment.sweep, sweep.on_validation(experiment.evaluate), outcome.points),
-            "damage": outcome.matches, "environment": environment(self.device), "files": dict(files or {}),
+            "sweep": sweep.described(experiment.sweep, sweep.on_validation(experiment), outcome.points),
+            "damage": self._damage(outcome), "environment": environment(self.device), "files": dict(files or {}),
             "warnings": [
-                *self._cautions(), *cautions(outcome.matches), *dict.fromkeys(outcome.notes), *warnings
+                *self._cautions(), *self._unmatched(outcome), *dict.fromkeys(outcome.notes), *warnings
             ], "not_run": self._not_run(),
         }  # fmt: skip
         journal = self.directory / JOURNAL
@@ -144,6 +150,22 @@ class Journal:
             replace_text(self.directory / "manifest.json", redacted(json.dumps(manifest, indent=1, ensure_ascii=False)))
             journal.unlink(missing_ok=True)
 
+    def _damage(self, outcome: Outcome) -> dict[str, Any] | None:
+        """At which damage the variants are compared; None where it was not measured, or not yet."""
+        damage = self.experiment.damage
+        if damage is None or not outcome.matches:
+            return None
+        return {
+            "unit": "KL per token" if damage.suite is None else f"of its score on “{damage.suite}” lost",
+            "headline": damage.headline, "budgets": damage.budgets, "near": self.near,
+            "far": None if damage.far is None or damage.suite else "the texts named in the recipe as far",
+            "matches": outcome.matches, "curve": outcome.curve, "elsewhere": outcome.elsewhere,
+        }  # fmt: skip
+
+    def _unmatched(self, outcome: Outcome) -> list[str]:
+        damage = self.experiment.damage
+        return [] if damage is None else cautions(outcome.matches, damage.headline)
+
     def _not_run(self) -> list[str]:
         """What an experiment can ask and this one did not, lest a reader take silence for a result."""
         missing = [
@@ -152,6 +174,10 @@ class Journal:
             if name not in self.experiment.controls
         ]
         missing += [f"{name.replace('_', ' ')}: {why}" for name, why in self.experiment.left_out.items()]
+        if self.experiment.damage is None:
+            missing.append("the same damage to the rest for all (no `damage` in the recipe): each is at its own λ")
+        elif self.experiment.damage.far is None:
+            missing.append("damage far from what must go: the recipe names no texts for it (`damage.far`)")
         if not any("attacks" in evaluator.described for evaluator in self.experiment.evaluate):
             missing.append("attacks (quantisation, relearning): no suite of the recipe is one")
         return missing

@@ -76,25 +76,28 @@ def _match(
     finest: float,
 ) -> Match:
     """Widens until the budget is passed, then narrows until it is met."""
-    scale = min(1.0, longest)
-    while ask(scale) <= budget and scale < longest:
-        scale = min(2 * scale, longest)
+    ask(min(1.0, longest))
     middle = (1 - tolerance / 2) * budget
-    halve = False
+    secants = 0
     while True:
         low, high = _bracket(line, budget)
         if line[low] >= (1 - tolerance) * budget:
             return Match(budget, low, line[low], "matched")
-        if high is None:
+        if high is None and low >= longest:
             return Match(budget, low, line[low], "unreached")
+        if high is None:
+            # As far as a damage that grows as λ² would have to go, but neither a hair's breadth nor for ever.
+            guess = sqrt(middle / line[low]) if line[low] > 0 else 2.0
+            ask(min(low * min(max(guess, 1.1), 8.0), longest))
+            continue
         if high - low <= finest * high:
             return Match(budget, low, line[low], "stepped")
-        # A divergence grows as λ², so its root is nearly a line; every other step halves, lest one end never moves.
-        below, above = sqrt(line[low]), sqrt(line[high])
-        share = 0.5 if halve or isinf(above) else (sqrt(middle) - below) / (above - below)
+        # A divergence grows as λ², so its root is nearly a line; every third step halves, lest one end never moves.
+        below, above = sqrt(max(0.0, line[low])), sqrt(line[high])
+        share = 0.5 if secants == 2 or isinf(above) else (sqrt(middle) - below) / (above - below)
         # Never nearer to an end than a tenth of the finest step, or a jump would be asked for ever.
         share = min(max(share, 0.1 * finest), 1 - 0.1 * finest)
-        halve = not halve
+        secants = (secants + 1) % 3
         ask(low + share * (high - low))
 
 

@@ -76,7 +76,8 @@ def run(
     refuse_foreign(directory)
     with locked(directory, "another run is at work there; wait for it, or give another --out"), store.held():
         replace_text(directory / "recipe.yaml", redacted(reading.dump(experiment)))
-        journal = Journal(directory, experiment, device, command, listener, warnings)
+        near = rows.damage.told if rows.damage else ""
+        journal = Journal(directory, experiment, device, command, listener, warnings, near)
         if executor == "local":
             where = Local(store, slots(device, jobs), progress, journal.note)
         else:

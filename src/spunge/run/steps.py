@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
@@ -13,7 +13,7 @@ from spunge.recipe.schema import Experiment
 from spunge.rows.sources import SUBSET, Corpus, take_turns
 from spunge.run import sweep
 from spunge.run.anchor import AnchorToRetain
-from spunge.run.damage import MatchDamage
+from spunge.run.damage import MatchDamage, described
 from spunge.run.evaluate import Evaluate, Generate, Score
 from spunge.run.executors import Executor, Task
 from spunge.run.keys import key
@@ -25,6 +25,7 @@ from spunge.run.sweep import Point
 from spunge.run.unlearn import Unlearn, UnlearnInTurn
 from spunge.run.variant import Base, Variant
 from spunge.splitters import AtRandom
+from spunge.variants import ELSEWHERE
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ def pick(context: Context, tried: Sequence[Candidates]) -> tuple[list[Variant], 
     first = [candidates[0][1] for candidates in tried]
     if not context.experiment.sweep:
         return first, []
-    evaluators = sweep.on_validation(context.experiment.evaluate)
+    evaluators = sweep.on_validation(context.experiment)
     variants = [Variant("base", "base", context.seed)]
     variants += [replace(variant, name=_titled(variant.name, point)) for some in tried for point, variant in some]
     tasks = [Evaluate(variant, evaluator, context.base) for variant in variants for evaluator in evaluators]
@@ -239,34 +240,80 @@ def pick(context: Context, tried: Sequence[Candidates]) -> tuple[list[Variant], 
     return picked, points
 
 
-def match_damage(context: Context, *compared: Sequence[Variant]) -> tuple[list[list[Variant]], list[Mapping[str, Any]]]:
-    """Returns lists of variants at the λ that does the damage of the headline budget, and where each was matched.
+@dataclass
+class Matched:
+    """Variants brought to the same damage, and what a run's manifest notes of how they came to it."""
 
-    While that is not known, as in a plan, they stay as they are; without budgets anyway.
+    variants: list[list[Variant]]
+    """Those to match, at the λ that does the damage of the headline budget."""
+    elsewhere: list[Variant] = field(default_factory=list)
+    """The same at other points of their curves, for the forget suites alone."""
+    matches: list[Mapping[str, Any]] = field(default_factory=list)
+    curve: list[Mapping[str, Any]] = field(default_factory=list)
+    points: list[Mapping[str, Any]] = field(default_factory=list)
+    """Which variant each of `elsewhere` is, and at which point."""
+
+
+def match_damage(context: Context, *compared: Sequence[Variant]) -> Matched:
+    """Brings lists of variants to the damage of the headline budget, and to the other points that the recipe asks for.
+
+    While it is not known where that is, as in a plan, they stay as they are; without budgets anyway.
     """
-    experiment, retain = context.experiment, context.rows.retain
-    if (damage := experiment.damage) is None or retain is None:
-        return [list(variants) for variants in compared], []
-    tasks = [MatchDamage(variant, damage, retain, context.base) for variants in compared for variant in variants]
-    artifacts = iter(context.executor.run(tasks))
-    matches: list[Mapping[str, Any]] = []
+    damage, texts = context.experiment.damage, context.rows.damage
+    if damage is None or texts is None:
+        return Matched([list(variants) for variants in compared])
+    suite, variants = context.experiment.damage_suite, [variant for some in compared for variant in some]
+    measured = None if suite else texts.near
+    told = None if suite else texts.far
+    tasks = [
+        MatchDamage(variant, damage, tuple(damage.budgets), measured, told, context.base, suite) for variant in variants
+    ]
+    far = [
+        MatchDamage(variant, damage, (damage.headline,), texts.far, measured, context.base)
+        for variant in variants if "far" in damage.also
+    ]  # fmt: skip
+    artifacts = iter(_run_each_once(context.executor, [*tasks, *far]))
+    near_of = {variant.name: next(artifacts).manifest for variant in variants}
+    far_of = {task.name: next(artifacts).manifest for task in far}
+    matched = Matched(
+        [[_matched(variant, near_of[variant.name], damage.headline) for variant in some] for some in compared]
+    )
+    for variant in variants:
+        if "matches" in near_of[variant.name]:
+            matches, curve = described(variant, near_of[variant.name], "near")
+            matched.matches += matches
+            matched.curve += curve
+        if "matches" in far_of.get(variant.name, {}):
+            matched.matches += described(variant, far_of[variant.name], "far")[0]
+        for point in damage.also:
+            matching = point if isinstance(point, str) else "near"
+            budget = damage.headline if isinstance(point, str) else point
+            name = f"{variant.name} @ {'own' if matching == 'own' else f'{matching} {budget:g}'}"
+            there = replace(variant, name=name, kind=ELSEWHERE)
+            if matching != "own":
+                there = _matched(there, (far_of if matching == "far" else near_of)[variant.name], budget)
+            matched.elsewhere.append(there)
+            matched.points.append({
+                "variant": variant.name, "seed": variant.seed, "name": name, "matching": matching, "budget": budget,
+                "scale": there.scale / variant.scale,
+            })  # fmt: skip
+    return matched
 
-    def at_headline(variant: Variant) -> Variant:
-        manifest = next(artifacts).manifest
-        if "matches" not in manifest:
-            return variant
-        at = next(match for match in manifest["matches"] if match["budget"] == damage.headline)
-        matches.append({"variant": variant.name, "seed": variant.seed, **at, "line": manifest["line"]})
-        return replace(variant, scale=variant.scale * at["scale"])
 
-    return [[at_headline(variant) for variant in variants] for variants in compared], matches
+def _matched(variant: Variant, manifest: Mapping[str, Any], budget: float) -> Variant:
+    """A variant at the λ that its task found for a budget; as it is while that is not known."""
+    spent = next((match for match in manifest.get("matches", ()) if match["budget"] == budget), None)
+    return variant if spent is None else replace(variant, scale=variant.scale * spent["scale"])
 
 
-def evaluate(context: Context, variants: Sequence[Variant]) -> list[tuple[Variant, Artifact]]:
-    """Asks every variant every suite: of a sweep on the test part, as it was picked on the other."""
-    experiment = context.experiment
-    evaluators = sweep.on_test(experiment.evaluate) if experiment.sweep else experiment.evaluate
-    tasks = [Evaluate(variant, evaluator, context.base) for variant in variants for evaluator in evaluators]
+def evaluate(
+    context: Context, variants: Sequence[Variant], elsewhere: Sequence[Variant] = ()
+) -> list[tuple[Variant, Artifact]]:
+    """Asks every variant every suite, and variants elsewhere on their curves those of what must go."""
+    suites = sweep.reported(context.experiment)
+    forget = [suite for suite in suites if suite.goal == "forget"]
+    tasks = [Evaluate(variant, suite, context.base) for variant in variants for suite in suites]
+    tasks += [Evaluate(variant, suite, context.base) for variant in elsewhere for suite in forget]
     return [(task.variant, artifact) for task, artifact in zip(tasks, _evaluate(context.executor, tasks), strict=True)]
 
 

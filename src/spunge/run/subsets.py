@@ -12,6 +12,7 @@ from spunge.rows.sources import Corpus, concatenate, load_corpus
 from spunge.run import sweep
 from spunge.run.keys import derived_seed
 from spunge.run.store import Artifact
+from spunge.run.texts import Texts, damage_texts
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Rows:
     retain: Corpus | None
     weights: bool = True
     """Whether the model's weights must be there."""
+    damage: Texts | None = None
+    """What damage is measured on."""
 
 
 def load(experiment: Experiment, *, weights: bool = True) -> Rows:
@@ -35,14 +38,15 @@ def load(experiment: Experiment, *, weights: bool = True) -> Rows:
         SpungeError: A source, a column, a row or a package is missing.
     """
     retain = load_corpus(experiment.retain.sources) if experiment.retain else None
-    rows = Rows(load_corpus(experiment.forget.sources), retain, weights)
-    evaluators = experiment.evaluate
-    for evaluator in [*sweep.on_test(evaluators), *sweep.on_validation(evaluators)] if experiment.sweep else evaluators:
+    forget = load_corpus(experiment.forget.sources)
+    picked_on = sweep.on_validation(experiment) if experiment.sweep else []
+    chosen_on = [suite for suite in [experiment.damage_suite] if suite is not None]
+    for evaluator in [*sweep.reported(experiment), *picked_on, *chosen_on]:
         evaluator.check()
         evaluator.headline  # noqa: B018 (an evaluator from outside that declares none has no place in a report)
         if evaluator.generation is not None:
             evaluator.generation.check(experiment.model)
-    return rows
+    return Rows(forget, retain, weights, damage_texts(experiment, forget, retain))
 
 
 @dataclass(frozen=True)

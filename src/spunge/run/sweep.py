@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from spunge.interfaces import Evaluator
+from spunge.recipe.schema import Experiment
 from spunge.rows.items import VALIDATION_SHARE, ItemTable, mean_values
 
 RULE = "the largest retain − forget on the validation part; of equals the first"
@@ -32,15 +33,22 @@ class Point:
     """Whether no other setting of this variant and seed forgets at least as much and keeps more, or the reverse."""
 
 
-def on_validation(evaluators: Sequence[Evaluator]) -> list[Evaluator]:
-    """Returns the evaluators that a sweep is picked on: those whose items have parts, on the validation part."""
-    return [evaluator.model_copy(update={"part": "validation"}) for evaluator in evaluators if _parted(evaluator)]
+def on_validation(experiment: Experiment) -> list[Evaluator]:
+    """Returns the evaluators that a sweep is picked on: those whose items have parts, on the validation part.
+
+    Where the loss of a suite says how much damage λ may do, it is the half of that part on which λ is not chosen.
+    """
+    part = "validation" if experiment.damage_suite is None else "tune"
+    return [evaluator.model_copy(update={"part": part}) for evaluator in experiment.evaluate if _parted(evaluator)]
 
 
-def on_test(evaluators: Sequence[Evaluator]) -> list[Evaluator]:
-    """Returns the evaluators that the tables are from: on the test part, if their items have parts."""
+def reported(experiment: Experiment) -> Sequence[Evaluator]:
+    """Returns the evaluators that the tables are from: on the test part, where anything is picked on the others."""
+    if not experiment.sweep and experiment.damage_suite is None:
+        return experiment.evaluate
     return [
-        evaluator.model_copy(update={"part": "test"}) if _parted(evaluator) else evaluator for evaluator in evaluators
+        evaluator.model_copy(update={"part": "test"}) if _parted(evaluator) else evaluator
+        for evaluator in experiment.evaluate
     ]
 
 

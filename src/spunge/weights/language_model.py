@@ -363,32 +363,42 @@ class Resident:
 
         The weights equal those that `checkpoint.export` writes, bit for bit.
         """
+        if task_vector is None:
+            yield self.base(handle)[0]
+            return
+        with self.scaled(handle, task_vector) as at:
+            yield at(1.0)
+
+    @contextmanager
+    def scaled(self, handle: LanguageModel, task_vector: TaskVector) -> Iterator[Callable[[float], PreTrainedModel]]:
+        """Yields what adds a task vector times a λ to the resident base; afterwards the base is restored.
+
+        From one λ to the next the base is not restored between, since every weight that changes is written anew.
+        """
+        import torch
+
         from spunge.weights.conversion import ParameterNames
 
         model, _ = self.base(handle)
-        if task_vector is None:
-            yield model
-            return
-        import torch
-
         checkpoint = handle.checkpoint()
         for name in task_vector:
             checkpoint.check(name, task_vector.shape(name))
         names = self.cached(("names", handle), lambda: ParameterNames(model, checkpoint.tensors))
         values = model.state_dict(keep_vars=True)
 
-        def changed(name: str) -> torch.Tensor:
-            return checkpoint.changed(task_vector, name) if name in task_vector else checkpoint.read(name)
-
         def fill(read: Callable[[str], torch.Tensor]) -> None:
             with torch.no_grad():
                 for name, value in names.load(task_vector, read):
                     values[name].copy_(value)
 
-        try:
-            fill(changed)
+        def at(scale: float) -> PreTrainedModel:
+            vector = task_vector if scale == 1 else task_vector.scaled(scale)
+            fill(lambda name: checkpoint.changed(vector, name) if name in vector else checkpoint.read(name))
             task_vector.verify()
-            yield model
+            return model
+
+        try:
+            yield at
         finally:
             fill(checkpoint.read)
 
