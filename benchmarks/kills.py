@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -215,6 +215,7 @@ def main() -> None:
                 print(name, *(f"{what}: {each.seconds:.1f} s" for what, each in commands[name].items()), sep="  ")
             command = commands[name].get(phase, commands[name]["run"])
             moment = command.draw(phase, random.Random(f"{options.seed} {number} {tries}"))
+            moment = replace(moment, seconds=moment.seconds / 2**tries)  # the run that it is of may have been slower
             sent = {4: signal.SIGTERM, 5: signal.SIGHUP}.get(number % 6, signal.SIGKILL)
             worker = options.jobs > 1 and number % 2 == 0 and phase != "report"
             out = directory / "again"
