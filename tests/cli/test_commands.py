@@ -41,11 +41,18 @@ def test_run_twice_then_report(world: dict[str, Any], write_recipe: Write, tmp_p
     write_recipe({**world, "controls": ["joint"]})
     first = spunge("run", "recipe.yaml", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
-    assert "index.html" in first.stdout
+    told_first = first.stdout.splitlines()
+    assert told_first[-1].endswith("index.html")
+    assert [line.split(": ")[0].strip(" ✓✗?") for line in told_first if "Against " in line] == [
+        "Against joint unlearning", "Against joint unlearning with as many steps",
+        "Against unlearning one subset after the other", "Against a random split",
+    ]  # fmt: skip
+    assert "\x1b" not in first.stdout + first.stderr
     again = spunge("run", "recipe.yaml", cwd=tmp_path)
     assert re.search(r"\b0 stages computed", again.stdout)
     exported = spunge("export", "runs/tiny", "--out", "exported", cwd=tmp_path)
     assert exported.returncode == 0, exported.stderr
+    assert "Against joint unlearning:" in exported.stdout
     card = (tmp_path / "exported" / "README.md").read_text()
     headline = (tmp_path / "runs" / "tiny" / "report" / "results.md").read_text().splitlines()[2]
     assert headline in card

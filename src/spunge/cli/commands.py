@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from spunge.cli import listings, steps, stores
 from spunge.cli.options import (
@@ -34,7 +33,9 @@ from spunge.cli.options import (
     aside,
     check_dtype,
     screen,
+    show_report,
     watch,
+    write_line,
 )
 from spunge.cli.surroundings import prepare
 from spunge.cli.tracking import tracked
@@ -215,7 +216,8 @@ def report(
     from spunge import report as reports
 
     for page in reports.watch(run) if watch else [reports.write(run)]:
-        screen.print(str(page), soft_wrap=True)
+        show_report(page.parent)
+        write_line(screen, str(page))
 
 
 def compare(
@@ -227,7 +229,9 @@ def compare(
     """Writes one page over several runs, matched by item."""
     from spunge import report as reports
 
-    screen.print(str(reports.compare(runs, out)), soft_wrap=True)
+    page = reports.compare(runs, out)
+    show_report(page.parent)
+    write_line(screen, str(page))
 
 
 def _sweep(recipe: str, words: Sequence[str] | None, sweep: Sequence[str], *, out: Path, **options: Any) -> None:
@@ -265,7 +269,8 @@ def _sweep(recipe: str, words: Sequence[str] | None, sweep: Sequence[str], *, ou
     if len(points) > 1 and not options["check"]:
         page = reports.compare([out / named for named in points], out / f"{name}-sweep", replace=True)
         if not (options["quiet"] or options["as_json"]):
-            screen.print(f"sweep: {page}", soft_wrap=True)
+            show_report(page.parent)
+            write_line(screen, f"sweep: {page}")
 
 
 def _read(
@@ -284,19 +289,11 @@ def _read(
 
 
 def _show(directory: Path) -> None:
-    from spunge import report as reports
-
-    results = json.loads((directory / "report" / "results.json").read_text(encoding="utf-8"))
-    for summary in reports.summary(results):
-        justify: Any = {"title_justify": "left", "caption_justify": "left"}
-        table = Table(*summary.header, title=summary.title, caption=summary.note or None, **justify)
-        for row in summary.rows:
-            table.add_row(*row)
-        screen.print(table)
     manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
     computed = sum(stage["status"] == "computed" for stage in manifest["stages"])
-    screen.print(f"{computed} stages computed, {len(manifest['stages']) - computed} reused")
-    screen.print(f"report: {directory / 'report' / 'index.html'}", soft_wrap=True)
+    write_line(screen, f"{computed} stages computed, {len(manifest['stages']) - computed} reused")
+    show_report(directory / "report")
+    write_line(screen, f"report: {directory / 'report' / 'index.html'}")
 
 
 for _command in (

@@ -49,13 +49,39 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON line an eve
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def write_line(console: Console, line: str, *, indent: int = 0) -> None:
+_MARKS = {"good": ("✓", "green"), "bad": ("✗", "red"), "unsure": ("?", "yellow")}
+
+
+def show_report(report: Path) -> None:
+    """Prints the verdict of a written report, its numbers and a line a rival."""
+    from spunge import report as reports
+
+    for line in reports.ending(report):
+        if line.status:
+            mark, colour = _MARKS[line.status]
+            screen.print(f"  {mark} ", style=colour, end="")
+            write_line(screen, line.text, indent=4, at=4)
+        else:
+            write_line(screen, line.text)
+
+
+def write_line(console: Console, line: str, *, indent: int = 0, at: int = 0) -> None:
     """Prints a line; on a terminal one that is too long goes on under itself, elsewhere it stays whole.
 
     Nothing is cut, and a log or a pipe has one line for one thing to find it by.
+
+    Args:
+        console: Where to.
+        line: The line.
+        indent: How far what goes on below is moved in.
+        at: How many columns of the first line are taken already.
     """
-    if console.is_terminal and len(line) > console.width:
-        line = textwrap.fill(line, console.width, subsequent_indent=" " * indent, break_on_hyphens=False)
+    if console.is_terminal and len(line) + at > console.width:
+        filled = textwrap.fill(
+            " " * at + line, console.width, subsequent_indent=" " * indent, break_on_hyphens=False,
+            break_long_words=False,
+        )  # fmt: skip
+        line = filled[at:]
     console.print(line, soft_wrap=True)
 
 

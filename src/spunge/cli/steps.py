@@ -27,10 +27,12 @@ from spunge.cli.options import (
     retained_of,
     screen,
     settings_of,
+    show_report,
     sources_of,
     split_words,
     topics_of,
     watch,
+    write_line,
 )
 from spunge.cli.tracking import tracked
 from spunge.errors import RecipeError
@@ -141,7 +143,9 @@ def export(
     else:
         raise RecipeError("export: give a run's directory, or --model and --task-vector")
     if not quiet:
-        screen.print(f"{out}: a checkpoint that AutoModelForCausalLM loads")
+        if run is not None:
+            show_report(run / "report")
+        write_line(screen, f"{out}: a checkpoint that AutoModelForCausalLM loads")
 
 
 def evaluate(

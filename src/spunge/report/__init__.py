@@ -12,12 +12,13 @@ from typing import Any
 from spunge.errors import ArtifactError
 from spunge.files import replace_text, state_of
 from spunge.report import artifacts, comparing, results, search
+from spunge.report.closing import Line, closing
 from spunge.report.findings import Findings
-from spunge.report.tables import Table, all_tables, key_tables
+from spunge.report.tables import all_tables, key_tables
 from spunge.report.verdict import verdict
 from spunge.rows.items import JOURNAL
 
-__all__ = ["Table", "build", "card", "compare", "summary", "watch", "write"]
+__all__ = ["Line", "build", "card", "compare", "ending", "watch", "write"]
 
 build = results.build
 
@@ -72,9 +73,16 @@ def compare(runs: Sequence[Path], out: Path, *, replace: bool = False) -> Path:
     return _write(combined, {**results.compute(combined, pairs=pairs), "runs": labels}, out)
 
 
-def summary(content: dict[str, Any]) -> list[Table]:
-    """Returns the tables for a terminal from the content of `results.json`: each has title, note, header and rows."""
-    return key_tables(Findings(content))
+def ending(report: Path) -> list[Line]:
+    """Returns what a terminal says of a written report: verdict, numbers and contests.
+
+    Args:
+        report: The directory of `results.json`, in the run's own.
+    """
+    written = report / "results.json"
+    content = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else build(report.parent)
+    findings = Findings(content)
+    return closing(findings, verdict(findings))
 
 
 def card(run: Path) -> str:
@@ -93,7 +101,7 @@ def _write(run: artifacts.Run, content: dict[str, Any], out: Path) -> Path:
     html, figures = page.render(run, findings, judged, tables)
     files = {
         "results.json": json.dumps(content, indent=1, allow_nan=False) + "\n",
-        "results.md": markdown.render(findings, judged, tables),
+        "results.md": markdown.render(findings, judged, key_tables(findings)),
         "index.html": html,
         **{f"figures/{figure.key}.svg": figure.svg for figure in figures},
     }

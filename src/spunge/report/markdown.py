@@ -4,57 +4,72 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 
+from spunge.report.closing import closing
 from spunge.report.findings import Findings
 from spunge.report.tables import Table, escape_markdown, plain
 from spunge.report.verdict import Verdict
 
 _MARKS = {"good": "✓", "bad": "✗", "unsure": "?"}
+_ROWS = 12
+"""Of a table on the one page; the report has them all."""
 
 
-def render(findings: Findings, judged: Verdict, tables: list[Table]) -> str:
-    """Returns the report as Markdown."""
+def render(findings: Findings, judged: Verdict, tables: Sequence[Table]) -> str:
+    """Returns a page of Markdown: verdict, contests, warnings, the main tables and where it comes from.
+
+    What is beyond a page is on the page of the report, and in `results.json`.
+    """
     results = findings.results
     provenance = results["provenance"]
-    lines = [f"# {escape_markdown(results['experiment'])}", "", f"**{judged.headline}**", ""]
-    lines += [f"- {_MARKS[point.status]} {escape_markdown(point.text)} {point.figures}." for point in judged.points]
-    for problem in provenance["missing"]:
-        lines.append(f"- ! {escape_markdown(problem)}")
+    lines = [
+        f"# {escape_markdown(results['experiment'])}",
+        "",
+        f"**{escape_markdown(judged.headline)}**",
+        "",
+        *_verdict(judged, findings),
+    ]
+    lines += [f"- ! {escape_markdown(problem)}" for problem in provenance["missing"]]
     for table in tables:
-        lines += ["", f"## {escape_markdown(table.title)}", "", table.to_markdown().rstrip()]
-        if table.note:
-            lines += ["", table.note]
-    lines += ["", "## Where this comes from", ""]
+        lines += ["", f"## {escape_markdown(table.title)}", "", *_first_rows(table)]
     facts = {
         "command": provenance["command"],
         "model": provenance["model"]["id"],
         "model digest": provenance["model"]["digest"],
         "seeds": ", ".join(map(str, provenance["seeds"])),
         "spunge": provenance["spunge"],
-        **provenance["environment"],
     }
+    lines += ["", "## Where this comes from", ""]
     lines += [f"- {escape_markdown(name)}: {escape_markdown(str(fact))}" for name, fact in facts.items() if fact]
-    notes = {"Warning": provenance["warnings"], "Not run": provenance["not_run"]}
-    lines += [f"- {kind}: {escape_markdown(note)}" for kind, texts in notes.items() for note in texts]
-    if provenance["recipe"]:
-        lines += ["", *_fenced(provenance["recipe"])]
+    lines += _noted("Warning", provenance["warnings"]) + _noted("Not run", provenance["not_run"])
+    lines += ["", "All tables and figures are in index.html, every figure in results.json, the recipe in recipe.yaml."]
     return "\n".join(lines) + "\n"
 
 
-def model_card(findings: Findings, judged: Verdict, tables: list[Table]) -> str:
-    """Returns a model card in the hub's format: what was done, whether it worked, and what it does not promise."""
+def model_card(findings: Findings, judged: Verdict, tables: Sequence[Table]) -> str:
+    """Returns a model card in the hub's format: whether it worked, what to be warned of, what was done, and how."""
     results = findings.results
     provenance = results["provenance"]
     base = provenance["model"]["id"]
     front = ["---", f"base_model: {_quoted(base)}", "library_name: transformers", "tags: [unlearning, spunge]", "---"]
-    lines = [*front, "", f"# {escape_markdown(results['experiment'])}", ""]
+    lines = [
+        *front,
+        "",
+        f"# {escape_markdown(results['experiment'])}",
+        "",
+        f"**{escape_markdown(judged.headline)}**",
+        "",
+    ]
+    lines += _verdict(judged, findings) + _noted("Warning", provenance["warnings"])
     split_by = results["split"]["attribute"]
     by = f" by {escape_markdown(split_by)}" if split_by else ""
     lines += [
+        "",
         f"{escape_markdown(base)} with some of its behaviour unlearned by Spunge: the forget set was split{by}, each "
         "subset was unlearned from the base model apart, and the results were merged.",
         "",
-        f"**{judged.headline}**",
+        "## What it rests on",
         "",
         *(f"- {_MARKS[point.status]} {escape_markdown(point.text)} {point.figures}." for point in judged.points),
     ]
@@ -66,11 +81,27 @@ def model_card(findings: Findings, judged: Verdict, tables: list[Table]) -> str:
         "",
         "- What no longer shows may still be there: attacks, quantisation or further training can bring it back.",
         "- The figures hold for these questions and prompts, in this language; nothing is promised for others.",
-        *(f"- Not run: {escape_markdown(note)}" for note in provenance["not_run"]),
+        *_noted("Not run", provenance["not_run"]),
     ]
     if provenance["recipe"]:
         lines += ["", "## Recipe", "", *_fenced(provenance["recipe"])]
     return "\n".join(lines) + "\n"
+
+
+def _verdict(judged: Verdict, findings: Findings) -> list[str]:
+    """What follows the headline: three numbers, and a line a rival or, of several runs, the points."""
+    lines = closing(findings, judged)[1:]
+    return [f"- {_MARKS[line.status]} {escape_markdown(line.text)}" for line in lines if line.status]
+
+
+def _noted(kind: str, notes: Sequence[str]) -> list[str]:
+    return [f"- {kind}: {escape_markdown(note)}" for note in notes]
+
+
+def _first_rows(table: Table) -> list[str]:
+    lines = table.to_markdown().rstrip().splitlines()
+    shown = lines[: _ROWS + 2]  # the head and the line under it
+    return shown + (["", f"… and {len(lines) - len(shown)} more rows."] if len(shown) < len(lines) else [])
 
 
 def _quoted(text: str) -> str:
