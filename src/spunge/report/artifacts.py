@@ -80,6 +80,8 @@ class Split(_Record):
     rows: int | None = None
     covered: int | None = None
     overlapping: int | None = None
+    digest: str | None = None
+    """Of the forget set's rows."""
     subsets: tuple[Subset, ...] = ()
     dropped: tuple[Subset, ...] = ()
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -33,6 +32,9 @@ from spunge.report.findings import Column, Findings, Row, improvement
 from spunge.report.rows import Comparison, Score
 from spunge.report.tables import UNTOUCHED, ends_of, plain, slug
 from spunge.variants import BASE, JOINT, MERGED, ROLES, label_of
+
+Triple = tuple[float, float, float]
+"""A value with the ends of its interval."""
 
 
 def radar(findings: Findings, column: Column, attribute: str) -> Figure | None:
@@ -112,46 +114,125 @@ def dots(findings: Findings, column: Column, attribute: str) -> Figure:
 
 
 def trade_off(findings: Findings) -> Figure | None:
-    """What is left of what must go, against what is left of what must stay, for every variant."""
+    """What is left of what must go, against what is kept of what must stay, for every variant."""
     forget, retain = findings.leading("forget"), findings.leading("retain")
     if not forget or not retain:
         return None
     points = {
-        name: (_mean(findings, name, forget), _mean(findings, name, retain))
+        name: (left, least)
         for name in findings.variants
-        if _mean(findings, name, forget) and _mean(findings, name, retain)
+        if (left := _left(findings, name, forget)) and (least := _least_kept(findings, name, retain))
     }
-    front = _pareto(points, forget[0].higher_is_better, retain[0].higher_is_better)
+    front = _pareto([(x[0], y[0]) for x, y in points.values()])
 
     def paint(canvas: Canvas) -> None:
         axes = canvas.add_subplot()
         chances = [chance for column in forget if (chance := findings.chance(column)) is not None]
         if chances and len(chances) == len(forget):
             _chance(axes, 100 * sum(chances) / len(chances))
+        axes.axhline(100, color=BASE.colour, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
         if len(front) > 1:
-            xs, ys = zip(*front, strict=True)
-            axes.plot(xs, ys, color=MUTED, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
+            axes.plot(*zip(*front, strict=True), color=MUTED, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
         for name, (x, y) in points.items():
-            assert x
-            assert y
             axes.errorbar(
                 x[0], y[0], xerr=_bar(x), yerr=_bar(y), **line_of(findings, name),
                 markersize=size_of(name), elinewidth=0.9, zorder=3, alpha=1 if name in ROLES else 0.55,
                 markeredgecolor=PAPER, markeredgewidth=0.6,
             )  # fmt: skip
         axes.margins(0.1)
-        axes.set_xlabel(f"must go: {' and '.join(_axis(column) for column in forget[:2])} {_arrow(forget[0])}")
-        axes.set_ylabel(f"must stay: {_axis(retain[0])} {_arrow(retain[0])}")
+        axes.set_xlabel(f"left of what must go: {_unit_of(forget)} ← better")
+        axes.set_ylabel("kept of the base model's (%) → better")
         axes.tick_params(length=0)
         named = findings.shown if findings.runs else findings.main_variants
         legend_of(canvas, findings, [name for name in named if name in points], others=len(points))
 
-    corner = ("right" if forget[0].higher_is_better else "left", "top" if retain[0].higher_is_better else "bottom")
+    suites = ", ".join(column.label for column in retain)
     return drawing.draw(
         "trade-off",
         "What is gone against what is kept",
-        f"Each mark is a variant with its 95 % intervals; best is {corner[1]} {corner[0]}. The dashed line joins the "
+        f"Each mark is a variant with its 95 % intervals; best is top left. Kept is the least over what must stay "
+        f"({suites}), as a share of the base model's; a perplexity counts as its ratio. The dashed line joins the "
         "variants that none other beats on both (Pareto front).",
+        (5.0, 4.3),
+        paint,
+    )
+
+
+def retained(findings: Findings) -> Figure | None:
+    """What every variant kept of each suite that must stay, as a share of the base model's score there."""
+    columns = [*findings.leading("retain"), *findings.fluency()]
+    variants = [name for name in findings.main_variants if name != BASE.name]
+    if not columns or not any(_kept(findings, name, column) for name in variants for column in columns):
+        return None
+
+    def paint(canvas: Canvas) -> None:
+        axes = canvas.add_subplot()
+        axes.axvline(100, color=BASE.colour, linewidth=1, linestyle=(0, (2, 2)))
+        for row, column in enumerate(columns):
+            base, chance = findings.score(BASE.name, column), findings.chance(column)
+            if chance is not None and base is not None and base.value:
+                axes.plot([100 * chance / base.value] * 2, [row - 0.4, row + 0.4], color=MUTED, linewidth=1)
+                axes.annotate("chance", (100 * chance / base.value, row - 0.3), xytext=(3, 0), fontsize=8, color=MUTED,
+                              textcoords="offset points")  # fmt: skip
+            for offset, name in zip(_offsets(len(variants)), variants, strict=True):
+                if share := _kept(findings, name, column):
+                    style = line_of(findings, name)
+                    axes.plot(share[1:], [row + offset] * 2, color=style["color"], linewidth=1.5)
+                    axes.plot(share[0], row + offset, **style, markersize=size_of(name) - 1.5,
+                              markeredgecolor=PAPER, markeredgewidth=0.6)  # fmt: skip
+        axes.set_yticks(range(len(columns)), [short(column.label, 22) for column in columns])
+        axes.set_ylim(len(columns) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("kept of the base model's (%) → better")
+        legend_of(canvas, findings, variants)
+
+    return drawing.draw(
+        "retained",
+        "What each variant kept, suite by suite",
+        "The score as a share of the base model's, with 95 % intervals; of a perplexity the ratio of the base model's "
+        "to the variant's. The dotted line is the base model.",
+        (5.0, max(3.0, 1.4 + (0.3 + 0.14 * len(variants)) * len(columns))),
+        paint,
+    )
+
+
+def curve(findings: Findings) -> Figure | None:
+    """What is forgotten against the damage it does to the rest, for every variant over its λ."""
+    measured = findings.damage
+    if measured is None:
+        return None
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for point in measured.curve:
+        if point.near is not None and point.forgotten is not None:
+            lines.setdefault(point.variant, [(0.0, 0.0)]).append((point.near, 100 * point.forgotten))
+    lines = {name: sorted(lines[name]) for name in findings.main_variants if name in lines}
+    if not lines:
+        return None
+    known = [
+        budget for budget in measured.budgets if budget <= 1.3 * max(x for line in lines.values() for x, _ in line)
+    ]
+
+    def paint(canvas: Canvas) -> None:
+        axes = canvas.add_subplot()
+        for budget in known:
+            leads = budget == measured.headline
+            axes.axvline(budget, color=INK if leads else MUTED, linewidth=1.2 if leads else 0.8, linestyle=(0, (2, 2)))
+        for name, points in lines.items():
+            axes.plot(*zip(*points, strict=True), **line_of(findings, name), markersize=size_of(name) - 2,
+                      markeredgecolor=PAPER, markeredgewidth=0.6)  # fmt: skip
+        axes.set_xlim(left=0)
+        axes.tick_params(length=0)
+        axes.set_xlabel(f"damage to the rest ({measured.unit}) ← better")
+        axes.set_ylabel("forgotten (%) → better")
+        legend_of(canvas, findings, list(lines))
+
+    return drawing.draw(
+        "curve",
+        "What is forgotten, at what damage to the rest",
+        f"Each line is a variant over its strength λ; damage is measured on {measured.near}. The darker dotted line is "
+        f"the budget at which variants are compared ({measured.headline:g}); higher at the same damage is better.",
         (5.0, 4.3),
         paint,
     )
@@ -182,8 +263,8 @@ def sweep(findings: Findings) -> Figure | None:
                 axes.plot(100 * point["forget"], 100 * point["retain"], marker, color=colour, zorder=3,
                           markersize=9.5 if point["picked"] else 5, alpha=1 if point["picked"] else 0.6,
                           markeredgecolor=INK if point["picked"] else PAPER, markeredgewidth=1.2)  # fmt: skip
-            front = sorted((100 * each["forget"], 100 * each["retain"])
-                           for each in mine if each["front"] and each["seed"] == first)  # fmt: skip
+            front = sorted((100 * point["forget"], 100 * point["retain"])
+                           for point in mine if point["front"] and point["seed"] == first)  # fmt: skip
             axes.plot(*zip(*front, strict=True), color=colour, linewidth=1, linestyle=(0, (5, 3)), zorder=2)
         axes.margins(0.1)
         axes.tick_params(length=0)
@@ -251,7 +332,7 @@ def attacked(findings: Findings, attack: str, column: Column, rows: Sequence[Row
     steps = ["before", *dict.fromkeys(row["setting"] for row in rows if row["setting"] != UNTOUCHED)]
     variants = [name for name in findings.main_variants if any(row["variant"] == name for row in rows)]
 
-    def score(row: Row, name: str) -> tuple[float, float, float] | None:
+    def score(row: Row, name: str) -> Triple | None:
         ends = ends_of(row, name)
         return None if ends is None else (factor * row[name], factor * ends[0], factor * ends[1])
 
@@ -263,11 +344,8 @@ def attacked(findings: Findings, attack: str, column: Column, rows: Sequence[Row
         for offset, name in zip(_offsets(len(variants)), variants, strict=True):
             mine = {row["setting"]: row for row in rows if row["variant"] == name}
             first = next(iter(mine.values()))
-            estimates = [
-                score(first, "unlearned"),
-                *(score(mine[step], "attacked") for step in steps[1:] if step in mine),
-            ]
-            points = [(position + 0.6 * offset, each) for position, each in enumerate(estimates) if each]
+            levels = [score(first, "unlearned"), *(score(mine[step], "attacked") for step in steps[1:] if step in mine)]
+            points = [(step + 0.6 * offset, level) for step, level in enumerate(levels) if level]
             style = line_of(findings, name)
             axes.plot([x for x, _ in points], [y[0] for _, y in points], linewidth=1, alpha=0.6, color=style["color"])
             for x, y in points:
@@ -340,33 +418,67 @@ def _dot(axes: Axes, findings: Findings, score: Score | None, column: Column, he
     axes.plot(factor * score.value, height, **style)
 
 
-def _mean(findings: Findings, name: str, columns: Sequence[Column]) -> tuple[float, float, float] | None:
-    """The plain mean over columns of one unit, with the interval of that mean."""
-    columns = [column for column in columns if column.share == columns[0].share]
-    scores = [score for column in columns if (score := findings.score(name, column)) and score.ends]
-    if not scores or len(scores) < len(columns):
+def _left(findings: Findings, name: str, columns: Sequence[Column]) -> Triple | None:
+    """What a variant still does of what must go, the mean over the suites: their own unit, or shares of the base's."""
+    if all(column.share and not column.higher_is_better for column in columns):
+        scores = [score for column in columns if (score := findings.score(name, column)) and score.ends]
+        triples = [(100 * score.value, *(100 * end for end in score.ends)) for score in scores if score.ends]
+    else:
+        triples = [share for column in columns if (share := _kept(findings, name, column, lasting=True))]
+    if len(triples) < len(columns):
         return None
-    factor = 100 if columns[0].share else 1
-    value = float(np.mean([score.value for score in scores]))
+    value = float(np.mean([triple[0] for triple in triples]))
     below, above = (
-        math.sqrt(sum((score.value - score.ends[end]) ** 2 for score in scores if score.ends)) / len(scores)
-        for end in (0, 1)
+        math.sqrt(sum((triple[0] - triple[end]) ** 2 for triple in triples)) / len(triples) for end in (1, 2)
     )
-    return factor * value, factor * (value - below), factor * (value + above)
+    return value, value - below, value + above
 
 
-def _bar(point: tuple[float, float, float]) -> list[list[float]]:
+def _unit_of(columns: Sequence[Column]) -> str:
+    if all(column.share and not column.higher_is_better for column in columns):
+        return " and ".join(_axis(column) for column in columns[:2])
+    return "% of the base model's"
+
+
+def _least_kept(findings: Findings, name: str, columns: Sequence[Column]) -> Triple | None:
+    """What is kept of the suite that lost most: a mean over suites would hide the one that was destroyed."""
+    shares = [share for column in columns if (share := _kept(findings, name, column))]
+    return min(shares) if len(shares) == len(columns) else None
+
+
+def _kept(findings: Findings, name: str, column: Column, *, lasting: bool = False) -> Triple | None:
+    """A score as a share of the base model's, in per cent with its interval; of a perplexity the ratio turned over.
+
+    Args:
+        findings: The run's results.
+        name: The variant.
+        column: What was measured.
+        lasting: Whether more means that more of what must go is left, rather than better.
+    """
+    if name == BASE.name:
+        return (100.0, 100.0, 100.0) if findings.score(name, column) else None
+    row = findings.comparison(name, BASE.name, column)
+    if row is None or row.relative is None or row.relative_ends is None:
+        return None
+    value, low, high = 1 + row.relative, *(1 + end for end in row.relative_ends)
+    if column.higher_is_better == lasting:
+        if min(value, low, high) <= 0:
+            return None
+        value, low, high = 1 / value, 1 / high, 1 / low
+    return 100 * value, 100 * low, 100 * high
+
+
+def _bar(point: Triple) -> list[list[float]]:
     return [[point[0] - point[1]], [point[2] - point[0]]]
 
 
-def _pareto(points: Mapping[str, Any], forget_up: bool, retain_up: bool) -> list[tuple[float, float]]:
-    placed = [(x[0], y[0]) for x, y in points.values()]
-    sx, sy = (1 if forget_up else -1), (1 if retain_up else -1)
+def _pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of the points that none other beats: as little left, and as much kept."""
 
-    def beaten(p: tuple[float, float]) -> bool:
-        return any(sx * q[0] >= sx * p[0] and sy * q[1] >= sy * p[1] and q != p for q in placed)
+    def beaten(one: tuple[float, float]) -> bool:
+        return any(other[0] <= one[0] and other[1] >= one[1] and other != one for other in points)
 
-    return sorted({point for point in placed if not beaten(point)})
+    return sorted({point for point in points if not beaten(point)})
 
 
 def _offsets(count: int) -> list[float]:

@@ -7,6 +7,7 @@ import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from markupsafe import Markup
 
 from spunge.files import format_bytes, format_duration
 from spunge.report import figures as draw
-from spunge.report import insides
+from spunge.report import glance, insides
 from spunge.report.artifacts import Run, curves
+from spunge.report.closing import Line, contest_lines
 from spunge.report.drawing import MANY, Figure
 from spunge.report.explorer import pack
 from spunge.report.findings import Findings
@@ -67,16 +69,17 @@ def render(run: Run, findings: Findings, judged: Verdict, tables: Sequence[Table
     contents += [("items", "Items")] if explorer else []
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     style = style.replace("/* variants */", _colours(dark=False)).replace("/* variants, dark */", _colours(dark=True))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    environment.filters |= {"plain": plain, "lines": lambda text: "\n".join(map(plain, text.splitlines())),
-                            "breakable": lambda text: Markup("_<wbr>").join(text.split("_"))}  # fmt: skip
-    page = environment.from_string((_HERE / "page.html.j2").read_text(encoding="utf-8")).render(
+    page = _environment().from_string((_HERE / "page.html.j2").read_text(encoding="utf-8")).render(
         results=findings.results,
         verdict=judged,
+        contests=contest_lines(judged) or [Line(f"{one.text} {one.figures}.", one.status) for one in judged.points],
+        setting=glance.setting(findings),
+        trust=glance.trust(findings),
         sections=sections,
         contents=[*contents, ("provenance", "Provenance")],
         explorer=explorer,
         facts=_facts(findings.results),
+        origin=_origin(run),
         downloads=downloads,
         marks={GOOD: "✓", BAD: "✗", UNSURE: "?"},
         spoken={GOOD: "Borne out", BAD: "Spoken against", UNSURE: "Not settled"},
@@ -84,8 +87,15 @@ def render(run: Run, findings: Findings, judged: Verdict, tables: Sequence[Table
         script=Markup(script),
         style_hash=_digest(style),
         script_hash=_digest(script),
-    )
+    )  # fmt: skip
     return page, [figure for section in sections for block in section.blocks for figure in block.figures]
+
+
+def _environment() -> Environment:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    environment.filters |= {"plain": plain, "lines": lambda text: "\n".join(map(plain, text.splitlines())),
+                            "breakable": lambda text: Markup("_<wbr>").join(text.split("_"))}  # fmt: skip
+    return environment
 
 
 def downloads(table: Table) -> list[tuple[tuple[str, str], str]]:
@@ -105,82 +115,91 @@ def downloads(table: Table) -> list[tuple[tuple[str, str], str]]:
 
 
 def _sections(run: Run, findings: Findings, tables: Sequence[Table]) -> list[Section]:
-    named_tables = {table.key: table for table in tables}
-
-    def table(key: str, *, open: bool = True) -> list[Block]:
-        return [Block(table=named_tables[key], open=open)] if key in named_tables else []
-
-    def pictures(*figures: Figure | None) -> list[Block]:
-        drawn = [figure for figure in figures if figure is not None]
-        narrow = [figure for figure in drawn if not figure.wide]
-        rows = [*(narrow[at : at + 2] for at in range(0, len(narrow), 2)), *([each] for each in drawn if each.wide)]
-        return [Block(figures=row) for row in rows]
-
+    shelf = {table.key: table for table in tables}
     diagnostics: Mapping[str, Any] = next(iter(findings.results["provenance"]["merge"].values()), None) or {}
-    forgot: list[Block] = [*table("main"), *table("each", open=False), *table("paper")]
+    return [
+        Section("forget", "Forgot?", "Did it forget?", "What every variant still does of what must go.",
+                _forgot(findings, shelf)),
+        Section("keep", "Kept?", "Did it keep the rest?", "What is gone against what is kept.",
+                [*_pictures(draw.curve(findings), draw.trade_off(findings), draw.retained(findings),
+                            draw.sweep(findings)),
+                 *_table(shelf, "sweep", open=False), *_table(shelf, "tasks-retain", open=False)]),
+        Section("better", "Better?", _better_title(findings),
+                "All answered the same items and are compared item by item, which tells a small difference from "
+                "chance.",
+                [*_table(shelf, "settings"), *_pictures(draw.contest(findings)),
+                 *_table(shelf, "differences", open=False)]),
+        Section("merge", "Merge", "What did the merge do?", _met(diagnostics),
+                _merged(run, findings, diagnostics, shelf)),
+        Section("attack", "Attacks", "What would an attacker get back?", "", _attacked(findings, shelf)),
+        Section("cost", "Cost", "What did it cost?", _spent(findings),
+                [*_pictures(insides.costs(findings)), *_table(shelf, "stages", open=False)]),
+        Section("use", "Use it", "How do I use the model?", "", _usage(run)),
+    ]  # fmt: skip
+
+
+def _better_title(findings: Findings) -> str:
+    return "Is one better than another?" if findings.runs else "Is SPUNGE better than joint unlearning?"
+
+
+def _forgot(findings: Findings, shelf: Mapping[str, Table]) -> list[Block]:
+    blocks = [*_table(shelf, "main"), *_table(shelf, "each", open=False), *_table(shelf, "paper")]
+    split_by = findings.results["split"]["attribute"]
     for column in findings.leading("forget"):
         for number, (attribute, values) in enumerate(findings.attributes(column).items()):
-            if len(values) > 1 and len(values) <= MANY:
-                split = attribute == findings.results["split"]["attribute"] or number == 0
-                forgot += pictures(
-                    draw.radar(findings, column, attribute) if split else None,
+            if 1 < len(values) <= MANY:
+                leads = attribute == split_by or number == 0
+                blocks += _pictures(
+                    draw.radar(findings, column, attribute) if leads else None,
                     draw.dots(findings, column, attribute),
-                    draw.erased(findings, column, attribute) if split else None,
+                    draw.erased(findings, column, attribute) if leads else None,
                 )
-            forgot += table(by_key(column, attribute))
-    forgot += [*table("tasks-forget"), *table("letters")]
-    stayed = [
-        *pictures(draw.trade_off(findings), draw.sweep(findings)),
-        *table("sweep", open=False),
-        *table("tasks-retain"),
-    ]
-    better = [*pictures(draw.contest(findings)), *table("differences")]
-    merged = [
-        *table("subsets"),
-        *[Block(text=warning) for warning in diagnostics.get("warnings", ())],
-        *pictures(insides.cosines(diagnostics), insides.coverage(diagnostics), insides.drift(diagnostics)),
-        *pictures(insides.training(findings, _curves(run))),
-        *table("search", open=False),
-    ]
-    pictured = [draw.attacked(findings, attack, column, rows) for (attack, column), rows in findings.attacks.items()]
-    tried = [*pictures(*pictured), *table("recovery"), *table("recovery-values", open=False)]
+            blocks += _table(shelf, by_key(column, attribute), open=attribute == split_by)
+    return [*blocks, *_table(shelf, "tasks-forget", open=False), *_table(shelf, "letters", open=False)]
+
+
+def _merged(run: Run, findings: Findings, diagnostics: Mapping[str, Any], shelf: Mapping[str, Table]) -> list[Block]:
     return [
-        Section("forget", "Forgot?", "Did it forget?", "What every variant still does of what must go.", forgot),
-        Section("keep", "Kept?", "Did it keep the rest?", "What is gone against what is kept.", stayed),
-        Section(
-            "better",
-            "Better?",
-            "Is one better than another?" if findings.runs else "Is SPUNGE better than joint unlearning?",
-            "All answered the same items and are compared item by item, which tells a small difference from chance.",
-            better,
-        ),
-        Section("merge", "Merge", "What did the merge do?", _met(diagnostics), merged),
-        Section("attack", "Attacks", "What would an attacker get back?", "", tried or [Block(text=_NO_ATTACK)]),
-        Section(
-            "cost",
-            "Cost",
-            "What did it cost?",
-            _spent(findings),
-            [*pictures(insides.costs(findings)), *table("stages", open=False)],
-        ),
-        Section("use", "Use it", "How do I use the model?", "", _usage(run)),
+        *_table(shelf, "subsets"),
+        *[Block(text=warning) for warning in diagnostics.get("warnings", ())],
+        *_pictures(insides.cosines(diagnostics), insides.coverage(diagnostics), insides.drift(diagnostics)),
+        *_pictures(insides.training(findings, _curves(run))),
+        *_table(shelf, "search", open=False),
     ]
+
+
+def _attacked(findings: Findings, shelf: Mapping[str, Table]) -> list[Block]:
+    drawn = [draw.attacked(findings, attack, column, rows) for (attack, column), rows in findings.attacks.items()]
+    blocks = [*_pictures(*drawn), *_table(shelf, "recovery"), *_table(shelf, "recovery-values", open=False)]
+    return blocks or [Block(text=_NO_ATTACK)]
+
+
+def _table(shelf: Mapping[str, Table], key: str, *, open: bool = True) -> list[Block]:
+    return [Block(table=shelf[key], open=open)] if key in shelf else []
+
+
+def _pictures(*figures: Figure | None) -> list[Block]:
+    """Figures two abreast, the wide ones alone."""
+    drawn = [figure for figure in figures if figure is not None]
+    narrow = [figure for figure in drawn if not figure.wide]
+    rows = [*(narrow[at : at + 2] for at in range(0, len(narrow), 2)), *([figure] for figure in drawn if figure.wide)]
+    return [Block(figures=row) for row in rows]
 
 
 def _met(diagnostics: Mapping[str, Any]) -> str:
     overall = diagnostics.get("overall") or {}
     conflict, ratio = overall.get("sign_conflict"), overall.get("norm_ratio")
-    caption = "How the subsets' task vectors met."
+    told = "How the subsets' task vectors met."
     if conflict is not None:
-        caption += (
+        told += (
             f" On {100 * conflict:.0f}\u00a0% of the entries that any of them changes, two pull in opposite directions."
         )
     if ratio is not None:
-        caption += f" The merged task vector is {ratio:.2f} times as long as theirs are on average."
+        told += f" The merged task vector is {ratio:.2f} times as long as theirs are on average."
     lost = diagnostics.get("rounding")
     if lost and lost >= NOTICED:
-        caption += f" Rounded to the base model's number format, it loses {100 * lost:.2g}\u00a0% of its energy."
-    return caption
+        told += f" Rounded to the base model's number format, it loses {100 * lost:.2g}\u00a0% of its energy."
+    return told
 
 
 def _spent(findings: Findings) -> str:
@@ -190,12 +209,12 @@ def _spent(findings: Findings) -> str:
     computed = sum(stage["status"] == "computed" for stage in stages)
     seconds = sum(stage["seconds"] or 0 for stage in stages)
     memory = max((stage["peak_memory"] or 0 for stage in stages), default=0)
-    caption = f"{len(stages)} stages, " + (
+    told = f"{len(stages)} stages, " + (
         "all computed in this run; " if computed == len(stages) else
         f"{computed} computed in this run and {len(stages) - computed} taken from the store; "
     )  # fmt: skip
-    caption += f"{format_duration(seconds)} of work in all"
-    return caption + (f", at most {format_bytes(memory)} of memory at once." if memory else ".")
+    told += f"{format_duration(seconds)} of work in all"
+    return told + (f", at most {format_bytes(memory)} of memory at once." if memory else ".")
 
 
 _LOADING = """from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -239,12 +258,30 @@ def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Command": provenance["command"],
         "Model": provenance["model"]["id"],
         "Revision": provenance["model"]["revision"],
-        "Digest": provenance["model"]["digest"],
+        "Model's digest": provenance["model"]["digest"],
+        "Forget set's digest": results["split"].get("digest"),
         "Seeds": ", ".join(map(str, provenance["seeds"])),
         "spunge": provenance["spunge"],
         **{str(name): fact for name, fact in provenance["environment"].items()},
     }
     return [(name, str(fact)) for name, fact in facts.items() if fact not in (None, "")]
+
+
+def _origin(run: Run) -> str:
+    """Returns the footer's line: when, by which Spunge, on which data and model.
+
+    The date is that of the answers, so that the same run gives the same page whenever it is written again.
+    """
+    manifest, answers = run.manifest, run.path / "items.parquet"
+    when = datetime.fromtimestamp(answers.stat().st_mtime) if answers.is_file() else None
+    commit = manifest.environment.get("commit")
+    parts = [
+        f"Answers of {when:%-d %B %Y}" if when else "",
+        f"Spunge {manifest.version}{f', commit {commit}' if commit else ''}" if manifest.version else "",
+        f"model {manifest.model.digest[:12]}" if manifest.model.digest else "",
+        f"forget set {manifest.split.digest[:12]}" if manifest.split.digest else "",
+    ]
+    return " · ".join(part for part in parts if part)
 
 
 def _colours(*, dark: bool) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -211,7 +213,7 @@ class Journal:
                 counted[index] += 1
         return {
             "attribute": getattr(task.splitter, "column", None) or getattr(task.splitter, "by", task.name),
-            "rows": len(task.forget), "covered": sum(count > 0 for count in counted),
+            "rows": len(task.forget), "digest": task.forget.fingerprint, "covered": sum(count > 0 for count in counted),
             "overlapping": sum(count > 1 for count in counted),
             "found": {name: len(indices) for name, indices in sorted(subsets.items())},
         }  # fmt: skip
@@ -230,11 +232,29 @@ class Journal:
         }
 
 
+@cache
+def commit() -> str | None:
+    """Returns the commit of a checkout of Spunge, with a plus where it was changed since; None of an installed one.
+
+    A copy installed into a project's own environment lies within that project's repository, which is not asked.
+    """
+    root = Path(__file__).parents[3]
+    if not ((root / ".git").exists() and (root / "src" / "spunge").is_dir()):
+        return None
+    asked = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    try:
+        answer = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):  # no git, or not the owner's checkout: a page without a commit
+        return None
+    return answer.stdout.strip() or None
+
+
 def environment(device: str) -> dict[str, Any]:
     """Returns the versions and the device that results were computed with."""
     packages = ("spunge", "torch", "transformers", "peft", "safetensors", "polars")
     return {
-        "python": platform.python_version(), **{package: metadata.version(package) for package in packages},
+        "python": platform.python_version(), "commit": commit(),
+        **{package: metadata.version(package) for package in packages},
         "platform": platform.platform(terse=True), "device": device,
     }  # fmt: skip
 
