@@ -53,6 +53,7 @@ class Visit:
     def __init__(self, browser, path, address="", **context):
         self.context = browser.new_context(**context)
         self.page = self.context.new_page()
+        self.page.set_default_timeout(120_000)  # a busy machine is no fault of the page
         self.problems: list[str] = []
         self.page.on("console", lambda message: self.problems.append(message.text))
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
@@ -67,7 +68,7 @@ class Visit:
 
     def items(self):
         self.page.locator("#items").scroll_into_view_if_needed()
-        self.page.wait_for_selector("#items[data-ready]", timeout=20_000)
+        self.page.wait_for_selector("#items[data-ready]")
         return self.page
 
 
@@ -308,6 +309,41 @@ def test_dark_mode_follows_the_system_and_the_button(plain_page, visit):
 def test_nothing_sticks_out_at_any_width(hostile, visit, width):
     page = visit(hostile, viewport={"width": width, "height": 800}).items()
     assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_on_a_phone_nothing_scrolls_sideways(hostile, visit):
+    page = settled(visit(hostile, viewport={"width": 390, "height": 844}).items())
+    scrolling = page.evaluate(
+        """[...document.querySelectorAll('main *')].filter((each) =>
+          ['auto', 'scroll'].includes(getComputedStyle(each).overflowX) && each.scrollWidth > each.clientWidth + 1
+        ).map((each) => each.className || each.id || each.tagName)"""
+    )
+    assert scrolling == []
+    row = page.locator("#table-main tbody tr").first
+    assert row.locator("td").first.evaluate("(cell) => getComputedStyle(cell, '::before').content") != "none"
+
+
+def test_the_first_screen_has_three_numbers_the_setting_and_what_to_trust(plain_page, visit):
+    page = visit(plain_page, viewport={"width": 1280, "height": 900}).page
+    assert page.locator(".numbers dt").all_inner_texts() == ["Forgotten", "Kept", "Better than joint"]
+    assert "400 rows" in page.locator(".setting").inner_text() or "800 rows" in page.locator(".setting").inner_text()
+    facts = dict(
+        zip(page.locator(".trust dt").all_inner_texts(), page.locator(".trust dd").all_inner_texts(), strict=True)
+    )
+    assert facts["Seeds"] == "1"
+    assert facts["Controls"] == "joint, equal steps, random split; not run: in turn"
+    assert facts["Warnings"] == "1"
+    assert page.locator(".contests li").count() == 4
+    assert "tiny" in page.locator(".warnings").inner_text()
+    bottom = page.locator(".trust").bounding_box()
+    assert bottom["y"] + bottom["height"] < 900
+    assert "model 5f5f5f5f5f5f" in page.locator("footer").inner_text()
+
+
+def test_it_prints_on_six_pages_at_most(hostile, visit):
+    page = visit(hostile).page
+    printed = page.pdf(format="A4", print_background=True)
+    assert 2 <= len(re.findall(rb"/Type\s*/Page[^s]", printed)) <= 6
 
 
 def test_no_label_of_a_figure_is_clipped(hostile, visit):

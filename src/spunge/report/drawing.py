@@ -92,10 +92,33 @@ class Figure:
         return _inline(self)
 
 
+@dataclass(frozen=True)
+class Caption:
+    """What stands around a figure: a name for its file, a title, and what it shows in words."""
+
+    key: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A matrix of numbers with the names of its rows and columns."""
+
+    numbers: np.ndarray
+    """[rows, columns]; NaN where there is none."""
+    rows: Sequence[str]
+    columns: Sequence[str]
+    digits: int
+    """How many after the point."""
+    sign: int
+    """1 where more is better, -1 where less is."""
+    limit: float | None = None
+    """The number that has the strongest ground; None: the largest there is. With 1.0 numbers have no plus sign."""
+
+
 def draw(
-    key: str,
-    title: str,
-    caption: str,
+    caption: Caption,
     size: tuple[float, float],
     paint: Callable[[Canvas], None],
     *,
@@ -110,24 +133,14 @@ def draw(
         paint(canvas)
         out = io.StringIO()
         canvas.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return Figure(key, title, caption, out.getvalue(), wide)
+    return Figure(caption.key, caption.title, caption.text, out.getvalue(), wide)
 
 
-def matrix(
-    key: str,
-    title: str,
-    caption: str,
-    numbers: np.ndarray,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    *,
-    digits: int,
-    sign: int,
-    limit: float | None = None,
-) -> Figure:
+def matrix(caption: Caption, grid: Grid) -> Figure:
     """A grid of numbers on a ground that is blue where better, orange where worse."""
+    numbers, rows, columns = grid.numbers, grid.rows, grid.columns
     known = np.abs(numbers[~np.isnan(numbers)])
-    limit = limit or (float(known.max()) if known.size and known.max() else 1.0)
+    limit = grid.limit or (float(known.max()) if known.size and known.max() else 1.0)
 
     def paint(canvas: Canvas) -> None:
         axes = canvas.add_subplot()
@@ -137,13 +150,13 @@ def matrix(
             if np.isnan(number):
                 continue
             strength = min(1.0, abs(number) / limit)
-            colour = MERGED.colour if sign * number > 0 else JOINT.colour
+            colour = MERGED.colour if grid.sign * number > 0 else JOINT.colour
             axes.add_patch(
                 Rectangle(
                     (column - 0.47, row - 0.46), 0.94, 0.92, facecolor=colour, alpha=0.06 + 0.42 * strength, linewidth=0
                 )
             )
-            text = f"{number:.{digits}f}".replace("-", "−") if limit == 1.0 else signed(number, digits)
+            text = f"{number:.{grid.digits}f}".replace("-", "−") if limit == 1.0 else signed(number, grid.digits)
             axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color=INK)
         tilt = 0 if len(columns) <= 4 or (max(map(len, columns)) <= 8 and len(columns) <= 6) else 40
         heads = [short(name, 22) if tilt else wrapped(name) for name in columns]
@@ -159,7 +172,7 @@ def matrix(
             spine.set_visible(False)
 
     size = (1.8 + (0.62 if len(columns) > 4 else 0.9) * len(columns), 1.1 + 0.32 * len(rows))
-    return draw(key, title, caption, (max(size[0], 3.6), max(size[1], 2.0)), paint, wide=size[0] > 5.4)
+    return draw(caption, (max(size[0], 3.6), max(size[1], 2.0)), paint, wide=size[0] > 5.4)
 
 
 def legend_below(canvas: Canvas, axes: Axes, count: int) -> None:

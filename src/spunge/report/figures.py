@@ -19,7 +19,9 @@ from spunge.report.drawing import (
     MUTED,
     PAPER,
     WORSE,
+    Caption,
     Figure,
+    Grid,
     legend_of,
     line_of,
     look,
@@ -73,10 +75,13 @@ def radar(findings: Findings, column: Column, attribute: str) -> Figure | None:
 
     unit = " (%)" if column.share else ""
     return drawing.draw(
-        slug("radar", column.suite, column.task or "", column.metric.name, attribute),
-        f"{column.label} by {attribute}{unit}",
-        f"{column.metric.in_words} of {', '.join(label_of(name) for name in variants)} for each {plain(attribute)}; "
-        f"{'outside' if column.higher_is_better else 'inside'} is better.",
+        Caption(
+            slug("radar", column.suite, column.task or "", column.metric.name, attribute),
+            f"{column.label} by {attribute}{unit}",
+            f"{column.metric.in_words} of {', '.join(label_of(name) for name in variants)} for each "
+            f"{plain(attribute)}; "
+            f"{'outside' if column.higher_is_better else 'inside'} is better.",
+        ),
         (4.7, 4.1),
         paint,
         fitted=False,
@@ -104,10 +109,12 @@ def dots(findings: Findings, column: Column, attribute: str) -> Figure:
         legend_of(canvas, findings, variants)
 
     return drawing.draw(
-        slug("dots", column.suite, column.task or "", column.metric.name, attribute),
-        f"{column.label} by {attribute}, with 95 % intervals",
-        f"{column.metric.in_words} with 95 % intervals for each {plain(attribute)}; "
-        f"{'right' if column.higher_is_better else 'left'} is better.",
+        Caption(
+            slug("dots", column.suite, column.task or "", column.metric.name, attribute),
+            f"{column.label} by {attribute}, with 95 % intervals",
+            f"{column.metric.in_words} with 95 % intervals for each {plain(attribute)}; "
+            f"{'right' if column.higher_is_better else 'left'} is better.",
+        ),
         (4.7, max(4.4 if 3 <= len(values) <= MANY else 2.2, 0.9 + 0.4 * len(values))),
         paint,
     )
@@ -148,11 +155,13 @@ def trade_off(findings: Findings) -> Figure | None:
 
     suites = ", ".join(column.label for column in retain)
     return drawing.draw(
-        "trade-off",
-        "What is gone against what is kept",
-        f"Each mark is a variant with its 95 % intervals; best is top left. Kept is the least over what must stay "
-        f"({suites}), as a share of the base model's; a perplexity counts as its ratio. The dashed line joins the "
-        "variants that none other beats on both (Pareto front).",
+        Caption(
+            "trade-off",
+            "What is gone against what is kept",
+            f"Each mark is a variant with its 95 % intervals; best is top left. Kept is the least over what must stay "
+            f"({suites}), as a share of the base model's; a perplexity counts as its ratio. The dashed line joins the "
+            "variants that none other beats on both (Pareto front).",
+        ),
         (5.0, 4.3),
         paint,
     )
@@ -169,17 +178,13 @@ def retained(findings: Findings) -> Figure | None:
         axes = canvas.add_subplot()
         axes.axvline(100, color=BASE.colour, linewidth=1, linestyle=(0, (2, 2)))
         for row, column in enumerate(columns):
-            base, chance = findings.score(BASE.name, column), findings.chance(column)
-            if chance is not None and base is not None and base.value:
-                axes.plot([100 * chance / base.value] * 2, [row - 0.4, row + 0.4], color=MUTED, linewidth=1)
-                axes.annotate("chance", (100 * chance / base.value, row - 0.3), xytext=(3, 0), fontsize=8, color=MUTED,
-                              textcoords="offset points")  # fmt: skip
             for offset, name in zip(_offsets(len(variants)), variants, strict=True):
                 if share := _kept(findings, name, column):
                     style = line_of(findings, name)
                     axes.plot(share[1:], [row + offset] * 2, color=style["color"], linewidth=1.5)
                     axes.plot(share[0], row + offset, **style, markersize=size_of(name) - 1.5,
                               markeredgecolor=PAPER, markeredgewidth=0.6)  # fmt: skip
+        _chances_of_rows(axes, findings, columns)
         axes.set_yticks(range(len(columns)), [short(column.label, 22) for column in columns])
         axes.set_ylim(len(columns) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
@@ -189,10 +194,13 @@ def retained(findings: Findings) -> Figure | None:
         legend_of(canvas, findings, variants)
 
     return drawing.draw(
-        "retained",
-        "What each variant kept, suite by suite",
-        "The score as a share of the base model's, with 95 % intervals; of a perplexity the ratio of the base model's "
-        "to the variant's. The dotted line is the base model.",
+        Caption(
+            "retained",
+            "What each variant kept, suite by suite",
+            "The score as a share of the base model's, with 95 % intervals; of a perplexity the ratio of the "
+            "base model's "
+            "to the variant's. The dotted line is the base model.",
+        ),
         (5.0, max(3.0, 1.4 + (0.3 + 0.14 * len(variants)) * len(columns))),
         paint,
     )
@@ -229,10 +237,13 @@ def curve(findings: Findings) -> Figure | None:
         legend_of(canvas, findings, list(lines))
 
     return drawing.draw(
-        "curve",
-        "What is forgotten, at what damage to the rest",
-        f"Each line is a variant over its strength λ; damage is measured on {measured.near}. The darker dotted line is "
-        f"the budget at which variants are compared ({measured.headline:g}); higher at the same damage is better.",
+        Caption(
+            "curve",
+            "What is forgotten, at what damage to the rest",
+            f"Each line is a variant over its strength λ; damage is measured on {measured.near}. The darker "
+            "dotted line is "
+            f"the budget at which variants are compared ({measured.headline:g}); higher at the same damage is better.",
+        ),
         (5.0, 4.3),
         paint,
     )
@@ -273,11 +284,11 @@ def sweep(findings: Findings) -> Figure | None:
         legend_of(canvas, findings, names)
 
     return drawing.draw(
-        "sweep",
+        Caption("sweep",
         "Every setting that was tried",
         f"Shares of the base model's score on the validation part ({100 * section['validation_share']:.0f} % of the "
         "items, not in the tables), guessing not taken off. A large rimmed mark is the setting that was picked for its "
-        "model; a dashed line is a model's Pareto front.",
+        "model; a dashed line is a model's Pareto front."),
         (5.4, 4.3),
         paint,
     )  # fmt: skip
@@ -317,10 +328,13 @@ def contest(findings: Findings) -> Figure | None:
         axes.set_xlabel(f"percentage points in favour of {favoured} →")
 
     return drawing.draw(
-        "contest",
-        "The merged models, paired by item" if findings.runs else "SPUNGE against its rivals, paired by item",
-        f"Right of zero {favoured} is better, on what must go and on what must stay alike; an interval that crosses "
-        "zero may be chance.",
+        Caption(
+            "contest",
+            "The merged models, paired by item" if findings.runs else "SPUNGE against its rivals, paired by item",
+            f"Right of zero {favoured} is better, on what must go and on what must stay alike; an interval that "
+            "crosses "
+            "zero may be chance.",
+        ),
         (5.4, 0.9 + 0.32 * len(rows)),
         paint,
     )
@@ -359,10 +373,12 @@ def attacked(findings: Findings, attack: str, column: Column, rows: Sequence[Row
         legend_of(canvas, findings, variants)
 
     return drawing.draw(
-        slug("attacked", attack, column.task or "", column.metric.name),
-        f"{column.label} under “{short(attack, 30)}”",
-        "Each line is a model with its 95 % intervals, before the attack and under it. The dotted line is the base "
-        "model: what climbs back to it was hidden, not gone.",
+        Caption(
+            slug("attacked", attack, column.task or "", column.metric.name),
+            f"{column.label} under “{short(attack, 30)}”",
+            "Each line is a model with its 95 % intervals, before the attack and under it. The dotted line is the base "
+            "model: what climbs back to it was hidden, not gone.",
+        ),
         (5.0, 3.7),
         paint,
     )
@@ -386,15 +402,20 @@ def erased(findings: Findings, column: Column, attribute: str) -> Figure | None:
     ]
     labels = [findings.subset_of.get(name) or label_of(name) for name in variants]
     return matrix(
-        slug("erased", column.suite, column.task or "", column.metric.name, attribute),
-        "Who erased whom",
-        f"Change of {column.label} from the base model, {'in points' if column.share else 'absolute'}: rows are models "
-        f"that unlearned one subset (and joint and SPUNGE), columns the {plain(attribute)} that was asked.",
-        np.array(rows, float),
-        labels,
-        values,
-        digits=0 if column.share else 2,
-        sign=1 if column.higher_is_better else -1,
+        Caption(
+            slug("erased", column.suite, column.task or "", column.metric.name, attribute),
+            "Who erased whom",
+            f"Change of {column.label} from the base model, {'in points' if column.share else 'absolute'}: rows "
+            "are models "
+            f"that unlearned one subset (and joint and SPUNGE), columns the {plain(attribute)} that was asked.",
+        ),
+        Grid(
+            np.array(rows, float),
+            labels,
+            values,
+            digits=0 if column.share else 2,
+            sign=1 if column.higher_is_better else -1,
+        ),
     )
 
 
@@ -404,6 +425,21 @@ def _chance(axes: Axes, level: float) -> None:
         "chance", (level, 0.015), xycoords=("data", "axes fraction"), xytext=(4, 0),
         textcoords="offset points", color=MUTED, fontsize=8,
     )  # fmt: skip
+
+
+def _chances_of_rows(axes: Axes, findings: Findings, columns: Sequence[Column]) -> None:
+    """Marks in each row what guessing keeps; one far to the left of all marks is an arrow, lest it crowd them."""
+    low, high = axes.get_xlim()
+    for row, column in enumerate(columns):
+        base, chance = findings.score(BASE.name, column), findings.chance(column)
+        if chance is None or base is None or not base.value:
+            continue
+        level = 100 * chance / base.value
+        if near := level > low - 0.5 * (high - low):
+            axes.plot([level] * 2, [row - 0.4, row + 0.4], color=MUTED, linewidth=1)
+        text = "chance" if near else f"← chance {level:.0f}"
+        axes.annotate(text, (level if near else low, row - 0.32), xytext=(3, 0), textcoords="offset points",
+                      fontsize=8, color=MUTED)  # fmt: skip
 
 
 def _dot(axes: Axes, findings: Findings, score: Score | None, column: Column, height: float, name: str) -> None:

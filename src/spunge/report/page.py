@@ -189,17 +189,17 @@ def _pictures(*figures: Figure | None) -> list[Block]:
 def _met(diagnostics: Mapping[str, Any]) -> str:
     overall = diagnostics.get("overall") or {}
     conflict, ratio = overall.get("sign_conflict"), overall.get("norm_ratio")
-    told = "How the subsets' task vectors met."
+    text = "How the subsets' task vectors met."
     if conflict is not None:
-        told += (
+        text += (
             f" On {100 * conflict:.0f}\u00a0% of the entries that any of them changes, two pull in opposite directions."
         )
     if ratio is not None:
-        told += f" The merged task vector is {ratio:.2f} times as long as theirs are on average."
+        text += f" The merged task vector is {ratio:.2f} times as long as theirs are on average."
     lost = diagnostics.get("rounding")
     if lost and lost >= NOTICED:
-        told += f" Rounded to the base model's number format, it loses {100 * lost:.2g}\u00a0% of its energy."
-    return told
+        text += f" Rounded to the base model's number format, it loses {100 * lost:.2g}\u00a0% of its energy."
+    return text
 
 
 def _spent(findings: Findings) -> str:
@@ -209,12 +209,12 @@ def _spent(findings: Findings) -> str:
     computed = sum(stage["status"] == "computed" for stage in stages)
     seconds = sum(stage["seconds"] or 0 for stage in stages)
     memory = max((stage["peak_memory"] or 0 for stage in stages), default=0)
-    told = f"{len(stages)} stages, " + (
+    text = f"{len(stages)} stages, " + (
         "all computed in this run; " if computed == len(stages) else
         f"{computed} computed in this run and {len(stages) - computed} taken from the store; "
     )  # fmt: skip
-    told += f"{format_duration(seconds)} of work in all"
-    return told + (f", at most {format_bytes(memory)} of memory at once." if memory else ".")
+    text += f"{format_duration(seconds)} of work in all"
+    return text + (f", at most {format_bytes(memory)} of memory at once." if memory else ".")
 
 
 _LOADING = """from transformers import AutoModelForCausalLM, AutoTokenizer
