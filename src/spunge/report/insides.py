@@ -114,6 +114,7 @@ def drift(diagnostics: Mapping[str, Any]) -> Figure | None:
         axes = canvas.add_subplot()
         for (label, points), colour, marker in zip(series.items(), (WORSE, MERGED.colour), "so", strict=False):
             axes.plot([x for x, _ in points], [100 * y for _, y in points], marker=marker, label=label, color=colour)
+        axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))  # of thirty layers not every one is named
         axes.set_xlabel("layer")
         axes.set_ylabel("%")
         axes.set_ylim(bottom=0)
