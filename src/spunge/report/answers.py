@@ -124,8 +124,8 @@ def _clusters(index: pl.DataFrame, attribute: str | None) -> np.ndarray | None:
     """The cluster of each item by an attribute; an item without one is a cluster of its own."""
     if attribute is None:
         return None
-    labels = (attribute_values(attributes).get(attribute) for attributes in index["attributes"].to_list())
-    return np.array([json.dumps(values) if values else f"item {row}" for row, values in enumerate(labels)])
+    values_by_item = (attribute_values(each).get(attribute) for each in index["attributes"].to_list())
+    return np.array([json.dumps(values) if values else f"item {row}" for row, values in enumerate(values_by_item)])
 
 
 def _broken(grids: Mapping[str, np.ndarray], keys: Sequence[tuple[str, str]]) -> np.ndarray:

@@ -38,12 +38,12 @@ _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 def cosines(diagnostics: Mapping[str, Any]) -> Figure | None:
     """Cosines between the subsets' task vectors."""
     overall = diagnostics.get("overall") or {}
-    found, names = overall.get("cosines") or {}, list(overall.get("coverage") or {})
-    if not found or not 2 <= len(names) <= MANY:
+    by_pair, names = overall.get("cosines") or {}, list(overall.get("coverage") or {})
+    if not by_pair or not 2 <= len(names) <= MANY:
         return None
 
     def cosine(one: str, two: str) -> float:
-        known = found.get(one, {}).get(two, found.get(two, {}).get(one))
+        known = by_pair.get(one, {}).get(two, by_pair.get(two, {}).get(one))
         return 1.0 if one == two else math.nan if known is None else known
 
     rows = [[cosine(one, two) for two in names] for one in names]
@@ -61,14 +61,14 @@ def cosines(diagnostics: Mapping[str, Any]) -> Figure | None:
 def coverage(diagnostics: Mapping[str, Any]) -> Figure | None:
     """How much of each subset's removal is in the merged task vector."""
     overall = diagnostics.get("overall") or {}
-    found = {name: share for name, share in (overall.get("coverage") or {}).items() if share is not None}
-    if not found or len(found) > MANY:
+    fractions = {name: share for name, share in (overall.get("coverage") or {}).items() if share is not None}
+    if not fractions or len(fractions) > MANY:
         return None
 
     def paint(canvas: Canvas) -> None:
         axes = canvas.add_subplot()
-        names = list(found)
-        shares = [100 * found[name] for name in names]
+        names = list(fractions)
+        shares = [100 * fractions[name] for name in names]
         axes.barh(range(len(names)), shares, height=0.55, color=MERGED.colour)
         for row, share in enumerate(shares):
             axes.annotate(
@@ -89,7 +89,7 @@ def coverage(diagnostics: Mapping[str, Any]) -> Figure | None:
             "What the merge holds of each subset",
             "The merged task vector's projection on each subset's own: 100 % is all of its removal, 0 % none.",
         ),
-        (4.7, max(1.8, 0.9 + 0.3 * len(found))),
+        (4.7, max(1.8, 0.9 + 0.3 * len(fractions))),
         paint,
     )
 
@@ -147,26 +147,26 @@ def training(findings: Findings, curves: Mapping[str, Sequence[Mapping[str, floa
     def paint(canvas: Canvas) -> None:
         across = 2 if len(measures) == 4 else min(3, len(measures))
         grid = canvas.subplots(math.ceil(len(measures) / across), across, squeeze=False)
-        for place, measure in zip(grid.flat, measures, strict=False):
+        for axes, measure in zip(grid.flat, measures, strict=False):
             for index, (name, rows) in enumerate(curves.items()):
                 points = [(row.get("step", at), row[measure]) for at, row in enumerate(rows) if measure in row]
                 if points:
                     dashes = "-" if name in ROLES else _DASHES[index % 4]
                     xs, ys = smoothed(points)
-                    place.plot(xs, ys, color=look(findings, name)[0], linestyle=dashes, linewidth=1.2, alpha=0.9)
-            place.set_title(short(measure.replace("_", " "), 26), fontsize=9, color=INK, loc="left")
-            place.tick_params(length=0, labelsize=8, labelcolor=MUTED)
-            place.set_xlabel("step", fontsize=8)
-        for place in list(grid.flat)[len(measures) :]:
-            place.set_visible(False)
+                    axes.plot(xs, ys, color=look(findings, name)[0], linestyle=dashes, linewidth=1.2, alpha=0.9)
+            axes.set_title(short(measure.replace("_", " "), 26), fontsize=9, color=INK, loc="left")
+            axes.tick_params(length=0, labelsize=8, labelcolor=MUTED)
+            axes.set_xlabel("step", fontsize=8)
+        for axes in list(grid.flat)[len(measures) :]:
+            axes.set_visible(False)
         legend_of(canvas, findings, [name for name in curves if name in ROLES], others=len(curves), line=True)
 
     return drawing.draw(
         Caption(
             "training",
             "While it unlearned",
-            f"Losses and cosines over the steps of each training, each point the mean of one of {POINTS} "
-            "stretches of it.",
+            f"Losses and cosines over the steps of each training, each point the mean of one of {POINTS} stretches "
+            "of it.",
         ),
         (9.4, 2.7 * math.ceil(len(measures) / (2 if len(measures) == 4 else 3))),
         paint,
@@ -202,11 +202,11 @@ def costs(findings: Findings) -> Figure | None:
         for axes, index, unit in ((left, 0, "seconds"), (right, 1, "peak memory, MiB")):
             figures = [row[index] for row in rows.values()]
             axes.barh(range(len(rows)), figures, height=0.55, color=(MERGED.colour, OTHER)[index])
-            for place, figure in enumerate(figures):
+            for height, figure in enumerate(figures):
                 if figure:
                     text = f"{figure:.1f}" if index == 0 else f"{figure:,.0f}"
                     axes.annotate(
-                        text, (figure, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
+                        text, (figure, height), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
                     )
             axes.set_xlim(0, 1.2 * (max(figures) or 1))
             axes.xaxis.set_major_locator(MaxNLocator(5))

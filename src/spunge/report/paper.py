@@ -32,14 +32,14 @@ class Beside:
 
 def beside(findings: Findings) -> list[Beside]:
     """Returns every figure that both the paper and this run have, in the paper's order."""
-    figures: dict[tuple[str, str], Beside] = {}
+    first: dict[tuple[str, str], Beside] = {}
     for table in _tables(findings).values():
-        for variant, row in table["rows"].items():
-            for name, figure in row.items():
+        for variant, figures in table["rows"].items():
+            for name, figure in figures.items():
                 if variant in findings.main_variants and (one := _one(findings, variant, name, figure)):
                     # The average of the ten is printed twice, once rounded otherwise.
-                    figures.setdefault(("Average" if name in AVERAGES else name, variant), one)
-    return [*figures.values()]
+                    first.setdefault(("Average" if name in AVERAGES else name, variant), one)
+    return [*first.values()]
 
 
 @cache
