@@ -397,7 +397,9 @@ def test_the_merges_of_a_sweep_share_a_bar(tmp_path):
     manifest = json.loads((run / "manifest.json").read_text())
     one = next(stage for stage in manifest["stages"] if stage["stage"] == "merge" and stage["name"] == "spunge")
     manifest["stages"].remove(one)
-    manifest["stages"] += [{**one, "name": f"spunge (density=0.2, lambda={step})"} for step in range(50)]
+    manifest["stages"] += [
+        {**one, "name": f"spunge (density=0.2, lambda={step})", "key": f"{step:032}"} for step in range(50)
+    ]
     (run / "manifest.json").write_text(json.dumps(manifest))
     findings = Findings(report.build(run))
     drawn = costs(findings)
