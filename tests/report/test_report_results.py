@@ -14,7 +14,7 @@ from report_runs import write_run
 
 from spunge import report
 from spunge.errors import ArtifactError
-from spunge.files import digest_of, locked
+from spunge.files import checksum, digest_of, locked
 from spunge.statistics import mcnemar, wilson
 
 SCORE = {"variant", "seed", "suite", "task", "attribute", "attribute_value", "metric", "value", "low", "high", "n"}
@@ -269,6 +269,19 @@ def test_files_that_are_not_those_the_run_wrote_are_refused_by_all_who_read_them
             with pytest.raises(ArtifactError, match=f"{name}: damaged, or changed since the run wrote it"):
                 reading(run)
         (run / name).write_bytes(whole)
+
+
+def test_a_manifest_that_is_not_the_one_the_run_wrote_is_refused(tmp_path):
+    run = write_run(tmp_path, items=40)
+    manifest = json.loads((run / "manifest.json").read_text())
+    text = json.dumps({**manifest, "checksum": checksum(manifest)})
+    (run / "manifest.json").write_text(text)
+    report.write(run)
+    (run / "manifest.json").write_text(text.replace('"seeds": [0', '"seeds": [1'))
+    assert (run / "manifest.json").read_text() != text
+    for reading in (report.write, report.card, lambda path: report.compare([path, path], tmp_path / "out")):
+        with pytest.raises(ArtifactError, match=r"manifest\.json: damaged, or changed since the run wrote it"):
+            reading(run)
 
 
 def test_a_damaged_item_table_is_named(tmp_path):

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ruamel.yaml import YAML, YAMLError
 
 from spunge.errors import ArtifactError, first_line
-from spunge.files import digest_of, is_locked, refuse_special
+from spunge.files import checksum, digest_of, is_locked, refuse_special
 from spunge.metrics import Metric
 from spunge.rows.items import JOURNAL, RUN_FORMAT, SCHEMA
 
@@ -398,9 +398,15 @@ def _manifest(path: Path) -> Manifest:
     if not file.is_file():
         raise ArtifactError(f"{path}: not a run (no manifest.json); give the directory that `spunge run` printed")
     try:
-        content = _loaded(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        content = _loaded(text)
         if not isinstance(content, dict):
             raise ArtifactError(f"{file}: not a run's manifest; run the experiment again")
+        if "checksum" in content and content["checksum"] != checksum(json.loads(text)):
+            raise ArtifactError(
+                f"{file}: damaged, or changed since the run wrote it; run the experiment again: what the store holds "
+                "is used again"
+            )
         if content.get("format") != RUN_FORMAT:
             raise ArtifactError(
                 f"{file}: format {content.get('format')!r}, this version of Spunge reads {RUN_FORMAT}; "

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spunge.errors import redacted
-from spunge.files import replace_text, writing
+from spunge.files import checksum, replace_text, writing
 from spunge.recipe.schema import Experiment
 from spunge.rows.items import JOURNAL, RUN_FORMAT
 from spunge.run import sweep
@@ -145,11 +145,13 @@ class Journal:
                 *self._cautions(), *self._unmatched(outcome), *dict.fromkeys(outcome.notes), *warnings
             ], "not_run": self._not_run(),
         }  # fmt: skip
+        written = json.loads(redacted(json.dumps(manifest, ensure_ascii=False)))
+        written["checksum"] = checksum(written)
         journal = self.directory / JOURNAL
         with writing(self.directory):
             if not self.stages:  # what lies there is of an earlier run, which was killed
                 journal.unlink(missing_ok=True)
-            replace_text(self.directory / "manifest.json", redacted(json.dumps(manifest, indent=1, ensure_ascii=False)))
+            replace_text(self.directory / "manifest.json", json.dumps(written, indent=1, ensure_ascii=False))
             journal.unlink(missing_ok=True)
 
     def _damage(self, outcome: Outcome) -> dict[str, Any] | None:
