@@ -306,6 +306,7 @@ def test_one_cluster_or_item_tells_nothing(seeds):
         assert isnan(found.interval().low)
 
 
+@settings(deadline=None)
 @given(pairs)
 def test_verdicts_of_one_seed_have_the_exact_p_unless_the_interval_is_surer_still(rows):
     a, b = [x for x, _ in rows], [y for _, y in rows]
