@@ -123,6 +123,7 @@ def test_a_configuration_that_lies_is_one_line(
     [
         {"lora_alpha": float("inf")}, {"lora_alpha": float("nan")}, {"r": 10**400}, {"rank_pattern": {"(a+)+$": 2}},
         {"alpha_pattern": {".*.*.*.*.*x": 2}}, {"alpha_pattern": {"(": 2}}, {"rank_pattern": [1]}, {"r": True},
+        {"revision": []}, {"base_model_name_or_path": {}},
     ],
 )  # fmt: skip
 def test_an_adapters_configuration_that_lies_is_one_line(

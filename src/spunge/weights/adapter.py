@@ -282,6 +282,9 @@ def _read_config(directory: Path) -> dict[str, Any]:
         kind = config.get("peft_type")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{directory}: {CONFIG} is missing or damaged: {error}") from error
+    for name in ("base_model_name_or_path", "revision"):
+        if not isinstance(config.get(name), str | None):
+            raise ArtifactError(f"{directory}: {CONFIG}: {name} must be a text or null, not {config[name]!r}")
     initial = str(config.get("init_lora_weights")).lower()
     more = [option for option in _NO_PRODUCT if config.get(option)]
     reasons = {
