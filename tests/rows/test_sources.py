@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from pathlib import Path
@@ -59,6 +60,21 @@ def test_fingerprint_sees_content_and_ignores_attributes() -> None:
     assert Corpus(frame).fingerprint == Corpus(frame.drop("group")).fingerprint
     assert Corpus(frame).fingerprint != Corpus(frame.reverse()).fingerprint
     assert Corpus(frame).full_fingerprint != Corpus(frame.drop("group")).full_fingerprint
+
+
+@pytest.mark.parametrize("begun", ["<s>", "[gMASK]<sop>", "<｜begin▁of▁sentence｜>", "<|im_start|>"])
+@pytest.mark.parametrize("column", ["text", "prompt"])
+def test_rows_that_write_out_their_beginning_are_not_taken_for_those_of_before(begun: str, column: str) -> None:
+    def fingerprints(cell: str) -> tuple[str, str]:
+        rows = pl.DataFrame({"n": [1, 2], column: ["plain", cell]})
+        return Corpus(rows).full_fingerprint, hashlib.sha256(rows.write_ndjson().encode()).hexdigest()
+
+    for cell in (f"{begun}a", f" {begun}"):
+        today, before = fingerprints(cell)
+        assert today != before
+    for cell in ("a < b", "a", f"a{begun}", "[1, 2]", "<p class='a'>", ""):
+        today, before = fingerprints(cell)
+        assert today == before
 
 
 def test_topics_come_back_in_order() -> None:
