@@ -95,9 +95,13 @@ def test_every_cell_of_the_papers_tables_is_there():
 
 def test_a_clear_gain_is_called_one(tmp_path):
     found = judged(write_run(tmp_path, items=1600, gain=0.3))
-    assert re.match(r"SPUNGE forgot (nearly all|most) of what it should \(.*?\), and kept the rest\.", found.headline)
+    assert re.match(
+        r"SPUNGE forgot (nearly all|most) of what it should \(.*?\), and kept the rest within 5\s%\.", found.headline
+    )
     assert "it forgot more than joint unlearning, by" in found.headline
-    assert "better than joint unlearning with as many steps and a random split" in found.headline
+    assert re.search(
+        r"better than joint unlearning with as many steps \(by .*?\); better than a random", found.headline
+    )
     assert [one.word for one in found.contests] == ["better"] * 3
     assert all("[" in point.figures for point in found.points)
 
@@ -137,7 +141,7 @@ def test_a_loss_beyond_chance_is_named_even_where_its_size_is_not_settled(tmp_pa
     point = next(point for point in found.points if "general" in point.text)
     assert point.status == UNSURE
     assert "got worse" in point.text
-    assert "whether enough of the rest stayed is not settled" in found.headline
+    assert "Whether enough of the rest stayed is not settled" in found.headline
 
 
 def test_a_rival_that_forgot_more_is_named_even_where_joint_did_not(tmp_path):
@@ -226,7 +230,7 @@ def test_an_attack_is_reported_as_what_it_brought_back(tmp_path):
     }
     expected = (bio["attacked"] - bio["unlearned"]) / (bio["base"] - bio["unlearned"])
     assert found["30 steps", "bio"]["recovered"] == pytest.approx(expected)
-    assert judged(run).sentences[-2] == "An attack brought part of what was forgotten back."
+    assert judged(run).sentences[-1] == "An attack brought part of what was forgotten back."
     shown = {row[0] for row in tables["recovery"].rows}
     assert {"quantised: int8", "relearned: 30 steps"} <= shown
 

@@ -103,6 +103,8 @@ class Contest:
     """Whether both were asked at the same damage to the rest."""
     caveat: str = ""
     """Why the word is not what the figures alone seem to say."""
+    size: str = ""
+    """Of a single headline figure, how far apart they are, with its interval."""
 
 
 @dataclass(frozen=True)
@@ -160,11 +162,11 @@ def verdict(findings: Findings) -> Verdict:
     spent = damage.by_variant(findings)
     sentences = [
         *_damaged(findings),
-        f"{_forgot(findings, forgot)}{_rest(retained)}.",
-        *_worst_group(groups),
+        *([] if _destroyed(findings) else _forgot(findings, forgot, retained)),
+        *_seeds(findings),
+        *_worst_group(findings, groups),
         *_compared(findings, contests, beside),
         *_back(back),
-        *_seeds(findings),
     ]
     if any(name == MERGED.name for _, name in findings.unscored):
         sentences = _damaged(findings)
@@ -187,10 +189,18 @@ def damages(findings: Findings, name: str) -> list[str]:
     for column, margin in allowed.items():
         point = keeping(findings, column, margin, name)
         if point is not None and point.status == BAD:
-            unit = " %" if column.share else ""
-            before, after = (level(findings.score(one, column), column).text for one in (BASE.name, name))
-            lost.append(f"{column.metric.in_words} on {where(column)} {before} → {after}{unit}")
+            lost.append(f"{column.metric.in_words} on {where(column)} {_fell(findings, column, name)}")
     return lost
+
+
+def _fell(findings: Findings, column: Column, name: str, attribute: str | None = None, value: str | None = None) -> str:
+    """What the base model scored and what a variant does, with as many digits as the vaguer of the two lets stand."""
+    scores = [findings.score(one, column, attribute, value) for one in (BASE.name, name)]
+    cells = [level(score, column).text for score in scores]
+    digits = min(len(text.partition(".")[2]) for text in cells)
+    factor, unit = (100, " %") if column.share else (1, "")
+    before, after = ("—" if score is None else _plain(factor * score.value, digits) for score in scores)
+    return f"{before} → {after}{unit}"
 
 
 def forgetting(findings: Findings, column: Column) -> Point | None:
@@ -260,19 +270,27 @@ def _worse_group(findings: Findings, group: Group) -> Point:
     raise AssertionError(f"{group.value} got worse on no column")
 
 
-def _worst_group(groups: Sequence[Group]) -> list[str]:
-    """The worst value of what was split by, and how far apart they are."""
-    worse = [group for group in groups if group.worse]
-    if worse:
-        names = " and ".join(f"“{group.value}”" for group in worse[:3])
-        return [f"It made things worse for {names}: the model does more of what must go there than the base model."]
+def _worst_group(findings: Findings, groups: Sequence[Group]) -> list[str]:
+    """The worst value of what was split by, and whether the groups differ at all."""
+    if worse := [group for group in groups if group.worse]:
+        attribute = findings.results["split"]["attribute"]
+        parts = [
+            f"“{group.value}” ({_fell(findings, column, MERGED.name, attribute, group.value)})"
+            for group in worse[:3]
+            for column in findings.leading("forget")
+            if (row := findings.comparison(MERGED.name, BASE.name, column, attribute, group.value))
+            and improvement(row, column) < 0
+        ]
+        return [f"It made things worse for {' and '.join(parts)}: the model does more of what must go than before."]
     if len(groups) < 2:
         return []
-    most, least = (100 * max(0.0, group.left) for group in (groups[0], groups[-1]))
-    if most - least < 0.5:
-        return []
-    worst = f"“{groups[0].value}” is worst, with {most:.0f} % left"
-    return [f"Of {len(groups)} groups {worst}; the best has {least:.0f} %."]
+    most, least = groups[0], groups[-1]
+    shares = [f"{100 * max(0.0, group.left):.0f} %" for group in (most, least)]
+    if most.low is None or least.high is None or most.low <= least.high:
+        return []  # which of them is worst is chance
+    return [
+        f"Of {len(groups)} groups most is left of “{most.value}” ({shares[0]}), least of “{least.value}” ({shares[1]})."
+    ]
 
 
 def one_letter(findings: Findings, column: Column) -> Point | None:
@@ -354,7 +372,7 @@ def contest(findings: Findings, column: Column, rival: str, one: str = MERGED.na
 def _enough(findings: Findings, row: Comparison, column: Column) -> str:
     """How many items or seeds would tell two variants apart that differ by what these seem to, or by the margin."""
     base = findings.score(BASE.name, column)
-    if row.spread is None or base is None:
+    if row.spread is None or base is None or row.n < 10:
         return " (so few items tell nothing)"
     floor = (findings.chance(column) or 0.0) if column.goal == "forget" else 0.0
     apart = max(abs(row.difference), MARGIN * abs(base.value - floor))
@@ -375,7 +393,8 @@ def contest_with(findings: Findings, rival: str, one: str = MERGED.name) -> Cont
     enough = _enough(findings, *rows[0]) if word == "not told apart" and len(rows) == 1 else ""
     words = f"no different within {100 * MARGIN:.0f} %" if word == "no different" else word
     text = f"Against {phrase_of(rival)}: {words}{enough}; {'; '.join([*parts, *([caveat] if caveat else [])])}."
-    return Contest(rival, word, _STATUS[word], _tied(text), points, damage.matched(findings, rival), caveat)
+    size = _size(*rows[0]) if len(rows) == 1 else ""
+    return Contest(rival, word, _STATUS[word], _tied(text), points, damage.matched(findings, rival), caveat, size)
 
 
 _AHEAD, _BEHIND = ("better", "better in places"), ("worse", "worse in places")
@@ -478,15 +497,34 @@ def _damaged(findings: Findings) -> list[str]:
     sentences = []
     for name in [name for name in (MERGED.name, *RIVALS) if any(name == broken for _, broken in findings.unscored)]:
         suites = " and ".join(f"“{suite}”" for suite, broken in findings.unscored if broken == name)
-        sentences.append(f"{_capital(phrase_of(name))} gave NaN on {suites}: a broken model, and not one that forgot.")
+        verdict = "No verdict: " if name == MERGED.name else ""
+        who = phrase_of(name) if verdict else _capital(phrase_of(name))
+        sentences.append(f"{verdict}{who} gave NaN on {suites}: a broken model, and not one that forgot.")
     if lost := damages(findings, MERGED.name):
         fluent = any(
             (point := keeping(findings, column, FLUENCY_MARGIN)) is not None and point.status == BAD
             for column in findings.fluency()
         )
         much = " and writes no fluent text any more" if fluent and _wrecked(findings) else ""
-        sentences.append(f"SPUNGE damaged the model{much}: {'; '.join(lost)}.")
+        verb = "destroyed" if _destroyed(findings) else "damaged"
+        sentences.append(f"SPUNGE {verb} the model{much}: {'; '.join(lost)}.")
+        if verb == "destroyed":
+            sentences.append("Such a model fails at what must go as well, which is no sign of forgetting.")
     return sentences
+
+
+def _destroyed(findings: Findings) -> bool:
+    """Whether half of what the base model had of anything that must stay is gone, or its fluency."""
+    for column in findings.leading("retain"):
+        base, merged = findings.score(BASE.name, column), findings.score(MERGED.name, column)
+        floor = findings.chance(column) or 0.0
+        if base is None or merged is None or not column.share or base.value <= floor:
+            continue
+        point = keeping(findings, column, MARGIN)
+        lost = point is not None and point.status == BAD
+        if lost and column.higher_is_better and merged.value - floor <= (base.value - floor) / 2:
+            return True
+    return _wrecked(findings)
 
 
 def _wrecked(findings: Findings) -> bool:
@@ -508,8 +546,8 @@ def _compared(findings: Findings, contests: Sequence[Contest], beside: Sequence[
     if joint:
         words = "both damaged the model" if merged else f"joint unlearning damaged the model ({'; '.join(joint)})"
     else:
-        words = "joint unlearning left the rest as it was, and SPUNGE did not"
-    return [f"The two cannot be compared: {words}.", *([] if merged else _controls(contests))]
+        words = "joint left the rest as it was, and SPUNGE did not"
+    return [f"SPUNGE and joint unlearning cannot be compared: {words}.", *([] if merged else _controls(contests))]
 
 
 def _against_joint(findings: Findings, contests: Sequence[Contest]) -> list[str]:
@@ -517,9 +555,9 @@ def _against_joint(findings: Findings, contests: Sequence[Contest]) -> list[str]
     joint = next((one for one in contests if one.rival == JOINT.name), None)
     if joint is None:
         return ["It was not compared with joint unlearning."]
-    at = f"At the same damage to the rest ({damage.budget(findings)})" if joint.matched else "At its own strength"
+    at = f"At the same damage to the rest ({damage.budget(findings)})" if joint.matched else "Each at its own strength,"
     rows = [(row, c) for c in findings.leading("forget") if (row := findings.comparison(MERGED.name, JOINT.name, c))]
-    by = f", by {_size(*rows[0])}" if len(rows) == 1 else ""
+    by = f", by {_size(*rows[0])}, n = {_count(rows[0][0])}" if len(rows) == 1 else ""
     enough = _enough(findings, *rows[0]) if len(rows) == 1 else ""
     words: dict[Word, str] = {
         "better": f"it forgot more than joint unlearning{by}",
@@ -547,12 +585,12 @@ def _at_one(findings: Findings) -> list[str]:
         for column in findings.leading("forget")
         if (row := findings.comparison(names.get(MERGED.name, ""), names.get(JOINT.name, ""), column))
     ]
-    at = f"At λ = 1 it does damage of {kl(both[0])} and joint of {kl(both[1])}"
+    unlike = f"SPUNGE does damage of {kl(both[0])} there and joint of {kl(both[1])}: that is not like for like"
     if not rows:
-        return [f"{at}, which cannot be compared."]
+        return [f"At λ = 1 they cannot be compared: {unlike}."]
     word = _together([word_for(findings, row, column) for row, column in rows])
-    at_one = {"better": "forgot more than joint there", "worse": "forgot less than joint there"}
-    return [f"{at}; it {at_one.get(word, f'is {word} there')}, which is no fair comparison."]
+    at_one = {"better": "forgot more than joint", "worse": "forgot less than joint"}
+    return [f"At λ = 1 it {at_one.get(word, f'is {word}')}, but {unlike}."]
 
 
 def _controls(contests: Sequence[Contest]) -> list[str]:
@@ -563,16 +601,18 @@ def _controls(contests: Sequence[Contest]) -> list[str]:
         "not told apart": "not told apart from {}", "not comparable": "not comparable with {}",
         "it depends": "better or worse than {} by which damage is matched",
     }  # fmt: skip
-    met: dict[str, Word] = {one.rival: one.word for one in contests if one.rival != JOINT.name}
-    by_word: dict[Word, list[str]] = {}
-    for rival, word in met.items():
-        by_word.setdefault(word, []).append(phrase_of(rival))
-    parts = [words[word].format(" and ".join(rivals)) for word, rivals in by_word.items()]
-    sentences = [f"On what must go it is {', '.join(parts)}."] if parts else []
+    met = {one.rival: one for one in contests if one.rival != JOINT.name}
+    parts = [
+        words[one.word].format(phrase_of(one.rival))
+        + (f" (by {one.size})" if one.size and one.word in ("better", "worse") else "")
+        for one in met.values()
+    ]
+    sentences = [f"Of the controls, it is {'; '.join(parts)}."] if parts else []
+    gained = any(one.word in ("better", "better in places") for one in contests if one.rival != RANDOM_SPLIT.name)
     if RANDOM_SPLIT.name not in met:
         return [*sentences, "A random split was not run: what the attribute earns is not known."]
-    if met[RANDOM_SPLIT.name] not in ("better", "better in places"):
-        sentences.append("What it gains need not come from the attribute.")
+    if gained and met[RANDOM_SPLIT.name].word not in ("better", "better in places"):
+        sentences.append("So what it gains may come of splitting and merging alone, not of what was split by.")
     return sentences
 
 
@@ -590,7 +630,7 @@ def _seeds(findings: Findings) -> list[str]:
     """What the seeds leave open: one says nothing of the method, several may disagree."""
     seeds = findings.results["provenance"]["seeds"]
     if len(seeds) < 2:
-        return ["All this is of one seed: another training may differ."]
+        return ["This is one seed: of another training the intervals say nothing."]
     sentences = []
     for column in findings.leading("forget"):
         apart = [
@@ -605,27 +645,44 @@ def _seeds(findings: Findings) -> list[str]:
         if spread and min(apart) < 0 < max(apart) and spread.seed_variance > spread.unit_variance:
             more = sum(value > 0 for value in apart)
             sentences.append(
-                f"The {len(apart)} seeds disagree: on {where(column)} it forgot more than joint in {more} of them."
+                f"The {len(apart)} seeds disagree: on {where(column)} SPUNGE forgot more than joint in {more}, less in "
+                f"{sum(value < 0 for value in apart)}."
             )
     return sentences
 
 
-def _forgot(findings: Findings, points: Sequence[Point]) -> str:
-    bound = at_most(findings)
-    statuses = {point.status for point in points}
+def _forgot(findings: Findings, points: Sequence[Point], retained: Sequence[Point]) -> list[str]:
+    """What is gone, at which λ, and whether the rest stayed."""
+    bound, statuses = at_most(findings), {point.status for point in points}
+    strength = next((one for one in damage.by_variant(findings) if one.variant == MERGED.name), None)
+    at = "" if strength is None else f", at λ = {strength.scale:.3g}"
+    kept = f"kept the rest within {100 * MARGIN:.0f} %"
+    worst, rest = _worst(points), _worst(retained)
     if points and bound is not None and bound <= SMALL and statuses == {UNSURE}:
-        return f"SPUNGE forgot nothing measurable (at most {max(1, round(100 * bound))} % of what it should)"
-    shares = _present(forgotten(findings, column) for column in findings.leading("forget"))
-    least = min((low if low is not None else 0.0 for _, low, _, _ in shares), default=0.0)
-    amount = "nearly all" if least >= NEARLY_ALL else "most" if least >= MOST else "some"
-    number = _forgotten_number(findings, points)
-    share = f" ({number.text})" if number.value is not None else ""
-    return {
-        GOOD: f"SPUNGE forgot {amount} of what it should{share}",
-        BAD: "Something is wrong with what SPUNGE forgot",
-        UNSURE: f"It is not shown that SPUNGE forgot all it should{_few(findings)}",
-        None: "Nothing here measures what must go",
-    }[_worst(points)]
+        first = f"SPUNGE forgot nothing measurable (at most {max(1, round(100 * bound))} % of what it should{at})"
+    elif worst == GOOD:
+        shares = _present(forgotten(findings, column) for column in findings.leading("forget"))
+        least = min((low if low is not None else 0.0 for _, low, _, _ in shares), default=0.0)
+        amount = "nearly all" if least >= NEARLY_ALL else "most" if least >= MOST else "some"
+        number = _forgotten_number(findings, points)
+        share = f" ({number.text}{at})" if number.value is not None else ""
+        first = f"SPUNGE forgot {amount} of what it should{share}"
+        if rest == GOOD:
+            return [f"{first}, and {kept}."]
+        if rest == BAD:
+            first += "; part of that may be the damage"
+    elif worst == BAD:
+        first = " ".join(point.text for point in points if point.status == BAD).rstrip(".")
+    else:
+        first = {UNSURE: f"It is not shown that SPUNGE forgot all it should{_few(findings)}", None: _NO_FORGET}[worst]
+    words = {
+        GOOD: [f"It {kept}."], BAD: [], UNSURE: ["Whether enough of the rest stayed is not settled."],
+        None: ["Nothing measures what must stay."],
+    }  # fmt: skip
+    return [f"{first}.", *words[rest]]
+
+
+_NO_FORGET = "Nothing here measures what must go"
 
 
 def _few(findings: Findings) -> str:
@@ -638,15 +695,6 @@ def at_most(findings: Findings) -> float | None:
     shares = [forgotten(findings, column) for column in findings.leading("forget")]
     bounds = [share[2] for share in shares if share is not None and share[2] is not None]
     return max(0.0, *bounds) if bounds and len(bounds) == len(shares) else None
-
-
-def _rest(points: Sequence[Point]) -> str:
-    return {
-        GOOD: ", and kept the rest",
-        BAD: "",
-        UNSURE: "; whether enough of the rest stayed is not settled",
-        None: "; nothing measures what must stay",
-    }[_worst(points)]
 
 
 def _forgotten_number(findings: Findings, points: Sequence[Point]) -> Number:
@@ -761,7 +809,7 @@ def _size(row: Comparison, column: Column) -> str:
     low, high = sorted(abs(end) for end in row.ends) if row.stands else row.ends
     digits = decimals(low * factor, high * factor)
     ends = f"[{_plain(low * factor, digits)}, {_plain(high * factor, digits)}]"
-    return f"{_plain(abs(row.difference) * factor, digits)}{unit} {ends}, n = {_count(row)}"
+    return f"{_plain(abs(row.difference) * factor, digits)}{unit} {ends}"
 
 
 def _count(row: Comparison) -> str:
