@@ -675,8 +675,9 @@ def _forgot(findings: Findings, points: Sequence[Point], retained: Sequence[Poin
         first = " ".join(point.text for point in points if point.status == BAD).rstrip(".")
     else:
         first = {UNSURE: f"It is not shown that SPUNGE forgot all it should{_few(findings)}", None: _NO_FORGET}[worst]
+    who = "SPUNGE" if worst == BAD else "It"
     words = {
-        GOOD: [f"It {kept}."], BAD: [], UNSURE: ["Whether enough of the rest stayed is not settled."],
+        GOOD: [f"{who} {kept}."], BAD: [], UNSURE: ["Whether enough of the rest stayed is not settled."],
         None: ["Nothing measures what must stay."],
     }  # fmt: skip
     return [f"{first}.", *words[rest]]
