@@ -71,7 +71,7 @@ def test_its_metric_reaches_table_figure_and_verdict(outside: dict[str, Any], tm
     written = (run / "report" / "results.md").read_text()
     assert "gone likeness\u00a0↓" in written
     assert "left likeness\u00a0↑" in written
-    assert re.search(r"On “gone”, likeness of the words", written)
+    assert re.search(r"On “gone”, likeness of the words", (run / "report" / "index.html").read_text())
     figures = {
         file.name.split("-")[0].removesuffix(".svg"): file.read_text()
         for file in (run / "report" / "figures").iterdir()

@@ -75,6 +75,9 @@ def outside(paths: set[str], *roots: str | Path) -> list[str]:
 
 def test_it_reads_what_it_names_and_spunge_itself(seen: dict[str, set[str]], folder: Path, tiny_model: Path) -> None:
     installed = [sys.prefix, sys.base_prefix, Path(spunge.__file__).parents[2], *filter(None, sys.path)]
+    git = Path(spunge.__file__).parents[2] / ".git"
+    if git.is_file():  # the checkout is a further working tree; its commit stands in the first one's repository
+        installed.append(Path(git.read_text().removeprefix("gitdir:").strip()).parents[1])
     machine = [
         "/proc",
         "/sys",

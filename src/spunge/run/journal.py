@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -236,19 +235,30 @@ class Journal:
 
 @cache
 def commit() -> str | None:
-    """Returns the commit of a checkout of Spunge, with a plus where it was changed since; None of an installed one.
+    """Returns the commit of a checkout of Spunge; None of an installed one.
 
-    A copy installed into a project's own environment lies within that project's repository, which is not asked.
+    A copy installed into a project's own environment lies within that project's repository, which is not asked. Git's
+    files are read and git is not called: a run starts no programs.
     """
     root = Path(__file__).parents[3]
-    if not ((root / ".git").exists() and (root / "src" / "spunge").is_dir()):
+    if not (root / "src" / "spunge").is_dir():
         return None
-    asked = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
     try:
-        answer = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):  # no git, or not the owner's checkout: a page without a commit
+        directory = root / ".git"
+        if directory.is_file():  # a further working tree names its own
+            directory = Path(directory.read_text(encoding="utf-8").removeprefix("gitdir:").strip())
+        head = (directory / "HEAD").read_text(encoding="utf-8").strip()
+        if not head.startswith("ref: "):
+            return head[:12]
+        shared = directory / "commondir"
+        common = directory / shared.read_text(encoding="utf-8").strip() if shared.exists() else directory
+        branch = common / head.removeprefix("ref: ")
+        if branch.exists():
+            return branch.read_text(encoding="utf-8")[:12]
+        packed = (common / "packed-refs").read_text(encoding="utf-8").splitlines()
+        return next((line[:12] for line in packed if line.endswith(f" {head.removeprefix('ref: ')}")), None)
+    except OSError:  # no checkout, or not one that may be read: a page without a commit
         return None
-    return answer.stdout.strip() or None
 
 
 def environment(device: str) -> dict[str, Any]:
