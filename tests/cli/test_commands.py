@@ -111,7 +111,12 @@ def test_single_steps_without_a_recipe(world: dict[str, Any], write_recipe: Writ
             *common, "--forget", "part=forget.jsonl", "--seed", str(number), "--out", f"tv{number}", cwd=tmp_path
         )
         assert done.returncode == 0, done.stderr
+        assert re.search(r"changed parameters, norm [\d.]+, of \d+ rows", done.stdout)
     assert TaskVector.load(tmp_path / "tv1").provenance["method"] == "rmu"
+    refused(spunge(*common, "--forget", "retain.jsonl", "--out", "new", cwd=tmp_path), "cannot both go and stay")
+    (tmp_path / "lines.txt").write_text("a1 a2\n" * 60)
+    done = spunge(*common, "--forget", "lines.txt", "--out", "paragraph", cwd=tmp_path)
+    assert "spunge: warning: lines.txt: its 60 lines are one paragraph" in done.stderr
 
     done = spunge("merge", "tv1", "--base", model, "tv2", "density=0.5", "--out", "merged", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from spunge.merging import AsAdapter, AsCheckpoint, AsTaskVector, Form
 from spunge.report import artifacts
 from spunge.rows.items import RUN_FORMAT
 from spunge.rows.sources import Corpus, Source, concatenate, load_corpus
+from spunge.run.cautions import cautions_of_sets
 from spunge.run.evaluate import Evaluate
 from spunge.run.journal import environment
 from spunge.run.keys import key
@@ -72,9 +75,9 @@ def unlearn(
     """
     base = Base(step.base)
     base.model.directory(weights=False)
-    rows = _topics(forget)
+    rows, retained = _load(forget, retain)
     name = f"subset:{next(iter(forget))}" if len(forget) == 1 and "" not in forget else "forget"
-    task = Unlearn("subset", name, base, unlearner, rows, load_corpus(retain) if retain else None, step.seed)
+    task = Unlearn("subset", name, base, unlearner, rows, retained, step.seed)
     task_key = key(task.stage, task.inputs)
     with _together(unlearner, step.device) as (device, first), ExitStack() as stack:
         if not first:
@@ -265,11 +268,20 @@ def search(
     from spunge.steering.search import Grid
     from spunge.steering.search import search as find
 
-    forget_rows, retain_rows = _topics(forget), load_corpus(retain)
+    forget_rows, retain_rows = _load(forget, retain)
+    assert retain_rows is not None  # the command requires it
     resident = Resident(choose_device(step.device))
     with new_directory(step.out) as directory, tempfile.TemporaryDirectory() as scratch:
         work = Work(resident, directory, Path(scratch), step.seed, step.progress)
         return find(settings, step.base, forget_rows, retain_rows, work, Grid(layers))
+
+
+def _load(forget: Mapping[str, Sequence[Source]], retain: Sequence[Source]) -> tuple[Corpus, Corpus | None]:
+    """Loads both sets, and warns of what is odd in them: of a recipe's, its plan does."""
+    rows, retained = _topics(forget), load_corpus(retain) if retain else None
+    for caution in cautions_of_sets([*chain.from_iterable(forget.values()), *retain], rows, retained):
+        warnings.warn(caution, stacklevel=2)
+    return rows, retained
 
 
 def _topics(forget: Mapping[str, Sequence[Source]]) -> Corpus:

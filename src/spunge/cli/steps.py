@@ -69,7 +69,8 @@ def unlearn(
         step = standalone.Step(model, out, seed, device, check_dtype(dtype), progress)
         vector = standalone.unlearn(step, unlearner, topics, retained)
     if not quiet:
-        screen.print(f"{out}: {len(vector)} changed parameters, norm {vector.norm:.4g}")
+        rows = vector.provenance["data"]["rows"]
+        screen.print(f"{out}: {len(vector)} changed parameters, norm {vector.norm:.4g}, of {rows} rows")
         if reach := vector.provenance.get("adapter_reach"):
             screen.print(
                 f"  the adapter reaches {reach['adapted']:.1%} of the parameters; {reach['fused_experts']:.1%} are "

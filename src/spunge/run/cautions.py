@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from spunge.errors import ArtifactError, DataError
@@ -30,11 +30,38 @@ def cautions_of_rows(experiment: Experiment, rows: Rows) -> list[str]:
     Raises:
         DataError: Nobody can mean what they say.
     """
+    retained = experiment.retain.sources if experiment.retain else ()
     return [
-        *_check_sets(experiment, rows),
+        *cautions_of_sets((*experiment.forget.sources, *retained), rows.forget, rows.retain),
         *_check_scales(experiment),
         *(line for evaluator in experiment.evaluate for line in _check_suite(evaluator, experiment, rows.forget)),
     ]
+
+
+def cautions_of_sets(sources: Iterable[Source], forget: Corpus, retain: Corpus | None) -> list[str]:
+    """Returns what a forget and a retain set give cause to know, each with its remedy.
+
+    Args:
+        sources: Where the rows of both come from.
+        forget: The rows to forget.
+        retain: The rows to keep.
+
+    Raises:
+        DataError: All that is to go is to stay too.
+    """
+    cautions = [line for source in sources for line in _check_paragraphs(source)]
+    shared = shared_rows(forget, retain) if retain is not None else 0
+    if shared and shared == len(forget):
+        raise DataError(
+            f"forget and retain: all {shared} forget rows stand in the retain set too, and cannot both go and stay: "
+            "give other retain rows"
+        )
+    if shared:
+        cautions.append(
+            f"{shared} of {len(forget)} forget rows stand in the retain set too, and are kept while they are "
+            "unlearned: take them out of one of the two."
+        )
+    return cautions
 
 
 def cautions_of_subsets(tasks: Sequence[object]) -> list[str]:
@@ -71,23 +98,6 @@ def refuse_foreign(directory: Path) -> None:
             )
 
 
-def _check_sets(experiment: Experiment, rows: Rows) -> Iterator[str]:
-    retained = experiment.retain.sources if experiment.retain else ()
-    for source in (*experiment.forget.sources, *retained):
-        yield from _check_paragraphs(source)
-    if rows.retain is None or not (shared := shared_rows(rows.forget, rows.retain)):
-        return
-    if shared == len(rows.forget):
-        raise DataError(
-            f"forget and retain: all {shared} forget rows stand in the retain set too, and cannot both go and stay: "
-            "give other retain rows"
-        )
-    yield (
-        f"{shared} of {len(rows.forget)} forget rows stand in the retain set too, and are kept while they are "
-        "unlearned: take them out of one of the two."
-    )
-
-
 def _check_paragraphs(source: Source) -> Iterator[str]:
     path = locate(source.path)
     if source.lines or not path.is_file() or not {".txt", ".text"} & {suffix.lower() for suffix in path.suffixes}:
@@ -97,7 +107,7 @@ def _check_paragraphs(source: Source) -> Iterator[str]:
     if lines >= _MANY_LINES and texts == 1:
         yield (
             f"{source.path}: its {lines} lines are one paragraph, and so one row, as texts are parted by blank lines: "
-            "set `lines: true` in the source where every line is a text."
+            "where every line is a text, set `lines: true` in the source, or put blank lines between them."
         )
 
 
