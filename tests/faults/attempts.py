@@ -209,7 +209,8 @@ def made(runs: Path) -> dict[str, Any]:
         elif file.name == "manifest.json":
             manifest = json.loads(file.read_text())
             stages = [{key: stage[key] for key in ("stage", "name", "seed", "key")} for stage in manifest["stages"]]
-            found[name] = {**manifest, "stages": stages, "command": None, "files": [*manifest["files"]]}
+            measured = {"command": None, "checksum": None}
+            found[name] = {**manifest, **measured, "stages": stages, "files": [*manifest["files"]]}
         elif file.name == "results.json":
             found[name] = {**json.loads(file.read_text()), "provenance": None}
         else:
