@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,6 +152,19 @@ def test_single_steps_without_a_recipe(world: dict[str, Any], write_recipe: Writ
     assert "accuracy ↓" in done.stdout
     assert re.search(r"\d %\s+\S?\s*\[\d", done.stdout), done.stdout
     assert "nan" not in done.stdout
+
+
+def test_a_token_without_a_row_is_refused_without_a_recipe_too(world: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    model = shutil.copytree(world["model"]["id"], tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["zzz"])
+    tokenizer.save_pretrained(model)
+    (tmp_path / "new.jsonl").write_text('{"text": "a1 a2"}\n{"text": "a1 zzz"}\n')
+    words = ("unlearn", "--model", model, "--forget", "new.jsonl", "--retain", "retain.jsonl", "layer=2")
+    refused(spunge(*words, "--out", "new", cwd=tmp_path), r"row 2 has the token 'zzz'")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_recipe_takes_what_a_search_found(world: dict[str, Any], write_recipe: Write, tmp_path: Path) -> None:

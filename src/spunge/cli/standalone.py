@@ -37,6 +37,7 @@ from spunge.training.settings import Tuning
 from spunge.variants import MERGED
 from spunge.weights.checkpoint import export as write_checkpoint
 from spunge.weights.language_model import LanguageModel, Resident, linear_names
+from spunge.weights.shape import check_tokens
 from spunge.weights.task_vector import TaskVector
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def unlearn(
     """
     base = Base(step.base)
     base.model.directory(weights=False)
-    rows, retained = _load(forget, retain)
+    rows, retained = _load(step, forget, retain)
     name = f"subset:{next(iter(forget))}" if len(forget) == 1 and "" not in forget else "forget"
     task = Unlearn("subset", name, base, unlearner, rows, retained, step.seed)
     task_key = key(task.stage, task.inputs)
@@ -268,7 +269,7 @@ def search(
     from spunge.steering.search import Grid
     from spunge.steering.search import search as find
 
-    forget_rows, retain_rows = _load(forget, retain)
+    forget_rows, retain_rows = _load(step, forget, retain)
     assert retain_rows is not None  # the command requires it
     resident = Resident(choose_device(step.device))
     with new_directory(step.out) as directory, tempfile.TemporaryDirectory() as scratch:
@@ -276,11 +277,13 @@ def search(
         return find(settings, step.base, forget_rows, retain_rows, work, Grid(layers))
 
 
-def _load(forget: Mapping[str, Sequence[Source]], retain: Sequence[Source]) -> tuple[Corpus, Corpus | None]:
-    """Loads both sets, and warns of what is odd in them: of a recipe's, its plan does."""
+def _load(step: Step, forget: Mapping[str, Sequence[Source]], retain: Sequence[Source]) -> tuple[Corpus, Corpus | None]:
+    """Loads both sets, warns of what is odd in them and refuses what the model cannot read: a recipe's plan does so."""
     rows, retained = _topics(forget), load_corpus(retain) if retain else None
     for caution in cautions_of_sets([*chain.from_iterable(forget.values()), *retain], rows, retained):
         warnings.warn(caution, stacklevel=2)
+    for corpus in (rows, retained):
+        check_tokens(step.base, corpus.texts if corpus is not None else ())
     return rows, retained
 
 
