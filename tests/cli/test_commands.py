@@ -154,7 +154,9 @@ def test_single_steps_without_a_recipe(world: dict[str, Any], write_recipe: Writ
     assert "nan" not in done.stdout
 
 
-def test_a_token_without_a_row_is_refused_without_a_recipe_too(world: dict[str, Any], tmp_path: Path) -> None:
+def test_a_token_without_a_row_is_refused_without_a_recipe_too(
+    world: dict[str, Any], write_recipe: Write, tmp_path: Path
+) -> None:
     from transformers import AutoTokenizer
 
     model = shutil.copytree(world["model"]["id"], tmp_path / "model")
@@ -164,6 +166,13 @@ def test_a_token_without_a_row_is_refused_without_a_recipe_too(world: dict[str, 
     (tmp_path / "new.jsonl").write_text('{"text": "a1 a2"}\n{"text": "a1 zzz"}\n')
     words = ("unlearn", "--model", model, "--forget", "new.jsonl", "--retain", "retain.jsonl", "layer=2")
     refused(spunge(*words, "--out", "new", cwd=tmp_path), r"row 2 has the token 'zzz'")
+    finetune = ("finetune", "--model", model, "--data", "new.jsonl")
+    refused(spunge(*finetune, "--out", "new", cwd=tmp_path), r"row 2 has the token 'zzz'")
+    items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    items[1]["question"] += " zzz"
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    asked = ("evaluate", "--model", model, "--suite", write_recipe(world))
+    refused(spunge(*asked, "--out", "new", cwd=tmp_path), r"has the token 'zzz'")
     assert not (tmp_path / "new").exists()
 
 

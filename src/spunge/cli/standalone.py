@@ -202,6 +202,8 @@ def evaluate(step: Step, evaluators: Sequence[Evaluator], task_vector: Path | No
         SpungeError: Something is missing or wrong; `step.out` does not exist afterwards.
     """
     base = Base(step.base)
+    for evaluator in evaluators:
+        evaluator.forecast(base.model)  # refuses what a plan would, such as a token without a row
     name, artifact = "base", None
     if task_vector is not None:
         checkpoint = base.model.checkpoint()
@@ -243,6 +245,7 @@ def finetune(step: Step, settings: Tuning, sources: Sequence[Source]) -> Path:
     from spunge.training.goals import finetune
 
     rows = load_corpus(sources)
+    check_tokens(step.base, rows.texts)
     with _together(settings, step.device) as (device, first), tempfile.TemporaryDirectory() as scratch:
         progress = step.progress if first else silent
         return finetune(
