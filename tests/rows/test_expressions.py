@@ -178,3 +178,26 @@ def test_polars_reads_files_when_it_is_not_checked(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("secret\n1\n")
     with pytest.raises(pl.exceptions.ColumnNotFoundError, match="secret"):
         pl.sql_expr(f"n IN (SELECT n FROM read_csv('{tmp_path / 'rows.csv'}'))")
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "1" + "+1" * 4_900 + " > 0",
+        " OR ".join(["a = 1"] * 800),
+        "a" + " || a" * 900 + " = 'x'",
+        "NOT " * 2_000 + "(a = 1)",
+        "a = " + "- " * 3_000 + "1",
+    ],
+)
+def test_a_long_chain_is_refused_before_polars_takes_minutes_or_the_process_with_it(expression: str) -> None:
+    with pytest.raises(ValueError, match="more than 400 operators"):
+        check(expression)
+
+
+def test_many_values_and_a_chain_of_some_length_are_read() -> None:
+    rows = Corpus(pl.DataFrame({"text": ["1", "2"], "a": [1, 2]}))
+    assert rows.where(f"a IN ({', '.join(map(str, range(2, 1_800)))})").texts == ["2"]
+    assert rows.where(" OR ".join(["a = 1"] * 100)).texts == ["1"]
+    with pytest.raises(DataError, match=r"column IN \(…\)"):
+        rows.where(" OR ".join(["a = 1"] * 300))
