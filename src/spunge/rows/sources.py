@@ -173,23 +173,24 @@ class Corpus:
         Raises:
             DataError: The expression cannot be evaluated on these columns.
         """
+        shown = repr(expression if len(expression) <= 200 else f"{expression[:200]}…")
         try:
             expressions.check(expression)
         except ValueError as error:
-            raise DataError(f"{label}: {error} (in {expression[:200]!r})") from error
+            raise DataError(f"{label}: {error} (in {shown})") from error
         try:
             with expressions.panics_unheard():
                 values = self.rows.select(pl.sql_expr(expression).alias("_"))["_"]
         except pl.exceptions.PanicException as error:
-            raise DataError(f"{label}: cannot evaluate {expression!r}: polars panics: {first_line(error)}") from error
+            raise DataError(f"{label}: cannot evaluate {shown}: polars panics: {first_line(error)}") from error
         except pl.exceptions.PolarsError as error:
             reason = f"{first_line(error)}; {_columns_in_words(self.rows)}"
             names = [name for name in re.findall(r'"([^"]*)"', expression) if name not in self.rows.columns]
             if names:  # SQL's double quotes are for the names of columns
                 reason += f"; text stands in single quotes: '{names[0]}'"
-            raise DataError(f"{label}: cannot evaluate {expression!r}: {reason}") from error
+            raise DataError(f"{label}: cannot evaluate {shown}: {reason}") from error
         if len(values) not in (1, len(self)):
-            raise DataError(f"{label}: {expression!r} gives {len(values)} values for {len(self)} rows")
+            raise DataError(f"{label}: {shown} gives {len(values)} values for {len(self)} rows")
         return values if len(values) == len(self) else values.new_from_index(0, len(self))  # one for all
 
 
