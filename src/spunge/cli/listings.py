@@ -28,9 +28,7 @@ def recipes() -> None:
 
 
 def methods(
-    name: Annotated[
-        str | None, typer.Argument(help="one method, with every setting's default, range and meaning")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="One of them, with defaults, ranges and meanings.")] = None,
 ) -> None:
     """Lists every method with its settings, or shows one whole."""
     from spunge.errors import RecipeError
@@ -53,11 +51,11 @@ def methods(
 
 def _described(name: str, section: str, kind: type[BaseModel]) -> Iterator[str]:
     """Yields the lines on one method: what it is and whose, an example, and its settings."""
+    from spunge.recipe import mistakes
+
     yield from (inspect.getdoc(sys.modules[kind.__module__]) or "").splitlines()
-    key = "by" if "by" in kind.model_fields else "method"
-    fields = {
-        field.alias or label: field for label, field in kind.model_fields.items() if label not in ("by", "method")
-    }
+    key = mistakes.discriminator(kind)
+    fields = {field.alias or label: field for label, field in kind.model_fields.items() if label != key}
     required = "".join(f", {label}: …" for label, field in fields.items() if field.is_required())
     example = f"{{{key}: {name}{required}}}"
     yield from ("", f"{section}: {example if section != 'evaluate' else f'[{example}]'}", "")

@@ -35,7 +35,6 @@ from spunge.settings import Settings
 from spunge.steering.settings import SteeredUnlearner
 from spunge.training.settings import Tuning
 from spunge.variants import MERGED
-from spunge.weights import seal
 from spunge.weights.checkpoint import export as write_checkpoint
 from spunge.weights.language_model import LanguageModel, Resident, linear_names
 from spunge.weights.shape import check_tokens
@@ -203,7 +202,6 @@ def evaluate(step: Step, evaluators: Sequence[Evaluator], task_vector: Path | No
         SpungeError: Something is missing or wrong; `step.out` does not exist afterwards.
     """
     base = Base(step.base)
-    seal.verify(base.model.directory(weights=False), weights=False)  # before anything of it is read
     for evaluator in evaluators:
         evaluator.forecast(base.model)  # refuses what a plan would, such as a token without a row
     name, artifact = "base", None

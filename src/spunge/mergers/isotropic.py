@@ -39,15 +39,13 @@ class Isotropic(Merger):
         from spunge import merging
 
         whole = merging.decompose(merging.total(deltas))
+        if not whole.rank:  # nothing changes this matrix, or the variants cancel out
+            return torch.zeros_like(deltas[0])
         private = int(whole.rank * (1 - self.common)) // len(deltas)
         shared = whole.leading(whole.rank - private * len(deltas))
         spectra = [shared]
         for delta in deltas:
-            delta = delta.double()
+            delta = delta.double()  # one at a time: all at once would double what the merge holds
             spectra.append(merging.decompose(delta - shared.left @ (shared.left.T @ delta)).leading(private))
-        values = torch.cat([spectrum.values for spectrum in spectra])
-        if not len(values):  # nothing changes this matrix
-            return torch.zeros_like(deltas[0])
-        left = merging.orthogonalise(torch.cat([spectrum.left for spectrum in spectra], dim=1))
-        right = merging.orthogonalise(torch.cat([spectrum.right for spectrum in spectra], dim=1))
-        return values.mean() * (left @ right.T)
+        joined = merging.join(spectra)
+        return joined.values.mean() * (joined.left @ joined.right.T)

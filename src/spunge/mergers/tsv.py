@@ -30,12 +30,8 @@ class Tsv(Merger):
 
 
 def _combine(deltas: Tensor) -> Tensor:
-    import torch
-
     from spunge import merging
 
     share = max(min(deltas.shape[1:]) // len(deltas), 1)
-    spectra = [merging.decompose(delta).leading(share) for delta in deltas]
-    left = merging.orthogonalise(torch.cat([spectrum.left for spectrum in spectra], dim=1))
-    right = merging.orthogonalise(torch.cat([spectrum.right for spectrum in spectra], dim=1))
-    return (left * torch.cat([spectrum.values for spectrum in spectra])) @ right.T
+    joined = merging.join([merging.decompose(delta).leading(share) for delta in deltas])
+    return (joined.left * joined.values) @ joined.right.T

@@ -8,16 +8,12 @@ long the task vectors are. The problem is quadratic, so here it is solved: Î” (Î
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Literal
 
 from spunge.interfaces import Block, Merger, Needs
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_LOOKED_UP = re.compile(r"embed|\bw[tp]e\b")
-"""Names of embeddings, whose rows are looked up and multiply no input: they are averaged."""
 
 
 class Wudi(Merger):
@@ -30,8 +26,9 @@ class Wudi(Merger):
 
     def combine(self, block: Block) -> Tensor:
         from spunge import merging
+        from spunge.weights.adapter import names_embedding
 
-        return merging.average(block) if _LOOKED_UP.search(block.tensor) else merging.by_matrix(block, _combine)
+        return merging.average(block) if names_embedding(block.tensor) else merging.by_matrix(block, _combine)
 
 
 def _combine(deltas: Tensor) -> Tensor:

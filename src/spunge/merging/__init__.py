@@ -17,7 +17,7 @@ from spunge.merging.grams import Grams, batches_of, gram_matrices
 from spunge.merging.job import BLOCK, Options
 from spunge.merging.kernels import average, disjoint_mean, elect, mean, total, trimmed, uniform, weighted
 from spunge.merging.sources import check_base, open_variant, open_variants, select
-from spunge.merging.spectra import Spectrum, by_matrix, decompose, orthogonalise
+from spunge.merging.spectra import Spectrum, by_matrix, decompose, join
 
 __all__ = [
     "BLOCK",
@@ -40,13 +40,13 @@ __all__ = [
     "disjoint_mean",
     "elect",
     "gram_matrices",
+    "join",
     "leading_svd",
     "lost_to_rounding",
     "mean",
     "merge",
     "open_variant",
     "open_variants",
-    "orthogonalise",
     "select",
     "total",
     "trimmed",

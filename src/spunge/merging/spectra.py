@@ -9,7 +9,7 @@ that no variant changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -53,7 +53,7 @@ def decompose(matrix: Tensor) -> Spectrum:
     return Spectrum(left[:, :rank], values[:rank], right[:rank].T)
 
 
-def orthogonalise(columns: Tensor) -> Tensor:
+def _orthogonalise(columns: Tensor) -> Tensor:
     """Returns the matrix of orthonormal columns nearest to these: the polar factor, on their own span.
 
     Columns that depend on each other, as those of two equal variants, share what they have: the factor's null
@@ -61,6 +61,15 @@ def orthogonalise(columns: Tensor) -> Tensor:
     """
     spectrum = decompose(columns)
     return spectrum.left @ spectrum.right.T
+
+
+def join(spectra: Sequence[Spectrum]) -> Spectrum:
+    """Returns the triples of several matrices as those of one: their vectors side by side, made orthogonal."""
+    return Spectrum(
+        _orthogonalise(torch.cat([spectrum.left for spectrum in spectra], dim=1)),
+        torch.cat([spectrum.values for spectrum in spectra]),
+        _orthogonalise(torch.cat([spectrum.right for spectrum in spectra], dim=1)),
+    )
 
 
 def by_matrix(block: Block, combine: Callable[[Tensor], Tensor]) -> Tensor:

@@ -48,10 +48,15 @@ def models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from models(inner)
 
 
+def discriminator(kind: type[BaseModel]) -> str | None:
+    """Returns the setting that tells a method from others of its kind; None where nothing does."""
+    return next((name for name in ("method", "by") if name in kind.model_fields), None)
+
+
 def tag(kind: type[BaseModel]) -> str | None:
     """Returns the name that a recipe calls a method by."""
-    field = kind.model_fields.get("method") or kind.model_fields.get("by")
-    return field.default if field else None
+    name = discriminator(kind)
+    return kind.model_fields[name].default if name else None
 
 
 def near(name: str, candidates: Iterable[str]) -> str:
@@ -104,9 +109,9 @@ def _reason(error: Any, root: Any, path: Sequence[int | str]) -> str:
     if kind == "missing":
         return "this setting is required"
     if kind == "union_tag_invalid":
-        return f"unknown {_discriminator(error)} {error['ctx']['tag']!r}"
+        return f"unknown {_wanted_discriminator(error)} {error['ctx']['tag']!r}"
     if kind == "union_tag_not_found":
-        return f"say its {_discriminator(error)}"
+        return f"say its {_wanted_discriminator(error)}"
     if kind == "value_error":
         return str(error["ctx"]["error"])
     shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) or value is None else ""
@@ -120,7 +125,7 @@ def _written_out(value: Any, kinds: Sequence[type[BaseModel]]) -> str:
     """How somebody who wrote the one thing that matters has to spell its section; nothing where that is not known."""
     for kind in kinds:
         if tag(kind) == value:
-            return f": write {{{'by' if 'by' in kind.model_fields else 'method'}: {value}}}"
+            return f": write {{{discriminator(kind)}: {value}}}"
     for kind in kinds:
         required = [field.alias or name for name, field in kind.model_fields.items() if field.is_required()]
         if len(required) == 1:
@@ -129,7 +134,7 @@ def _written_out(value: Any, kinds: Sequence[type[BaseModel]]) -> str:
     return ""
 
 
-def _discriminator(error: Any) -> str:
+def _wanted_discriminator(error: Any) -> str:
     return error["ctx"]["discriminator"].strip("'")
 
 

@@ -497,9 +497,9 @@ def _damaged(findings: Findings) -> list[str]:
     sentences = []
     for name in [name for name in (MERGED.name, *RIVALS) if any(name == broken for _, broken in findings.unscored)]:
         suites = " and ".join(f"“{suite}”" for suite, broken in findings.unscored if broken == name)
-        verdict = "No verdict: " if name == MERGED.name else ""
-        who = phrase_of(name) if verdict else _capital(phrase_of(name))
-        sentences.append(f"{verdict}{who} gave NaN on {suites}: a broken model, and not one that forgot.")
+        none = "No verdict: " if name == MERGED.name else ""
+        sentence = f"{none}{phrase_of(name)} gave NaN on {suites}: a broken model, and not one that forgot."
+        sentences.append(_capital(sentence))
     if lost := damages(findings, MERGED.name):
         fluent = any(
             (point := keeping(findings, column, FLUENCY_MARGIN)) is not None and point.status == BAD
@@ -674,16 +674,16 @@ def _forgot(findings: Findings, points: Sequence[Point], retained: Sequence[Poin
     elif worst == BAD:
         first = " ".join(point.text for point in points if point.status == BAD).rstrip(".")
     else:
-        first = {UNSURE: f"It is not shown that SPUNGE forgot all it should{_few(findings)}", None: _NO_FORGET}[worst]
+        first = {
+            UNSURE: f"It is not shown that SPUNGE forgot all it should{_few(findings)}",
+            None: "Nothing here measures what must go",
+        }[worst]
     who = "SPUNGE" if worst == BAD else "It"
     words = {
         GOOD: [f"{who} {kept}."], BAD: [], UNSURE: ["Whether enough of the rest stayed is not settled."],
         None: ["Nothing measures what must stay."],
     }  # fmt: skip
     return [f"{first}.", *words[rest]]
-
-
-_NO_FORGET = "Nothing here measures what must go"
 
 
 def _few(findings: Findings) -> str:

@@ -12,7 +12,7 @@ from spunge.recipe.schema import Anchor
 from spunge.rows.sources import Corpus
 from spunge.run.identity import identity
 from spunge.run.merge import changed_numbers, input_grams
-from spunge.run.variant import Base, Variant
+from spunge.run.variant import Base, Variant, VariantTask
 from spunge.weights.shape import shape_of
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _TOKENS = 128
 
 
 @dataclass(frozen=True, eq=False)
-class AnchorToRetain:
+class AnchorToRetain(VariantTask):
     """The task that anchors one variant: another task vector, read at the same λ."""
 
     variant: Variant
@@ -31,16 +31,6 @@ class AnchorToRetain:
     retain: Corpus
     base: Base
     stage = "anchor"
-
-    @property
-    def name(self) -> str:
-        """The variant's."""
-        return self.variant.name
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return self.variant.seed
 
     @property
     def inputs(self) -> Mapping[str, Any]:
@@ -90,5 +80,5 @@ class AnchorToRetain:
         if "diagnostics" in notes:
             rounding = merging.lost_to_rounding(anchored, self.base.model.checkpoint())
             notes["diagnostics"] = {**notes["diagnostics"], "rounding": rounding}
-        before, after = vector.norm, anchored.norm
+        before, after = manifest["norm"], anchored.norm
         return {**notes, "norm": after, "anchored": len(grams), "left": after / before if before else 1.0}

@@ -18,7 +18,7 @@ from spunge.rows.items import mean_values
 from spunge.rows.sources import Corpus
 from spunge.run.identity import identity
 from spunge.run.matching import match
-from spunge.run.variant import Base, Variant
+from spunge.run.variant import Base, Variant, VariantTask
 from spunge.weights.shape import shape_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _COPIES = 3
 
 
 @dataclass(frozen=True, eq=False)
-class MatchDamage:
+class MatchDamage(VariantTask):
     """The task that measures one variant's damage along a line of λ, and matches it to every budget."""
 
     variant: Variant
@@ -52,21 +52,10 @@ class MatchDamage:
     stage = "damage"
 
     @property
-    def name(self) -> str:
-        """The variant's."""
-        return self.variant.name
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return self.variant.seed
-
-    @property
     def inputs(self) -> Mapping[str, Any]:
         """The weights at λ = 1, the texts or the suite, and the budgets."""
         return {
-            "base": self.base.identity,
-            "weights": self.variant.identity,
+            **self.weights,
             "texts": self.texts and self.texts.fingerprint,
             "others": self.others and self.others.fingerprint,
             "damage": {**identity(self.damage), "budgets": list(self.budgets)},

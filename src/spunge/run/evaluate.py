@@ -13,30 +13,13 @@ from spunge.rows.items import ItemTable, check_items, mean_values
 from spunge.run.identity import identity
 from spunge.run.keys import key
 from spunge.run.store import Artifact
-from spunge.run.variant import Base, Variant
+from spunge.run.variant import Base, Variant, VariantTask
 
 _ANSWERS = "answers.parquet"
 
 
-class _Asking:
-    """A task that puts something to one variant."""
-
-    variant: Variant
-    base: Base
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return self.variant.seed
-
-    @property
-    def weights(self) -> dict[str, Any]:
-        """What tells the variant's weights from others'; its name does not."""
-        return {"base": self.base.identity, "weights": self.variant.identity}
-
-
 @dataclass(frozen=True, eq=False)
-class Generate(_Asking):
+class Generate(VariantTask):
     """The task that has one variant write what an evaluation's scorers read."""
 
     variant: Variant
@@ -108,7 +91,7 @@ class Score:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluate(_Asking):
+class Evaluate(VariantTask):
     """The task that asks one variant one suite, or gathers what the steps of the suite found."""
 
     variant: Variant

@@ -99,11 +99,10 @@ def input_grams(
     from spunge import merging
     from spunge.weights.conversion import ParameterNames
 
-    model, tokenizer = work.resident.base(base)
-    stored = ParameterNames(model, base.checkpoint().tensors).renamed
-    names = {ours: theirs for ours, theirs in stored.items() if theirs in changed}
-
     def grams() -> Mapping[str, Tensor]:
+        model, tokenizer = work.resident.base(base)
+        stored = ParameterNames(model, base.checkpoint().tensors).renamed
+        names = {ours: theirs for ours, theirs in stored.items() if theirs in changed}
         batches = merging.batches_of(tokenizer, rows.texts[:limit], work.device)
         return merging.gram_matrices(model, names, batches, first_tokens=first_tokens)
 

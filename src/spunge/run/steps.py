@@ -196,7 +196,8 @@ def anchor(context: Context, variants: Sequence[Variant]) -> list[Variant]:
     settings, retain = context.experiment.anchor, context.rows.retain
     if settings is None or retain is None:
         return [*variants]
-    artifacts = context.executor.run([AnchorToRetain(one, settings, retain, context.base) for one in variants])
+    tasks = [AnchorToRetain(one, settings, retain, context.base) for one in variants]
+    artifacts = _run_each_once(context.executor, tasks)
     return [replace(one, artifact=artifact) for one, artifact in zip(variants, artifacts, strict=True)]
 
 

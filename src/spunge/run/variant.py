@@ -61,3 +61,25 @@ class Base:
     def identity(self) -> dict[str, Any]:
         """What results depend on."""
         return {"digest": self.digest, "dtype": self.model.dtype}
+
+
+class VariantTask:
+    """What the tasks that do something to one variant have in common."""
+
+    variant: Variant
+    base: Base
+
+    @property
+    def name(self) -> str:
+        """The variant's."""
+        return self.variant.name
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.variant.seed
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """What tells the variant's weights from others'; its name does not."""
+        return {"base": self.base.identity, "weights": self.variant.identity}

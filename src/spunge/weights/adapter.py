@@ -355,6 +355,11 @@ def stores_transposed(base: Checkpoint, name: str, *, default: bool = False) -> 
     return _LINEAR_CONV1D.fullmatch(name) is not None
 
 
+def names_embedding(name: str) -> bool:
+    """Whether a parameter's name is that of an embedding, whose rows are looked up and multiply no input."""
+    return re.search(r"embed|\bw[tp]e\b", name) is not None
+
+
 def check_target(name: str, shape: tuple[int, ...], names: Mapping[str, str] | None = None) -> None:
     """Raises IncompatibleTaskVectors, naming the tensor, unless LoRA factors of a linear layer can hold its change.
 
@@ -363,7 +368,7 @@ def check_target(name: str, shape: tuple[int, ...], names: Mapping[str, str] | N
         shape: Its shape.
         names: Of all linear layers of the loaded model, as for `save`; None: judge by the name itself.
     """
-    looks_linear = name.endswith(".weight") and not re.search(r"embed|\bw[tp]e\b", name)
+    looks_linear = name.endswith(".weight") and not names_embedding(name)
     linear = looks_linear if names is None else name in names
     if len(shape) != 2 or not linear:
         raise IncompatibleTaskVectors(

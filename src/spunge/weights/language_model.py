@@ -143,14 +143,17 @@ class LanguageModel(Settings):
                 hashes[file.name] = content_of(file)
         return hashlib.sha256("".join(f"{name}:{hashes[name]}\n" for name in sorted(hashes)).encode()).hexdigest()
 
-    def verify(self) -> None:
+    def verify(self, *, weights: bool = True) -> None:
         """Makes sure that a model directory of ours is what was written; of others' nothing is known.
+
+        Args:
+            weights: Whether those too, not configuration and tokenizer alone.
 
         Raises:
             ArtifactError: A file is damaged.
         """
         if (directory := self._local()) is not None:
-            seal.verify(directory)
+            seal.verify(directory, weights=weights)
 
     def _hub_digests(self) -> dict[str, str] | None:
         """Returns the sha256 of every file of weights as the hub has it; None where it cannot be asked."""
@@ -199,10 +202,12 @@ class LanguageModel(Settings):
 
         Raises:
             ModelError: There is none, or none that transformers can read.
+            ArtifactError: It is a model of ours, and damaged.
         """
         from transformers import AutoConfig
 
         directory = self.directory(weights=False)
+        self.verify(weights=False)
         with as_model_error(f"{self.id}: no configuration that can be read"):
             _refuse_many_layers(directory)
             return AutoConfig.from_pretrained(
@@ -250,9 +255,11 @@ class LanguageModel(Settings):
 
         Raises:
             ModelError: The directory holds no tokenizer.
+            ArtifactError: It is a model of ours, and damaged.
         """
         from transformers import AutoTokenizer
 
+        self.verify(weights=False)
         with as_model_error(f"{self.id}: no tokenizer that can be loaded"):
             tokenizer = AutoTokenizer.from_pretrained(
                 self.directory(weights=False), trust_remote_code=self.trust_remote_code, local_files_only=True
