@@ -50,8 +50,8 @@ def open_gguf(path: Path) -> GgufFile:
         MissingExtra: The packages that read GGUF are not installed.
         ModelError: There is no such file, or it is no GGUF file of a whole model.
     """
-    if find_spec("gguf") is None or find_spec("sentencepiece") is None:
-        raise MissingExtra("reading GGUF needs gguf and sentencepiece: pip install 'spunge[gguf]'")
+    if find_spec("gguf") is None:
+        raise MissingExtra("reading GGUF needs gguf: pip install 'spunge[gguf]'")
     from gguf import LlamaFileType
     from transformers.integrations.gguf.reader import read_gguf_metadata
 
