@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spunge.asking.divergence import kl_per_token, predict, whole_texts
+from spunge.asking.lower_layers import LowerLayers, unchanged_layers
 from spunge.errors import DataError
+from spunge.weights.shape import find_layers
 
 
 def moved(model, by):
@@ -107,3 +109,28 @@ def test_short_rows_are_joined_to_whole_texts():
     assert [len(ids) for ids in whole_texts(tokenizer, ["a" * 50, "b" * 10], tokens=10)] == [63]
     with pytest.raises(DataError, match="give more rows"):
         whole_texts(tokenizer, [], tokens=10)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_that_nothing_changes_are_run_once(tmp_path, monkeypatch, name):
+    model = MODELS[name]
+    layers = find_layers(model.get_decoder())
+    prefix = next(title for title, module in model.named_modules() if module is layers)
+    above = {title for title, _ in model.named_parameters() if title.startswith(f"{prefix}.{len(layers) - 1}.")}
+    count = unchanged_layers(model, above, TEXTS[0])
+    assert count == len(layers) - 1
+    known, base = LowerLayers(model, TEXTS, count), predict(model, TEXTS, tmp_path / "base")
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for title in above:
+            other.get_parameter(title).mul_(1.3)
+    whole = kl_per_token(base, other)
+    for layer in find_layers(other.get_decoder())[:count]:  # what is not run may hold anything
+        for weight in layer.parameters():
+            weight.data.fill_(math.nan)
+    assert kl_per_token(base, other, below=known) == whole > 0
+    assert kl_per_token(base, other) == math.inf  # and the model is as it was afterwards
+    # Below the lowest layer nothing is left; what lies outside the layers may be read first of all.
+    assert unchanged_layers(model, {*above, f"{prefix}.0.any"}, TEXTS[0]) == 0
+    assert unchanged_layers(model, {*above, "embedding"}, TEXTS[0]) == 0
+    assert unchanged_layers(model, set(), TEXTS[0]) == 0

@@ -7,6 +7,7 @@ texts of 128 tokens or more counts, and the whole distribution there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import inf, isnan
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from spunge.asking.encoding import Ids, encode_from_start
-from spunge.asking.forward import KeyValueCache, can_share_cache, forward
+from spunge.asking.lower_layers import LowerLayers
 from spunge.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 WHOLE = 128
 """How many tokens make a text whole."""
 _POSITIONS = 32
-"""Whose logits are held at once: 6 MB of 49,152 words, 34 MB of 262,144."""
+"""Whose probabilities are held at once, beside a text's logits: 6 MB of 49,152 words, 34 MB of 262,144."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,16 @@ class BasePredictions:
 
     texts: tuple[Ids, ...]
     path: Path
-    """Float32 log-probabilities [positions, words], one text after the other."""
+    """Float32 probabilities [positions, words], one text after the other."""
     words: int
+    expected: float
+    """Σ p log p over all positions: what a variant that changes nothing comes to."""
 
     def __len__(self) -> int:
         return sum(map(len, self.texts))
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Returns log-probabilities [stop − start, words] of positions counted through all texts."""
+        """Returns probabilities [stop − start, words] of positions counted through all texts."""
         # Read, not mapped: mapped pages count as the process's memory.
         count = (stop - start) * self.words
         values = np.fromfile(self.path, dtype=np.float32, count=count, offset=4 * start * self.words)
@@ -91,17 +94,20 @@ def predict(
         model: The base model in eval mode.
         texts: Token ids, at least one each.
         path: The file; what is there is written over.
-        positions: How many positions' logits are held at once, where the model can go on from a cache.
+        positions: How many positions' probabilities are held at once.
     """
-    words = 0
+    words, expected = 0, 0.0
     with path.open("wb") as stream:
-        for logs in _predictions(model, texts, positions):
-            words = logs.shape[-1]
-            stream.write(logs.cpu().numpy().tobytes())
-    return BasePredictions(tuple(texts), path, words)
+        for logs in _predictions(model, texts, positions, None):
+            words, probabilities = logs.shape[-1], logs.exp()
+            expected += _expected(probabilities, logs)
+            stream.write(probabilities.cpu().numpy().tobytes())
+    return BasePredictions(tuple(texts), path, words, expected)
 
 
-def kl_per_token(base: BasePredictions, model: PreTrainedModel, *, positions: int = _POSITIONS) -> float:
+def kl_per_token(
+    base: BasePredictions, model: PreTrainedModel, *, below: LowerLayers | None = None, positions: int = _POSITIONS
+) -> float:
     """Returns the mean Kullback–Leibler divergence per token, base against variant, in nats.
 
     Σ_w p(w) (log p(w) − log q(w)), p the base model's and q the variant's, averaged over every position of every text.
@@ -110,30 +116,32 @@ def kl_per_token(base: BasePredictions, model: PreTrainedModel, *, positions: in
     Args:
         base: From `predict`.
         model: The variant in eval mode.
+        below: What the layers that the variant leaves alone return of these texts; None: every layer is run.
         positions: As for `predict`; a cut may change the result by rounding alone.
     """
     total, start = 0.0, 0
-    for theirs in _predictions(model, base.texts, positions):
+    for theirs in _predictions(model, base.texts, positions, below):
         stop = start + len(theirs)
-        ours = base.read(start, stop).to(theirs.device)
-        # A word that the base model rules out adds nothing, and 0 · (−∞ − x) would be nan.
-        terms = torch.where(ours == -inf, 0.0, ours.exp() * (ours - theirs))
-        # Each position is near 0 after terms of both signs: in float64, or damages of 1e-4 are mostly rounding.
-        total += float(terms.double().sum())
+        total += _expected(base.read(start, stop).to(theirs.device), theirs)
         start = stop
-    return inf if isnan(total) else max(0.0, total / len(base))
+    return inf if isnan(total) else max(0.0, (base.expected - total) / len(base))
+
+
+def _expected(probabilities: Tensor, logs: Tensor) -> float:
+    """Σ p log q over [positions, words]: one dot product a position, their sum in float64."""
+    dots = torch.linalg.vecdot(probabilities, logs)
+    if not dots.isfinite().all():  # a word that the base model rules out adds nothing, and 0 · −∞ would be nan
+        dots = torch.where(probabilities == 0, 0.0, probabilities * logs).sum(-1)
+    return float(dots.double().sum())
 
 
 @torch.inference_mode()
-def _predictions(model: PreTrainedModel, texts: Sequence[Ids], positions: int) -> Iterator[Tensor]:
+def _predictions(
+    model: PreTrainedModel, texts: Sequence[Ids], positions: int, below: LowerLayers | None
+) -> Iterator[Tensor]:
     """Yields log-probabilities [positions or fewer, words], float32, text by text."""
-    shared = can_share_cache(model, max(map(len, texts), default=0))
-    for ids in texts:
-        if not shared:
+    for number, ids in enumerate(texts):
+        with nullcontext() if below is None else below.replayed(model, number):
             logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]
-            yield from (part.float().log_softmax(-1) for part in logits.split(positions))
-            continue
-        cache: KeyValueCache | None = None
-        for start in range(0, len(ids), positions):
-            logits, cache = forward(model, [ids[start : start + positions]], cache)
-            yield logits[0].float().log_softmax(-1)
+        for part in logits.split(positions):
+            yield part.float().log_softmax(-1)

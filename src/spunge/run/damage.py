@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 
     from spunge.asking.divergence import BasePredictions
     from spunge.interfaces import Work
+    from spunge.weights.task_vector import TaskVector
 
 _DRAW = 0
 """One draw of texts for all variants and seeds: another would be another budget."""
 _QUESTIONS = 2
 """λ that a budget takes beside λ = 1, about: a divergence grows so evenly that a guess and a correction do."""
-_COPIES = 3
-"""Of the logits of a text at once, where the model cannot go on from a cache: logits, both logarithms' difference."""
+_COPIES = 2
+"""Of the logits of a text at once: as the model gives them, and in float32 or their logarithms piece by piece."""
+_KEPT = 1 << 30
+"""Bytes of multiplied LoRA factors that are kept from one λ to the next."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +92,10 @@ class MatchDamage(VariantTask):
         """Notes the line and the matches in the manifest."""
         from spunge.weights.task_vector import TaskVector
 
-        measure, told = self._matched(work), self._divergence(self.others, work)
+        change = (self.variant.change() or TaskVector({})).multiplied_out(_KEPT)
+        measure, told = self._matched(work, change), self._divergence(self.others, work, change)
         questions = 0
-        with work.resident.scaled(self.base.model, self.variant.change() or TaskVector({})) as at:
+        with work.resident.scaled(self.base.model, change) as at:
 
             def damage_at(scale: float) -> float:
                 nonlocal questions
@@ -113,10 +117,10 @@ class MatchDamage(VariantTask):
             ],
         }
 
-    def _matched(self, work: Work) -> Callable[[PreTrainedModel], float]:
+    def _matched(self, work: Work, change: TaskVector) -> Callable[[PreTrainedModel], float]:
         """What measures the damage that is matched."""
         if (suite := self.suite) is None:
-            measure = self._divergence(self.texts, work)
+            measure = self._divergence(self.texts, work, change)
             assert measure is not None, "a recipe without a suite has near texts"
             return measure
         model, tokenizer = work.resident.base(self.base.model)
@@ -129,16 +133,31 @@ class MatchDamage(VariantTask):
         before = work.resident.cached(("score", suite.model_dump_json(), self.base.model), lambda: score(model))
         return lambda changed: sign * (before - score(changed)) / abs(before) if before else inf
 
-    def _divergence(self, rows: Corpus | None, work: Work) -> Callable[[PreTrainedModel], float] | None:
-        """What measures the divergence from the base model on some rows; what that predicts is computed once."""
+    def _divergence(
+        self, rows: Corpus | None, work: Work, change: TaskVector
+    ) -> Callable[[PreTrainedModel], float] | None:
+        """What measures the divergence from the base model on some rows.
+
+        What that predicts, and what its layers below the first that changes return, is computed once for all variants
+        and λ; it must not be changed yet.
+        """
         from spunge.asking.divergence import kl_per_token
+        from spunge.asking.lower_layers import LowerLayers, unchanged_layers
 
         if rows is None:
             return None
-        model, tokenizer = work.resident.base(self.base.model)
+        handle, remembered = self.base.model, work.resident.cached
+        model, tokenizer = work.resident.base(handle)
         texts = self.tokens(rows, tokenizer)
-        before = work.resident.cached(("predictions", texts, self.base.model), lambda: _Predictions(model, texts))
-        return lambda changed: kl_per_token(before.read, changed)
+        before = remembered(("predictions", texts, handle), lambda: _Predictions(model, texts))
+        changed = frozenset(work.resident.names(handle).parameters(change))
+        count = remembered(("unchanged", texts, changed, handle), lambda: unchanged_layers(model, changed, texts[0]))
+        below = (
+            remembered(("lower layers", texts, count, handle), lambda: LowerLayers(model, texts, count))
+            if count
+            else None
+        )
+        return lambda changed: kl_per_token(before.read, changed, below=below)
 
 
 class _Predictions:
@@ -176,13 +195,16 @@ def described(
 
 def cautions(matches: Sequence[Mapping[str, Any]], headline: float) -> list[str]:
     """Says which variants could not be taken to the budget, and so are compared at less damage than the others."""
-    reasons = {
-        "unreached": "does less damage than the budget at every λ tried",
-        "stepped": "jumps over the budget of damage",
-    }
-    return [
-        f"{match['variant']} (seed {match['seed']}) {reasons[match['status']]}: compared at λ = {match['scale']:.3g}, "
-        f"a damage {match['matching']} what must go of {match[match['matching']]:.3g} of {match['budget']:g}."
-        for match in matches
-        if match["status"] in reasons and match["budget"] == headline
-    ]
+    reasons = {"unreached": "does less damage than the budget at every λ tried", "stepped": "jumps over the budget"}
+    told = []
+    for match in matches:
+        if match["status"] not in reasons or match["budget"] != headline:
+            continue
+        who, damage, at = f"{match['variant']} (seed {match['seed']})", match[match["matching"]], f"{match['scale']:.3g}"
+        told.append(
+            f"{who} {reasons[match['status']]}: compared at λ = {at}, a damage {match['matching']} what must go of "
+            f"{damage:.3g} of {match['budget']:g}."
+            if damage
+            else f"{who} does no damage at any λ, as where nothing is changed: compared at λ = {at}."
+        )
+    return told

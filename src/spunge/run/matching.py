@@ -6,9 +6,9 @@ only mean that it chose a larger λ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isinf, isnan, sqrt
+from math import inf, isnan, log
 from typing import Literal
 
 
@@ -18,7 +18,7 @@ class Match:
 
     budget: float
     scale: float
-    """The λ; where the budget was not matched, of the last point below it."""
+    """The λ; where the budget was not matched, of the last point below it; 1 where no λ does any damage."""
     damage: float
     """What was measured there."""
     status: Literal["matched", "stepped", "unreached"]
@@ -78,27 +78,44 @@ def _match(
     """Widens until the budget is passed, then narrows until it is met."""
     ask(min(1.0, longest))
     middle = (1 - tolerance / 2) * budget
-    secants = 0
+    guesses = 0
     while True:
         low, high = _bracket(line, budget)
         if line[low] >= (1 - tolerance) * budget:
             return Match(budget, low, line[low], "matched")
         if high is None and low >= longest:
-            return Match(budget, low, line[low], "unreached")
+            return Match(budget, low if line[low] > 0 else 1.0, line[low], "unreached")
         if high is None:
-            # As far as a damage that grows as λ² would have to go, but neither a hair's breadth nor for ever.
-            guess = sqrt(middle / line[low]) if line[low] > 0 else 2.0
-            ask(min(low * min(max(guess, 1.1), 8.0), longest))
+            # As far as a guess has it, but neither a hair's breadth nor for ever.
+            ask(min(low * min(max(_guess(line, middle) / low, 1.1), 8.0), longest))
             continue
         if high - low <= finest * high:
             return Match(budget, low, line[low], "stepped")
-        # A divergence grows as λ², so its root is nearly a line; every third step halves, lest one end never moves.
-        below, above = sqrt(max(0.0, line[low])), sqrt(line[high])
-        share = 0.5 if secants == 2 or isinf(above) else (sqrt(middle) - below) / (above - below)
+        # Every fourth step halves, lest one end never moves.
+        guess = (low + high) / 2 if guesses == 3 else _guess(line, middle)
         # Never nearer to an end than a tenth of the finest step, or a jump would be asked for ever.
-        share = min(max(share, 0.1 * finest), 1 - 0.1 * finest)
-        secants = (secants + 1) % 3
-        ask(low + share * (high - low))
+        margin = 0.1 * finest * (high - low)
+        guesses = (guesses + 1) % 4
+        ask(min(max(guess, low + margin), high - margin))
+
+
+def _guess(line: Mapping[float, float], damage: float) -> float:
+    """Returns the λ of a damage by the power law through the two points nearest to it; a divergence grows about as λ².
+
+    Points without any damage, or without bound, say nothing; where there are no others it is twice the largest λ.
+    """
+    known = [(scale, done) for scale, done in line.items() if 0 < done < inf]
+    nearest = sorted(known, key=lambda point: abs(log(point[1] / damage)))[:2]
+    if not nearest:
+        largest = max(line)
+        return 2 * largest if line[largest] == 0 else largest / 2
+    power = 2.0
+    if len(nearest) == 2:
+        (one, little), (other, much) = nearest
+        slope = log(much / little) / log(other / one)
+        power = slope if 0.5 <= slope <= 8 else power
+    scale, done = nearest[0]
+    return scale * (damage / done) ** (1 / power)
 
 
 def _bracket(line: dict[float, float], budget: float) -> tuple[float, float | None]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from spunge.files import state_of
 from spunge.rows.hub import as_model_error
 from spunge.weights.conversion import ParameterNames
 from spunge.weights.language_model import LanguageModel, no_bars
-from spunge.weights.shape import find_layers
+from spunge.weights.shape import find_layers, forward_replaced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -106,9 +106,9 @@ class TruncatedModel:
             stack.enter_context(suppress(_AllSeenError))
             for index, layer in enumerate(self.layers):
                 if index >= start:
-                    stack.enter_context(_forward_replaced(layer, note))
+                    stack.enter_context(forward_replaced(layer, note))
                 elif hidden is not None:
-                    stack.enter_context(_forward_replaced(layer, skip))
+                    stack.enter_context(forward_replaced(layer, skip))
             self.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
         return entering[0] if hidden is None else hidden, calls
 
@@ -337,12 +337,3 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _architecture(decoder: nn.Module) -> str:
     return type(decoder).__name__
-
-
-@contextmanager
-def _forward_replaced(layer: nn.Module, forward: Any) -> Iterator[None]:
-    layer.forward = forward
-    try:
-        yield
-    finally:
-        del layer.forward

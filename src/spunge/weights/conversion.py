@@ -136,6 +136,11 @@ class ParameterNames:
                 fusion.sources[name] = (pattern, apply_renamings(name, renamings))
                 self.fused[name] = fusion
 
+    def parameters(self, names: Iterable[str]) -> set[str]:
+        """Returns the model's parameters that depend on some of the checkpoint's tensors, by the model's names."""
+        made = {part for name in names if name in self.fused for part in self.fused[name].parameters}
+        return made | {self.stored[name] for name in names if name in self.stored}
+
     def load(self, names: Iterable[str], read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Yields the model's parameters that depend on some of the checkpoint's tensors, by the model's names.
 

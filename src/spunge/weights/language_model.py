@@ -384,13 +384,11 @@ class Resident:
         """
         import torch
 
-        from spunge.weights.conversion import ParameterNames
-
         model, _ = self.base(handle)
         checkpoint = handle.checkpoint()
         for name in task_vector:
             checkpoint.check(name, task_vector.shape(name))
-        names = self.cached(("names", handle), lambda: ParameterNames(model, checkpoint.tensors))
+        names = self.names(handle)
         values = model.state_dict(keep_vars=True)
 
         def fill(read: Callable[[str], torch.Tensor]) -> None:
@@ -408,6 +406,13 @@ class Resident:
             yield at
         finally:
             fill(checkpoint.read)
+
+    def names(self, handle: LanguageModel) -> ParameterNames:
+        """Returns what the checkpoint's tensors are called in the resident base."""
+        from spunge.weights.conversion import ParameterNames
+
+        model, _ = self.base(handle)
+        return self.cached(("names", handle), lambda: ParameterNames(model, handle.checkpoint().tensors))
 
     def close(self) -> None:
         """Lets go of the model and everything cached."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,16 @@ def find_layers(decoder: PreTrainedModel) -> nn.ModuleList:
     if lists:  # the outermost: a layer may hold as many experts as there are layers, and OPT has its layers one deeper
         return min(lists, key=lambda pair: pair[0])[1]
     raise ModelError(f"{type(decoder).__name__}: no list of {count} decoder layers in this architecture")
+
+
+@contextmanager
+def forward_replaced(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Has a module of a model do something else, for as long as the context lasts."""
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        del layer.forward
 
 
 def compute_dtype(config: PreTrainedConfig, dtype: str) -> torch.dtype:

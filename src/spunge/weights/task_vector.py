@@ -133,6 +133,16 @@ class TaskVector:
         """Returns the same task vector times `factor`; nothing is copied."""
         return replace(self, scale=self.scale * factor)
 
+    def multiplied_out(self, most: int) -> TaskVector:
+        """Returns the same task vector with factors multiplied, as far as `most` bytes hold their products."""
+        entries = dict(self.entries)
+        for name, entry in self.entries.items():
+            size = 4 * self.shape(name).numel()
+            if isinstance(entry, LowRank) and size <= most:
+                entries[name] = entry.dense()
+                most -= size
+        return replace(self, entries=entries)
+
     def verify(self) -> None:
         """Makes sure that what was read of its files is what was written; call it before anything made of it is used.
 
