@@ -200,7 +200,11 @@ def cautions(matches: Sequence[Mapping[str, Any]], headline: float) -> list[str]
     for match in matches:
         if match["status"] not in reasons or match["budget"] != headline:
             continue
-        who, damage, at = f"{match['variant']} (seed {match['seed']})", match[match["matching"]], f"{match['scale']:.3g}"
+        who, damage, at = (
+            f"{match['variant']} (seed {match['seed']})",
+            match[match["matching"]],
+            f"{match['scale']:.3g}",
+        )
         told.append(
             f"{who} {reasons[match['status']]}: compared at λ = {at}, a damage {match['matching']} what must go of "
             f"{damage:.3g} of {match['budget']:g}."
