@@ -196,19 +196,18 @@ def described(
 def cautions(matches: Sequence[Mapping[str, Any]], headline: float) -> list[str]:
     """Says which variants could not be taken to the budget, and so are compared at less damage than the others."""
     reasons = {"unreached": "does less damage than the budget at every λ tried", "stepped": "jumps over the budget"}
-    told = []
-    for match in matches:
-        if match["status"] not in reasons or match["budget"] != headline:
-            continue
-        who, damage, at = (
-            f"{match['variant']} (seed {match['seed']})",
-            match[match["matching"]],
-            f"{match['scale']:.3g}",
-        )
-        told.append(
-            f"{who} {reasons[match['status']]}: compared at λ = {at}, a damage {match['matching']} what must go of "
-            f"{damage:.3g} of {match['budget']:g}."
-            if damage
-            else f"{who} does no damage at any λ, as where nothing is changed: compared at λ = {at}."
-        )
-    return told
+    return [
+        _caution(match, reasons[match["status"]])
+        for match in matches
+        if match["status"] in reasons and match["budget"] == headline
+    ]
+
+
+def _caution(match: Mapping[str, Any], reason: str) -> str:
+    who, damage, at = f"{match['variant']} (seed {match['seed']})", match[match["matching"]], f"{match['scale']:.3g}"
+    if not damage:
+        return f"{who} does no damage at any λ, as where nothing is changed: compared at λ = {at}."
+    return (
+        f"{who} {reason}: compared at λ = {at}, a damage {match['matching']} what must go of {damage:.3g} of "
+        f"{match['budget']:g}."
+    )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from spunge.weights.checkpoint import Checkpoint
+    from spunge.weights.conversion import ParameterNames
     from spunge.weights.task_vector import TaskVector
 
 T = TypeVar("T")
