@@ -1,4 +1,4 @@
-"""The layers below the first that a variant changes: what they return of a text is the base model's, and known already."""
+"""The layers below the first that a variant changes: what they return of a text is the base model's, known already."""
 
 from __future__ import annotations
 
