@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spunge.interfaces import Progress, silent
 from spunge.mergers import AnyMerger
 from spunge.merging import merge as merge_task_vectors
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
 from spunge.run import pipeline
+from spunge.run.compute import Compute
 from spunge.weights.task_vector import TaskVector
 
 
@@ -19,7 +21,8 @@ def run(
     *settings: str,
     out: str | Path = "runs",
     allow_code: bool = False,
-    **options: Any,
+    progress: Progress = silent,
+    **compute: Any,
 ) -> Path:
     """Runs an experiment and writes its report.
 
@@ -28,7 +31,8 @@ def run(
         *settings: Overrides such as `"merge.density=0.5"`, of an `Experiment` as of a file.
         out: The runs root.
         allow_code: Whether code that a recipe's text or a setting names may run; an `Experiment` is code already.
-        **options: Passed on to `pipeline.run`: device, dtype, jobs, progress.
+        progress: Told of every step.
+        **compute: On what, and in how many processes: device, dtype, jobs (see `run.compute.Compute`).
 
     Returns:
         The run's directory; `report/results.json` in it holds every figure.
@@ -40,7 +44,7 @@ def run(
         experiment = reading.override(recipe, settings, allow_code=allow_code)
     else:
         experiment = reading.read(recipe, settings, allow_code=allow_code)
-    return pipeline.run(experiment, out=out, **options)
+    return pipeline.run(experiment, out=out, compute=Compute(**compute), progress=progress)
 
 
 def merge(

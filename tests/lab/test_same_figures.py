@@ -19,10 +19,11 @@ import polars as pl
 
 from spunge.recipe import reading
 from spunge.run import pipeline
+from spunge.run.compute import Compute
 
 changes = ["unlearn.max_batches=6", "unlearn.epochs=1", "joint.epochs=1", "controls=[joint]", "name=same"]
 experiment = reading.parse(Path(sys.argv[1]).read_text(), overrides=changes)
-run = pipeline.run(experiment, out=tempfile.mkdtemp(), device="cpu")
+run = pipeline.run(experiment, out=tempfile.mkdtemp(), compute=Compute("cpu"))
 items = pl.read_parquet(run / "items.parquet").filter(pl.col("metric").is_in(["acc", "p_correct"]))
 means = items.group_by("variant", "suite", "metric").agg(pl.col("value").mean()).sort("variant", "suite", "metric")
 print(json.dumps(means.rows()))

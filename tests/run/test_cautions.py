@@ -20,7 +20,7 @@ from spunge.run import pipeline
 
 def told(world: dict[str, Any], out: Path) -> list[str]:
     lines: list[str] = []
-    forecast(Experiment.model_validate(world), out=out, warn=lines.append)
+    forecast(Experiment.model_validate(world), out=out, warn=lines.extend)
     return lines
 
 
@@ -98,7 +98,7 @@ def test_what_is_odd_is_told_before_the_training(
     change(world, tmp_path)
     lines: list[str] = []
     with suppress(DataError):  # a retain set of one row is refused too, once it is said why it is one
-        forecast(Experiment.model_validate(world), out=tmp_path / "runs", warn=lines.append)
+        forecast(Experiment.model_validate(world), out=tmp_path / "runs", warn=lines.extend)
     assert [line for line in lines if message in line]
 
 

@@ -18,6 +18,7 @@ from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
 from spunge.rows.sources import Corpus
 from spunge.run import pipeline
+from spunge.run.compute import Compute
 from spunge.weights.task_vector import TaskVector
 
 VARIANTS = ["base", "joint", "joint_equal_steps", "subset:a", "subset:b", "spunge", "random_split"]
@@ -79,7 +80,7 @@ def test_same_seed_same_bytes_and_another_seed_others(world: dict[str, Any], tmp
 def test_several_processes_give_the_same_bytes(world: dict[str, Any], tmp_path: Path) -> None:
     recipe = Experiment.model_validate({**world, "controls": []})
     pipeline.run(recipe, out=tmp_path / "one")
-    pipeline.run(recipe, out=tmp_path / "two", jobs=2)
+    pipeline.run(recipe, out=tmp_path / "two", compute=Compute(jobs=2))
     assert payloads(tmp_path / "one") == payloads(tmp_path / "two")
 
 
@@ -210,7 +211,7 @@ def test_a_declared_subset_without_rows_is_an_error(world: dict[str, Any], tmp_p
 def test_the_dtype_is_part_of_what_is_run(world: dict[str, Any], tmp_path: Path) -> None:
     recipe = Experiment.model_validate({**world, "controls": []})
     pipeline.run(recipe, out=tmp_path / "runs")
-    run = pipeline.run(recipe, out=tmp_path / "runs", dtype="bfloat16")
+    run = pipeline.run(recipe, out=tmp_path / "runs", compute=Compute(dtype="bfloat16"))
     assert statuses(run)["unlearn"] == {"computed"}
 
 

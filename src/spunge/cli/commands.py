@@ -102,6 +102,11 @@ def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
     aside.print(redacted(f"spunge: warning: {message}"), soft_wrap=True)
 
 
+def _warn_of(cautions: Sequence[str]) -> None:
+    for caution in cautions:
+        _warn(caution)
+
+
 def _refuse(message: str) -> int:
     shown = message if message.startswith("Usage:") else f"spunge: {shortened(message)}"
     aside.print(redacted(shown), soft_wrap=True)
@@ -147,11 +152,12 @@ def run(
     """Splits, unlearns, merges, evaluates and reports; what is there already is not computed again."""
     if executor not in ("local", "ray"):
         raise RecipeError(f"--executor {executor}: use local or ray")
-    options: dict[str, Any] = {"device": device, "jobs": jobs, "executor": executor, "address": address}
     if sweep:
-        options |= {"seeds": seeds, "dtype": dtype, "offline_root": offline_root, "track": track}
-        options["allow_code"] = allow_code
-        _sweep(recipe, words, sweep, out=out, check=check, quiet=quiet, as_json=as_json, **options)
+        _sweep(
+            recipe, words, sweep, out=out, jobs=jobs, seeds=seeds, executor=executor, address=address, device=device,
+            dtype=dtype, offline_root=offline_root, allow_code=allow_code, check=check, track=track, quiet=quiet,
+            as_json=as_json,
+        )  # fmt: skip
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RecipeError("torchrun is for one job on several devices, unlearn or finetune: run a recipe without it")
@@ -162,20 +168,22 @@ def run(
         )  # fmt: skip
         return
     from spunge.run import pipeline
+    from spunge.run.compute import Compute
+
+    compute = Compute(device, check_dtype(dtype), jobs, executor, address)
 
     def listen(kind: str, content: Mapping[str, Any], /) -> None:
-        for caution in content["warnings"] if kind == "warned" and not as_json else ():
-            _warn(caution)
+        if kind == "warned" and not as_json:
+            _warn_of(content["warnings"])
         display.event(kind, content)
 
     with watch(quiet, as_json) as display, tracked(display.step, track, experiment.name) as progress:
         directory = pipeline.run(
             experiment,
             out=out,
-            dtype=check_dtype(dtype),
+            compute=compute,
             progress=progress,
             listener=listen,
-            **options,
             command=shlex.join(["spunge", *sys.argv[1:]]),
         )
         display.event("done", {"run": str(directory), "report": str(directory / "report" / "index.html")})
@@ -204,7 +212,7 @@ def plan(
 
     show_fetches(screen, to_fetch(experiment))
     free = None if memory is None else int(memory * 1e9)
-    foretold = planning.forecast(experiment, out=out, device=device, memory=free, warn=_warn)
+    foretold = planning.forecast(experiment, out=out, device=device, memory=free, warn=_warn_of)
     show_plan(screen, experiment, foretold, every_task=every_task)
 
 

@@ -24,10 +24,10 @@ from spunge.report import artifacts
 from spunge.rows.items import RUN_FORMAT
 from spunge.rows.sources import Corpus, Source, concatenate, load_corpus
 from spunge.run.cautions import cautions_of_sets
+from spunge.run.compute import choose_device
 from spunge.run.evaluate import Evaluate
 from spunge.run.journal import environment
 from spunge.run.keys import key
-from spunge.run.pipeline import choose_device
 from spunge.run.store import Artifact
 from spunge.run.unlearn import Unlearn
 from spunge.run.variant import Base, Variant

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,16 @@ from spunge.foretell.machine import BYTES_A_WORD, Machine, look_at
 from spunge.interfaces import Forecast
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
-from spunge.run.cautions import cautions_of_rows, cautions_of_subsets
+from spunge.run.compute import choose_device
 from spunge.run.evaluate import Score
-from spunge.run.executors.planned import Planned
-from spunge.run.flow import flow
-from spunge.run.pipeline import choose_device
+from spunge.run.flow import foresee
 from spunge.run.store import Store
-from spunge.run.subsets import load
 from spunge.weights.shape import shape_of
 
 
 def plan(experiment: Experiment, *, out: str | Path = "runs") -> list[dict[str, Any]]:
     """Says for every task whether it would be reused or computed, and why: the fields that differ."""
-    with Planned(Store(Path(out) / "store")) as planned:
-        flow(experiment, load(experiment), planned)
-    return planned.steps
+    return foresee(experiment, Store(Path(out) / "store"), "cpu", list, weights=False)[1].steps
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ def forecast(
     out: str | Path = "runs",
     device: str = "auto",
     memory: int | None = None,
-    warn: Callable[[str], object] = str,
+    warn: Callable[[Sequence[str]], object] = list,
 ) -> Plan:
     """Returns the plan with what every task that would run takes, from the model's configuration and the rows alone.
 
@@ -71,16 +66,10 @@ def forecast(
         out: The runs root.
         device: The torch device that is planned for.
         memory: Bytes to plan for instead of what is free on the device.
-        warn: Told what to know before the run is paid for, a line each.
+        warn: Told what to know before the run is paid for.
     """
     machine = look_at(choose_device(device), Path(out), memory)
-    with Planned(Store(Path(out) / "store"), machine.device) as planned:
-        rows = load(experiment, weights=False)
-        for caution in cautions_of_rows(experiment, rows):
-            warn(caution)
-        flow(experiment, rows, planned)
-        for caution in cautions_of_subsets(planned.tasks):
-            warn(caution)
+    rows, planned = foresee(experiment, Store(Path(out) / "store"), machine.device, warn, weights=False)
     disk, readers = machine.disk, dict[str, int]()
     for step, task in zip(planned.steps, planned.tasks, strict=True):
         takes = planned.forecasts.get(step["key"], Forecast()) if step["status"] == "computed" else Forecast()

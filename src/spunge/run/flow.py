@@ -1,15 +1,55 @@
-"""The flow: split the forget set, unlearn each subset, merge, evaluate every variant. Each step is in `steps`."""
+"""The flow: split the forget set, unlearn each subset, merge, evaluate every variant. Each step is in `steps`.
+
+A run and a plan both walk it, the one with an executor that makes what is missing, the other with one that says so.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from spunge.recipe.schema import Experiment
 from spunge.run import steps
+from spunge.run.cautions import cautions_of_rows, cautions_of_subsets
 from spunge.run.executors import Executor
+from spunge.run.executors.planned import Planned
 from spunge.run.journal import Outcome
-from spunge.run.subsets import Rows
+from spunge.run.store import Store
+from spunge.run.subsets import Rows, load
 from spunge.run.variant import Variant
+
+
+def foresee(
+    experiment: Experiment,
+    store: Store,
+    device: str,
+    warn: Callable[[Sequence[str]], object],
+    *,
+    weights: bool = True,
+) -> tuple[Rows, Planned]:
+    """Walks the flow without running it: with this a run begins, and a plan is no more than this.
+
+    Args:
+        experiment: The recipe.
+        store: What is there already.
+        device: Where a split that asks a model computes.
+        warn: Told what to know before anything is paid for, as soon as it is known.
+        weights: Whether the model's weights must be there: not for a plan.
+
+    Returns:
+        The rows, and every task with whether and why it would run.
+
+    Raises:
+        SpungeError: Something is missing or wrong.
+    """
+    rows = load(experiment, weights=weights)
+    with Planned(store, device) as planned:
+        if cautions := cautions_of_rows(experiment, rows):
+            warn(cautions)
+        flow(experiment, rows, planned)
+    if cautions := cautions_of_subsets(planned.tasks):
+        warn(cautions)
+    return rows, planned
 
 
 def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
