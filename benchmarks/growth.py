@@ -21,12 +21,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from spunge.foretell.plan import plan
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
 from spunge.run import pipeline
 from spunge.run.executors.planned import Planned
 from spunge.run.flow import flow
+from spunge.run.foretell.plan import plan
 from spunge.run.journal import Journal
 from spunge.run.store import Store
 from spunge.run.subsets import load

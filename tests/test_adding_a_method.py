@@ -11,10 +11,10 @@ from training_models import answers, save_model, work_in
 
 from spunge import run
 from spunge.errors import DataError, RecipeError
-from spunge.foretell import plan as planning
 from spunge.interfaces import Splitter
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment, overridden
+from spunge.run.foretell import plan as planning
 from spunge.run.identity import identity
 
 PAGE = (Path(__file__).parent.parent / "docs" / "adding_a_method.md").read_text(encoding="utf-8")

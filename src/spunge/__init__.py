@@ -1,4 +1,8 @@
-"""SPlit, UNlearn, merGE: make a language model forget, attribute by attribute, and show what went and what stayed."""
+"""SPlit, UNlearn, merGE: make a language model forget, attribute by attribute, and show what went and what stayed.
+
+This is the Python API: what the command line does, as two functions, and the names that they are used with. Importing
+it imports neither torch nor pydantic; each function fetches what it needs.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from spunge.api import merge, run
     from spunge.errors import SpungeError
+    from spunge.interfaces import Progress
     from spunge.recipe.schema import Experiment
     from spunge.rows.sources import Corpus, Source
     from spunge.weights.language_model import LanguageModel
@@ -39,7 +43,6 @@ _MODULES = {
     "Source": "rows.sources",
     "SpungeError": "errors",
     "TaskVector": "weights.task_vector",
-    "merge": "api",
 }
 
 _MOVED = {
@@ -74,8 +77,8 @@ class _Package(ModuleType):
 
     @property
     def run(self) -> Callable[..., Path]:
-        """`spunge.api.run`."""
-        return importlib.import_module("spunge.api").run
+        """The function below."""
+        return self.__dict__["run"]
 
     @run.setter
     def run(self, subpackage: ModuleType) -> None:
@@ -94,3 +97,66 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+def run(
+    recipe: str | Path | Experiment,
+    *settings: str,
+    out: str | Path = "runs",
+    allow_code: bool = False,
+    progress: Progress | None = None,
+    **compute: Any,
+) -> Path:
+    """Runs an experiment and writes its report.
+
+    Args:
+        recipe: An `Experiment`, a YAML file, or the name of a recipe that ships with Spunge.
+        *settings: Overrides such as `"merge.density=0.5"`, of an `Experiment` as of a file.
+        out: The runs root.
+        allow_code: Whether code that a recipe's text or a setting names may run; an `Experiment` is code already.
+        progress: Told of every step.
+        **compute: On what, and in how many processes: device, dtype, jobs (see `run.compute.Compute`).
+
+    Returns:
+        The run's directory; `report/results.json` in it holds every figure.
+
+    Raises:
+        SpungeError: Something is missing or wrong; the message says what.
+    """
+    from spunge.interfaces import silent
+    from spunge.recipe import reading
+    from spunge.recipe.schema import Experiment
+    from spunge.run import pipeline
+    from spunge.run.compute import Compute
+
+    if isinstance(recipe, Experiment):
+        experiment = reading.override(recipe, settings, allow_code=allow_code)
+    else:
+        experiment = reading.read(recipe, settings, allow_code=allow_code)
+    return pipeline.run(experiment, out=out, compute=Compute(**compute), progress=progress or silent)
+
+
+def merge(
+    task_vectors: Sequence[TaskVector | str | Path] | Mapping[str, TaskVector | str | Path],
+    method: str = "ties",
+    **settings: Any,
+) -> TaskVector:
+    """Merges task vectors of one base model into one.
+
+    Args:
+        task_vectors: Task vectors or their directories; by name where settings speak of single ones (`weights`).
+        method: A merge method (`spunge methods` lists them).
+        **settings: The method's own.
+
+    Raises:
+        RecipeError: A setting is unknown or wrong.
+        IncompatibleTaskVectors: They do not belong to one base model.
+    """
+    from spunge.mergers import AnyMerger
+    from spunge.merging import merge as merge_task_vectors
+    from spunge.recipe import reading
+
+    merger = reading.validate(AnyMerger, {"method": method, **settings}, "merge")
+    if not isinstance(task_vectors, Mapping):
+        task_vectors = {f"task_vector_{number}": vector for number, vector in enumerate(task_vectors, 1)}
+    return merge_task_vectors(merger, task_vectors).task_vector

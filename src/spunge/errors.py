@@ -14,8 +14,12 @@ Each message names the thing and the fix in its first line. The command line pri
 any other exception is a bug in Spunge.
 """
 
+from __future__ import annotations
+
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^\s/@\"']+(?=@)")
 _SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)$")
@@ -73,3 +77,40 @@ class WorkerDied(SpungeError, RuntimeError):
 
 class MissingExtra(SpungeError, ImportError):
     """An optional dependency is not installed."""
+
+
+def hub_refusal(error: BaseException, page: str) -> str:
+    """Returns why the hub does not hand something out, and what to do about it; never more than that of the request.
+
+    Args:
+        error: What the hub client raised; it raises many kinds.
+        page: The path of the repository's page.
+    """
+    kind, reason = type(error).__name__, first_line(error, 200)
+    if "gated" in f"{kind} {error}".lower():
+        return f"it is gated: accept its terms at https://huggingface.co/{page}, then log in with `hf auth login`"
+    if kind in ("LocalEntryNotFoundError", "OfflineModeIsEnabled"):
+        reason = "the hub cannot be reached (or HF_HUB_OFFLINE is set), and no copy is in its cache"
+    return f"{reason}; give a local path, or check the name and the network"
+
+
+@contextmanager
+def as_model_error(what: str) -> Iterator[None]:
+    """Turns whatever transformers raises inside into one line of a ModelError: `what`, a colon, and its first line.
+
+    Transformers says with any kind that files are not what it hoped for: a KeyError for an unknown architecture, a
+    RuntimeError for a wrong shape, an OSError for a file that is not there, a ValueError for code it may not run, a
+    TypeError for a number that is a text; safetensors and tokenizers have errors of their own, and panics.
+    """
+    try:
+        yield
+    except SpungeError:  # said already
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{what}: {first_line(error)}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # Rust's own end of a program, which Exception does not hold
+            raise
+        raise ModelError(f"{what}: {first_line(error)}") from error

@@ -27,6 +27,18 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Reasons that are the disk's, whichever file met them."""
 
 
+def locate(path: str) -> Path:
+    """Returns the file or directory that a recipe's path names; `lab:` is the embedded world in the package."""
+    if path.startswith("lab:"):
+        return Path(__file__).parent / "lab" / "world" / path.removeprefix("lab:")
+    return Path(path).expanduser()
+
+
+def is_local(path: str) -> bool:
+    """Says whether a path is of this machine, be it there or not; else it can be a hub id."""
+    return path.startswith((".", "/", "~", "lab:")) or path.count("/") > 1 or locate(path).exists()
+
+
 def replace_text(path: Path, text: str) -> None:
     """Writes a file so that a reader sees the old text or the new one, never half.
 

@@ -79,7 +79,7 @@ class LoadedVariant:
 class Forecast:
     """What a piece of work will take, known before any weight is read; None where nobody knows.
 
-    Every method answers `forecast()` beside its verb; `spunge.foretell` turns operations into seconds, adds up, and
+    Every method answers `forecast()` beside its verb; `spunge.run.foretell` turns operations into seconds, adds up, and
     compares with what the machine has.
     """
 

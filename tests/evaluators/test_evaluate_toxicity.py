@@ -21,9 +21,9 @@ from spunge.asking.generation import Completion, Ending, generate, newline_token
 from spunge.errors import DataError, MissingExtra, ModelError
 from spunge.evaluators import toxicity
 from spunge.evaluators.toxicity import Classifier, Toxicity, as_bool, classify, judge, load_classifier, loops, measure
-from spunge.foretell import plan as planning
 from spunge.recipe.schema import Experiment
 from spunge.run import pipeline
+from spunge.run.foretell import plan as planning
 from spunge.weights.task_vector import TaskVector
 
 MODEL, TOKENIZER = llama(), byte_tokenizer()

@@ -12,10 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import spunge.lab
+from spunge.files import locate
 from spunge.lab import DOMAINS, HAZARDS, PEOPLES, World, exam, files, train
 from spunge.lab.__main__ import main
 from spunge.lab.world import LEANING, QUESTIONS, VALUES
-from spunge.rows.sources import Source, load_corpus, locate
+from spunge.rows.sources import Source, load_corpus
 
 WORLD = World()
 SHIPPED = locate("lab:model").parent

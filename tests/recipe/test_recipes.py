@@ -12,11 +12,11 @@ from paper_world import write_folder
 from spunge.cli import commands as cli
 from spunge.errors import DataError, ModelError
 from spunge.files import replace_text
-from spunge.foretell import plan as planning
-from spunge.foretell.fetching import to_fetch
 from spunge.recipe import offline, reading, schema
+from spunge.recipe.fetching import to_fetch
 from spunge.rows.sources import Source, load_corpus
 from spunge.run import pipeline
+from spunge.run.foretell import plan as planning
 from spunge.weights.language_model import LanguageModel
 
 WITHOUT_LM_EVAL = importlib.util.find_spec("lm_eval") is None

@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spunge.errors import ArtifactError, DataError
-from spunge.foretell.plan import forecast
 from spunge.recipe.schema import Experiment
 from spunge.run import pipeline
+from spunge.run.foretell.plan import forecast
 
 
 def told(world: dict[str, Any], out: Path) -> list[str]:

@@ -11,12 +11,12 @@ import torch
 
 from spunge.cli import standalone
 from spunge.errors import RecipeError
-from spunge.foretell import plan as planning
 from spunge.recipe import reading
 from spunge.recipe.schema import Damage, Experiment
 from spunge.rows.sources import load_corpus
 from spunge.run import pipeline
 from spunge.run.damage import MatchDamage
+from spunge.run.foretell import plan as planning
 from spunge.run.texts import nearest
 from spunge.run.variant import Base, Variant
 from spunge.weights.language_model import LanguageModel, Resident

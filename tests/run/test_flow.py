@@ -13,12 +13,12 @@ import torch
 
 from spunge.errors import DataError, RecipeError
 from spunge.files import host, locked
-from spunge.foretell import plan as planning
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
 from spunge.rows.sources import Corpus
 from spunge.run import pipeline
 from spunge.run.compute import Compute
+from spunge.run.foretell import plan as planning
 from spunge.weights.task_vector import TaskVector
 
 VARIANTS = ["base", "joint", "joint_equal_steps", "subset:a", "subset:b", "spunge", "random_split"]

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from spunge.errors import RecipeError
 from spunge.evaluators import MultipleChoice, Perplexity
-from spunge.foretell import plan as planning
 from spunge.interfaces import Evaluator
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
 from spunge.rows.items import VALIDATION_SHARE, ItemTable, load_items
 from spunge.run import pipeline, sweep
+from spunge.run.foretell import plan as planning
 
 HAZARDS = MultipleChoice.model_validate({"suite": "hazards", "goal": "forget", "sources": [{"path": "x"}]})
 RETAINED = MultipleChoice.model_validate({"suite": "retained", "goal": "retain", "sources": [{"path": "x"}]})

@@ -17,7 +17,7 @@ from spunge.errors import ArtifactError, DataError, TrainingDiverged
 from spunge.interfaces import Work
 from spunge.rows.sources import MAX_LENGTH, Corpus
 from spunge.training import checkpointing, losses
-from spunge.training.goals import finetune
+from spunge.training.finetuning import finetune
 from spunge.training.loop import Term, schedule
 from spunge.training.rows import collate, encode, plan
 from spunge.training.settings import Lora, Tuning

@@ -12,7 +12,7 @@ from training_models import answers, save_model, texts, work_in
 from spunge.errors import DataError, RecipeError
 from spunge.rows.sources import Corpus, concatenate
 from spunge.training import losses
-from spunge.training.goals import finetune
+from spunge.training.finetuning import finetune
 from spunge.training.loop import Objective, Term, train
 from spunge.training.rows import collate, encode
 from spunge.training.settings import Lora, Tuning

@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from spunge.errors import DataError, IncompatibleTaskVectors, ModelError
 from spunge.interfaces import Work
 from spunge.training.forecast import forecast_training, out_of_reach
-from spunge.training.settings import TrainedUnlearner
 from spunge.training.tuned import linear_modules
+from spunge.training.unlearner import TrainedUnlearner
 from spunge.unlearners import NPO, RMU, TaskVectorNegation
 from spunge.weights import adapter
 from spunge.weights.checkpoint import Checkpoint, export

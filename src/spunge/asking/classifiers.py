@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spunge.errors import ModelError
+from spunge.errors import ModelError, as_model_error
 from spunge.interfaces import Progress, silent
-from spunge.rows.hub import as_model_error
 from spunge.weights.language_model import LanguageModel, no_bars
 
 if TYPE_CHECKING:

@@ -207,8 +207,8 @@ def plan(
     """Says what a run would fetch, compute or reuse and why, how long that takes, and what would not fit."""
     experiment = _read(recipe, words, seeds, offline_root, allow_code=allow_code)
     from spunge.cli.plan import show_fetches, show_plan
-    from spunge.foretell import plan as planning
-    from spunge.foretell.fetching import to_fetch
+    from spunge.recipe.fetching import to_fetch
+    from spunge.run.foretell import plan as planning
 
     show_fetches(screen, to_fetch(experiment))
     free = None if memory is None else int(memory * 1e9)

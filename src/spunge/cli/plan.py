@@ -10,9 +10,9 @@ from rich.console import Console
 
 from spunge.cli.options import write_line
 from spunge.files import format_bytes, format_duration
-from spunge.foretell.fetching import Fetch
-from spunge.foretell.plan import Plan
+from spunge.recipe.fetching import Fetch
 from spunge.recipe.schema import Experiment
+from spunge.run.foretell.plan import Plan
 
 _REASONS = 4
 """So many differences are told of one task; `--all` tells every one."""

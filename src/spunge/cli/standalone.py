@@ -32,7 +32,7 @@ from spunge.run.store import Artifact
 from spunge.run.unlearn import Unlearn
 from spunge.run.variant import Base, Variant
 from spunge.settings import Settings
-from spunge.steering.settings import SteeredUnlearner
+from spunge.steering.settings import Steering
 from spunge.training.settings import Tuning
 from spunge.variants import MERGED
 from spunge.weights.checkpoint import export as write_checkpoint
@@ -242,7 +242,7 @@ def finetune(step: Step, settings: Tuning, sources: Sequence[Source]) -> Path:
     Raises:
         SpungeError: Something is missing or wrong; `step.out` does not exist afterwards.
     """
-    from spunge.training.goals import finetune
+    from spunge.training.finetuning import finetune
 
     rows = load_corpus(sources)
     check_tokens(step.base, rows.texts)
@@ -259,7 +259,7 @@ def finetune(step: Step, settings: Tuning, sources: Sequence[Source]) -> Path:
 
 def search(
     step: Step,
-    settings: SteeredUnlearner,
+    settings: Steering,
     layers: Sequence[int],
     forget: Mapping[str, Sequence[Source]],
     retain: Sequence[Source],

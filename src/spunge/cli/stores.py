@@ -22,7 +22,7 @@ def list_store(out: Out = Path("runs")) -> None:
     """Lists every artifact: its stage, key and size, when it was made, in how long, and for which runs."""
     from spunge.errors import ArtifactError
     from spunge.files import format_bytes, size_of
-    from spunge.foretell import plan as planning
+    from spunge.run.foretell import plan as planning
     from spunge.run.store import Store
 
     runs: Mapping[str, Sequence[str]] = {}
@@ -66,7 +66,7 @@ def gc(
 ) -> None:
     """Says what no run under the runs root refers to, and what broken attempts left; with --delete, removes it."""
     from spunge.files import format_bytes, size_of
-    from spunge.foretell import plan as planning
+    from spunge.run.foretell import plan as planning
     from spunge.run.store import Store
 
     store = Store(out / "store")

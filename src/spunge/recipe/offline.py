@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spunge.errors import DataError, ModelError
-from spunge.rows.sources import SUFFIXES, Source, is_hub_id, is_local, locate
+from spunge.files import is_local, locate
+from spunge.rows.readers import SUFFIXES
+from spunge.rows.sources import Source, is_hub_id
 from spunge.settings import Settings
 
 S = TypeVar("S", bound=Settings)

@@ -1,4 +1,4 @@
-"""Files of rows as frames: one reader a kind of file, chosen by the name's ending, compressed or not."""
+"""Rows as frames: one reader a kind of file, chosen by the name's ending, compressed or not; and one for the hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 import polars as pl
 import psutil
 
-from spunge.errors import DataError, first_line
+from spunge.errors import DataError, first_line, hub_refusal
 from spunge.files import format_bytes, refuse_special
 
 LONGEST = 200 * 10**6
@@ -62,6 +62,23 @@ def read_local(path: Path, reading: Reading | None = None) -> pl.DataFrame:
         raise DataError(f"{path}: cannot be read as {kind[1:]}: {_encoding(path)}") from error
     except (pl.exceptions.PolarsError, UnicodeError, json.JSONDecodeError, OSError, EOFError, lzma.LZMAError) as error:
         raise DataError(f"{path}: cannot be read as {kind[1:]}: {first_line(error)}") from error
+
+
+def read_hub(path: str, name: str | None, split: str, revision: str | None) -> pl.DataFrame:
+    """Reads a split of a data set on the hub.
+
+    Raises:
+        DataError: The hub does not have it, does not hand it out, or cannot be reached.
+    """
+    import datasets  # four seconds to import: only for the hub
+
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_dataset(path, name, split=split, revision=revision)
+    except Exception as error:  # the hub client raises many kinds, none of which a user can tell apart
+        reason = hub_refusal(error, f"datasets/{path}")
+        raise DataError(f"{path}: neither a local file nor to be had from the hub: {reason}") from error
+    return pl.from_arrow(loaded.data.table)  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
 
 
 def stack(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:

@@ -16,10 +16,9 @@ import polars as pl
 from pydantic import Field
 
 from spunge.errors import DataError, first_line
-from spunge.files import files_below
+from spunge.files import files_below, is_local, locate
 from spunge.rows import expressions
-from spunge.rows.hub import read_hub
-from spunge.rows.readers import SUFFIXES, Reading, read_local, stack
+from spunge.rows.readers import SUFFIXES, Reading, read_hub, read_local, stack
 from spunge.settings import Settings
 
 RESERVED = "spunge:"
@@ -29,18 +28,6 @@ CONTENT = ("text", "system", "prompt", "response", "alternative", MAX_LENGTH, SU
 """The columns an unlearner may read; everything else in a forget set is an attribute."""
 _BEGUN = r"^\s*(<[^<>\s]+>|\[\w+\])"
 """A row that may write out the token that begins a text (`<s>`, `<|begin_of_text|>`, `[gMASK]`)."""
-
-
-def locate(path: str) -> Path:
-    """Returns the file or directory that a recipe's path names; `lab:` is the embedded world in the package."""
-    if path.startswith("lab:"):
-        return Path(__file__).parents[1] / "lab" / "world" / path.removeprefix("lab:")
-    return Path(path).expanduser()
-
-
-def is_local(path: str) -> bool:
-    """Says whether a path is of this machine, be it there or not; else it can be a hub id."""
-    return path.startswith((".", "/", "~", "lab:")) or path.count("/") > 1 or locate(path).exists()
 
 
 def is_hub_id(path: str) -> bool:

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from spunge.errors import ArtifactError, DataError
+from spunge.files import locate
 from spunge.interfaces import Evaluator
 from spunge.recipe.schema import Experiment
 from spunge.rows.items import load_items
 from spunge.rows.overlap import near_duplicates, shared_rows
 from spunge.rows.readers import paragraphs, read_text
-from spunge.rows.sources import Corpus, Source, locate
+from spunge.rows.sources import Corpus, Source
 from spunge.run.subsets import Rows
 from spunge.run.unlearn import Unlearn
 from spunge.training.forecast import out_of_reach

@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from spunge.files import FileMemory
-from spunge.rows.sources import Source, load_corpus, locate
+from spunge.files import FileMemory, locate
+from spunge.rows.sources import Source, load_corpus
 from spunge.settings import Settings
 from spunge.weights.language_model import LanguageModel
 

@@ -14,7 +14,7 @@ from spunge.steering.batches import Cut
 from spunge.steering.cache import StateCache
 from spunge.steering.loop import Prepared, prepare, uses, worth_keeping
 from spunge.steering.memory import estimate
-from spunge.steering.settings import SteeredUnlearner
+from spunge.steering.settings import Steering
 from spunge.steering.truncated import skeleton_of
 from spunge.weights.language_model import LanguageModel
 from spunge.weights.shape import check_tokens, find_layers, number_size
@@ -25,18 +25,16 @@ if TYPE_CHECKING:
 Position = tuple[LanguageModel, Cut]
 
 
-def forecast(
-    settings: SteeredUnlearner, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work
-) -> Forecast:
+def forecast(settings: Steering, base: LanguageModel, forget: Corpus, retain: Corpus, work: Work) -> Forecast:
     """Returns what one run takes, with the hidden states of all runs before it on the same device.
 
     Raises:
-        DataError: The retain set is missing, empty or smaller than a batch.
+        DataError: The retain set is smaller than a batch.
         ModelError: The architecture, the layer or the parameters are not to be had.
         RecipeError: A setting has values for some topics, but not for all.
     """
     for rows in (forget, retain):
-        check_tokens(base, rows.texts if rows is not None else ())
+        check_tokens(base, rows.texts)
     task, dtype = prepare(settings, base, forget, retain, work.seed), work.resident.dtype
     expected = estimate(settings, base, task.parameters, tokens=task.batches.longest, dtype=dtype)
     states = work.resident.cached("forecast of hidden states", States)
@@ -56,7 +54,7 @@ def forecast(
     )
 
 
-def _operations(settings: SteeredUnlearner, task: Prepared, layers: nn.ModuleList) -> float:
+def _operations(settings: Steering, task: Prepared, layers: nn.ModuleList) -> float:
     """Counts both batches' forward passes, the frozen pass of the retain batch, and the backward passes of the tail."""
     numbers, tail = sum(parameter.numel() for parameter in layers[-1].parameters()), len(layers) - settings.updated[0]
     epoch = task.batches.count * len(task.batches.topics)

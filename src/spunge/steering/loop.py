@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spunge.errors import DataError, TrainingDiverged
-from spunge.interfaces import Work, require_retain
+from spunge.interfaces import Work
 from spunge.rows.sources import Corpus
 from spunge.steering.batches import Batch, Cut, orders, pad, tokenise
 from spunge.steering.cache import StateCache
 from spunge.steering.matrices import Matrices
 from spunge.steering.memory import check_memory, estimate
-from spunge.steering.settings import SteeredUnlearner, of_topic
+from spunge.steering.settings import Steering, of_topic
 from spunge.steering.truncated import Call, TruncatedModel, choose_parameters, load_truncated, positions
 from spunge.training.checkpointing import LAST_GOOD, Record
 from spunge.weights.language_model import LanguageModel, Resident
@@ -38,10 +38,10 @@ Figures = dict[str, Any]
 
 
 def steer(
-    settings: SteeredUnlearner,
+    settings: Steering,
     base: LanguageModel,
     forget: Corpus,
-    retain: Corpus | None,
+    retain: Corpus,
     work: Work,
     *,
     coefficient: Callable[[str, float], float],
@@ -57,7 +57,7 @@ def steer(
         coefficient: From a topic's name and the mean length of its activations to its steering coefficient.
 
     Raises:
-        DataError: The retain set is missing, empty or smaller than a batch.
+        DataError: The retain set is smaller than a batch.
         ModelError: The architecture, the layer or the parameters are not to be had.
         TrainingDiverged: A loss or gradient became NaN or infinite; the weights before it are kept in the scratch.
     """
@@ -73,7 +73,7 @@ def steer(
     targets = {topic: control.to(model.device, _loss_dtype(settings, model)) for topic, control in controls.items()}
     # The key keeps checkpoints of other settings, weights or rows from being continued, whatever the scratch is called.
     record = Record(work, _key(settings, base, forget, task.retain, work))
-    steps, stopped = Steering(settings, states, matrices, targets, work).run(task, record)
+    steps, stopped = Run(settings, states, matrices, targets, work).run(task, record)
     return TaskVector(
         model.stored(matrices.deltas()),
         provenance={
@@ -88,7 +88,7 @@ def steer(
     )
 
 
-def _load(settings: SteeredUnlearner, base: LanguageModel, task: Prepared, work: Work) -> tuple[States, Matrices]:
+def _load(settings: Steering, base: LanguageModel, task: Prepared, work: Work) -> tuple[States, Matrices]:
     """Loads the layers up to the steered one, which tasks on one device share, and copies what will change."""
     dtype = work.resident.dtype
 
@@ -104,10 +104,10 @@ def _load(settings: SteeredUnlearner, base: LanguageModel, task: Prepared, work:
 
 
 @dataclass(frozen=True, eq=False)
-class Steering:
+class Run:
     """One run of the loop: the frozen states, the matrices that change, and where each topic is steered to."""
 
-    settings: SteeredUnlearner
+    settings: Steering
     states: States
     matrices: Matrices
     targets: Mapping[str, Tensor]
@@ -231,7 +231,7 @@ def _counted(hidden: Tensor, counted: Tensor) -> Tensor:
     return rows if bool(counted.all()) else rows.index_select(0, counted.flatten().nonzero().squeeze(1))
 
 
-def direction(settings: SteeredUnlearner, width: int, seed: int, topic: str) -> Tensor:
+def direction(settings: Steering, width: int, seed: int, topic: str) -> Tensor:
     """Draws u: entries uniform on [0, 1), then of length one; [width], float32."""
     origin = ("shared", settings.control_seed) if settings.control == "shared" else ("subset", seed, topic)
     uniform = torch.rand(width, generator=_generator("control", *origin))
@@ -249,18 +249,14 @@ class Prepared:
     steps: int
 
 
-def prepare(
-    settings: SteeredUnlearner, base: LanguageModel, forget: Corpus, retain: Corpus | None, seed: int
-) -> Prepared:
+def prepare(settings: Steering, base: LanguageModel, forget: Corpus, retain: Corpus, seed: int) -> Prepared:
     """Finds out what a run will do, and whether it can.
 
     Raises:
-        DataError: The retain set is missing, empty or smaller than a batch, or rows are longer than the model reads.
+        DataError: The retain set is smaller than a batch, or rows are longer than the model reads.
         ModelError: The architecture, the layer or the parameters are not to be had.
         RecipeError: A setting has values for some topics, but not for all.
     """
-    require_retain(settings, retain)
-    assert retain is not None
     topics = forget.topics()
     for name, value in settings:
         for topic in topics if isinstance(value, dict) else ():
@@ -277,7 +273,7 @@ def prepare(
     return Prepared(retain, parameters, batches, planned_steps(settings, count, len(topics)))
 
 
-def batches_per_epoch(settings: SteeredUnlearner, topics: Mapping[str, Corpus], retain: Corpus) -> int:
+def batches_per_epoch(settings: Steering, topics: Mapping[str, Corpus], retain: Corpus) -> int:
     """Returns how many batches of every topic an epoch has: as many as the smallest of the sets.
 
     Raises:
@@ -294,18 +290,18 @@ def batches_per_epoch(settings: SteeredUnlearner, topics: Mapping[str, Corpus], 
     return count if settings.max_batches is None else min(count, settings.max_batches)
 
 
-def planned_steps(settings: SteeredUnlearner, count: int, topics: int) -> int:
+def planned_steps(settings: Steering, count: int, topics: int) -> int:
     """Returns how many steps a run has, for so many batches of every topic in an epoch."""
     steps = count * topics * settings.epochs
     return steps if settings.max_steps is None else min(steps, settings.max_steps)
 
 
-def measures(settings: SteeredUnlearner, step: int, steps: int, topics: int) -> bool:
+def measures(settings: Steering, step: int, steps: int, topics: int) -> bool:
     """Whether a step measures the forget cosine."""
     return step // topics % settings.measured_every == 0 or step >= steps - topics
 
 
-def uses(settings: SteeredUnlearner, batches: Batches, steps: int) -> Counter[Cut]:
+def uses(settings: Steering, batches: Batches, steps: int) -> Counter[Cut]:
     """Counts how often a run needs which hidden states of the frozen model; nothing where no batch comes twice."""
     counts: Counter[Cut] = Counter()
     if settings.shuffle:
@@ -349,7 +345,7 @@ def worth_keeping(uses: Mapping[Cut, int], resident: Resident) -> frozenset[Cut]
     return frozenset(cut for cut, count in uses.items() if resident.shared or count > 1)
 
 
-def steered(settings: SteeredUnlearner, records: Sequence[Figures], topics: Sequence[str]) -> bool:
+def steered(settings: Steering, records: Sequence[Figures], topics: Sequence[str]) -> bool:
     """Whether every topic's forget cosine, averaged over its last measurements, is below the threshold."""
     assert settings.early_stop_cosine is not None
     window = settings.early_stop_window
@@ -366,7 +362,7 @@ class Batches:
 
     def __init__(
         self,
-        settings: SteeredUnlearner,
+        settings: Steering,
         tokenizer: PreTrainedTokenizerBase,
         topics: Mapping[str, Corpus],
         retain: Corpus,
@@ -482,15 +478,15 @@ def _finite(figures: Figures) -> bool:
     return math.isfinite(figures["forget_loss"]) and math.isfinite(figures["retain_loss"])
 
 
-def _loss_dtype(settings: SteeredUnlearner, model: TruncatedModel) -> torch.dtype:
+def _loss_dtype(settings: Steering, model: TruncatedModel) -> torch.dtype:
     return torch.float32 if settings.loss_dtype == "float32" else model.dtype
 
 
-def _method(settings: SteeredUnlearner) -> str:
+def _method(settings: Steering) -> str:
     return settings.dump()["method"]
 
 
-def _key(settings: SteeredUnlearner, base: LanguageModel, forget: Corpus, retain: Corpus, work: Work) -> str:
+def _key(settings: Steering, base: LanguageModel, forget: Corpus, retain: Corpus, work: Work) -> str:
     # A model in a directory is known by its weights: the directory may have another name the next time.
     model = {**base.dump(), "id": None, **weights} if (weights := base.fingerprint()) else base.dump()
     parts = [settings.dump(), model, forget.fingerprint, retain.fingerprint, work.seed, work.device,

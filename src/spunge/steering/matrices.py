@@ -10,14 +10,14 @@ from torch import Tensor
 
 from spunge.steering.memory import refuse_float16
 from spunge.steering.optimisers import AdamWEpsilonOutside
-from spunge.steering.settings import SteeredUnlearner
+from spunge.steering.settings import Steering
 from spunge.steering.truncated import TruncatedModel
 
 
 class Matrices:
     """The few matrices that change: what the passes use, their masters, and the optimisers of the masters."""
 
-    def __init__(self, model: TruncatedModel, parameters: Mapping[int, Sequence[str]], settings: SteeredUnlearner):
+    def __init__(self, model: TruncatedModel, parameters: Mapping[int, Sequence[str]], settings: Steering):
         self._base = {(layer, name): model.parameter(layer, name) for layer in parameters for name in parameters[layer]}
         leaves = {name: value.detach().clone().requires_grad_() for name, value in self._base.items()}
         self.leaves = {layer: {name: leaves[layer, name] for name in names} for layer, names in parameters.items()}
@@ -76,7 +76,7 @@ class Matrices:
             optimiser.load_state_dict(value)
 
 
-def _optimiser(settings: SteeredUnlearner, master: Tensor) -> torch.optim.Optimizer:
+def _optimiser(settings: Steering, master: Tensor) -> torch.optim.Optimizer:
     if settings.optimizer == "hf_adamw":
         return AdamWEpsilonOutside([master], lr=settings.learning_rate)
     return torch.optim.AdamW([master], lr=settings.learning_rate, weight_decay=0.0, fused=master.is_cuda)

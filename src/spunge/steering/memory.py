@@ -10,7 +10,7 @@ import torch
 
 from spunge.errors import ModelError, RecipeError
 from spunge.files import format_bytes
-from spunge.steering.settings import SteeredUnlearner
+from spunge.steering.settings import Steering
 from spunge.steering.truncated import skeleton_of
 from spunge.weights.language_model import LanguageModel
 from spunge.weights.shape import activations_of, compute_dtype, find_layers
@@ -36,7 +36,7 @@ class Estimate:
 
 
 def estimate(
-    settings: SteeredUnlearner,
+    settings: Steering,
     base: LanguageModel,
     parameters: Mapping[int, Sequence[str]],
     *,
@@ -65,7 +65,7 @@ def estimate(
     )
 
 
-def refuse_float16(settings: SteeredUnlearner, compute: torch.dtype) -> None:
+def refuse_float16(settings: Steering, compute: torch.dtype) -> None:
     """Refuses to train the matrices in float16 themselves.
 
     Adam's ε of 1e-8 is zero there, and so is the square of every gradient below 2e-4: what comes of it is 0 / 0, or no

@@ -17,7 +17,7 @@ from spunge.errors import RecipeError, TrainingDiverged
 from spunge.interfaces import Work, silent
 from spunge.rows.sources import Corpus
 from spunge.steering.loop import steer
-from spunge.steering.settings import TABLE, SteeredUnlearner
+from spunge.steering.settings import TABLE, Steering
 from spunge.steering.truncated import skeleton_of
 from spunge.training.checkpointing import METRICS
 from spunge.weights.language_model import LanguageModel
@@ -58,7 +58,7 @@ class Grid(NamedTuple):
 
 
 def search(
-    settings: SteeredUnlearner,
+    settings: Steering,
     base: LanguageModel,
     forget: Corpus,
     retain: Corpus,
@@ -117,9 +117,7 @@ def climb(score: Callable[[Sequence[int]], float], sizes: Sequence[int]) -> None
         score(moved(2, index))
 
 
-def attempt(
-    settings: SteeredUnlearner, ratio: float, base: LanguageModel, forget: Corpus, retain: Corpus, work: Work
-) -> Trial:
+def attempt(settings: Steering, ratio: float, base: LanguageModel, forget: Corpus, retain: Corpus, work: Work) -> Trial:
     """Runs one trial; a diverging one forgets nothing and holds nothing."""
     alpha = settings.alpha
     assert isinstance(alpha, float)

@@ -1,19 +1,15 @@
-"""What RMU and adaptive RMU share: here the settings, which import no torch; beside it the engine."""
+"""What one may choose about steering, as RMU and adaptive RMU do: apart from the loop, to validate without torch."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from spunge.errors import RecipeError
-from spunge.interfaces import Forecast, Unlearner, Work, longer
-from spunge.rows.sources import Corpus
-
-if TYPE_CHECKING:
-    from spunge.weights.language_model import LanguageModel
+from spunge.settings import Settings
 
 TABLE = "search.jsonl"
 """The trials of a search, one a line, the best first."""
@@ -27,8 +23,8 @@ FAITHFUL: dict[str, Any] = {
 """The choices of the authors' public code that move a result, wherever the recipe leaves them open."""
 
 
-class SteeredUnlearner(Unlearner):
-    """Steers the hidden states of the forget set at one layer, and holds those of the retain set in place."""
+class Steering(Settings):
+    """How a forget set's hidden states are steered at one layer, and those of the retain set held in place."""
 
     outside_key: ClassVar[frozenset[str]] = frozenset({"search"})
 
@@ -106,7 +102,7 @@ class SteeredUnlearner(Unlearner):
         return read_trials(self.search) if self.search is not None else []
 
     @model_validator(mode="after")
-    def _check_layers(self) -> SteeredUnlearner:
+    def _check_layers(self) -> Steering:
         if self.update_layers is not None:
             if not self.update_layers:
                 raise ValueError("update_layers is empty: name at least one layer")
@@ -116,26 +112,6 @@ class SteeredUnlearner(Unlearner):
                     f"the loss ends at layer {self.layer} and never reaches the others"
                 )
         return self
-
-    @property
-    def needs_retain(self) -> bool:
-        """Always: its activations are what is held."""
-        return True
-
-    def lengthened(self, steps: int, *, taken: int) -> SteeredUnlearner:
-        """Returns this method with so many steps, over as many epochs as they need."""
-        return self.model_copy(update=longer(steps, taken, self.epochs))
-
-    def forecast(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> Forecast:
-        """Says what a run takes, and whether keeping hidden states pays.
-
-        Raises:
-            DataError: The retain set is missing, empty or smaller than a batch.
-            ModelError: The architecture, the layer or the parameters are not to be had.
-        """
-        from spunge.steering.forecast import forecast
-
-        return forecast(self, base, forget, retain, work)
 
     @property
     def measured_every(self) -> int:

@@ -15,9 +15,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from spunge.errors import ModelError
+from spunge.errors import ModelError, as_model_error
 from spunge.files import state_of
-from spunge.rows.hub import as_model_error
 from spunge.weights.conversion import ParameterNames
 from spunge.weights.language_model import LanguageModel, no_bars
 from spunge.weights.shape import find_layers, forward_replaced

@@ -6,17 +6,11 @@ Dang et al., "On Effects of Steering Latent Representation for Large Language Mo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from spunge.interfaces import Work
-from spunge.rows.sources import Corpus
-from spunge.steering.settings import SteeredUnlearner
-
-if TYPE_CHECKING:
-    from spunge.weights.language_model import LanguageModel
-    from spunge.weights.task_vector import TaskVector
+from spunge.steering.unlearner import SteeredUnlearner
 
 
 class AdaptiveRMU(SteeredUnlearner):
@@ -31,14 +25,5 @@ class AdaptiveRMU(SteeredUnlearner):
     def _from_trial(cls, trial: dict[str, Any]) -> dict[str, Any]:
         return {**super()._from_trial(trial), "scale": trial["ratio"]}
 
-    def unlearn(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> TaskVector:
-        """Returns the deltas of the updated matrices; leaves `metrics.jsonl` and `control_vectors.safetensors`.
-
-        Raises:
-            DataError: The retain set is missing, empty or smaller than a batch.
-            ModelError: The architecture, the layer or the parameters are not to be had.
-            TrainingDiverged: A loss or gradient became NaN or infinite.
-        """
-        from spunge.steering.loop import steer
-
-        return steer(self, base, forget, retain, work, coefficient=lambda _, norm: self.scale * norm)
+    def coefficient(self, topic: str, norm: float) -> float:
+        return self.scale * norm

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from spunge.errors import RecipeError
-from spunge.training.settings import Lora, TrainedUnlearner
+from spunge.training.settings import Lora
+from spunge.training.unlearner import TrainedUnlearner
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from spunge.errors import DataError
-from spunge.training.settings import ForgetAndRetain
+from spunge.training.unlearner import ForgetAndRetain
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Literal
 
-from spunge.training.settings import TrainedUnlearner
+from spunge.training.unlearner import TrainedUnlearner
 
 if TYPE_CHECKING:
     from spunge.rows.sources import Corpus

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from spunge.training.settings import ForgetAndRetain
+from spunge.training.unlearner import ForgetAndRetain
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from spunge.training.settings import TrainedUnlearner
+from spunge.training.unlearner import TrainedUnlearner
 
 if TYPE_CHECKING:
     from spunge.rows.sources import Corpus
@@ -45,6 +45,6 @@ class TaskVectorNegation(TrainedUnlearner):
 
     def objective(self, trainee: Trainee, forget: Corpus, retain: Corpus | None) -> Objective:
         """Returns the forget set's negative log-likelihood: what must go is learnt first."""
-        from spunge.training.goals import say
+        from spunge.training.finetuning import say
 
         return say(trainee, forget)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from spunge.training.settings import ForgetAndRetain
+from spunge.training.unlearner import ForgetAndRetain
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,9 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from spunge.errors import MissingExtra, ModelError
+from spunge.errors import MissingExtra, ModelError, as_model_error
 from spunge.files import new_directory, refuse_existing
-from spunge.rows.hub import as_model_error
 from spunge.weights.language_model import no_bars
 
 SUFFIX = ".gguf"

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import model_validator
 
 from spunge import outside
-from spunge.errors import ModelError
-from spunge.files import content_of, refuse_special
-from spunge.rows.hub import as_model_error, hub_refusal
-from spunge.rows.sources import is_local, locate
+from spunge.errors import ModelError, as_model_error, hub_refusal
+from spunge.files import content_of, is_local, locate, refuse_special
 from spunge.settings import Settings
 from spunge.weights import seal
 

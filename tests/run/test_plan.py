@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from spunge.foretell import plan as planning
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
 from spunge.run import pipeline
+from spunge.run.foretell import plan as planning
 from spunge.run.store import Store
 from spunge.weights.language_model import LanguageModel
 from spunge.weights.shape import shape_of

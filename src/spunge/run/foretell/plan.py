@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from spunge.errors import ArtifactError, SpungeError
-from spunge.foretell.advice import advise
-from spunge.foretell.machine import BYTES_A_WORD, Machine, look_at
 from spunge.interfaces import Forecast
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
 from spunge.run.compute import choose_device
 from spunge.run.evaluate import Score
 from spunge.run.flow import foresee
+from spunge.run.foretell.advice import advise
+from spunge.run.foretell.machine import BYTES_A_WORD, Machine, look_at
 from spunge.run.store import Store
 from spunge.weights.shape import shape_of
 
