@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spunge import merging
-from spunge.cli import standalone
 from spunge.errors import ArtifactError, IncompatibleTaskVectors, ModelError, SpungeError
 from spunge.mergers import Dare, Della, Linear, TaskArithmetic, Ties, Wudi
 from spunge.merging import AsAdapter, AsCheckpoint, AsTaskVector, Options, job
+from spunge.run import standalone
 from spunge.weights import adapter
 from spunge.weights.checkpoint import Checkpoint, export
 from spunge.weights.safetensors_files import create

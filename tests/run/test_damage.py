@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from spunge.cli import standalone
 from spunge.errors import RecipeError
 from spunge.recipe import reading
 from spunge.recipe.schema import Damage, Experiment
 from spunge.rows.sources import load_corpus
-from spunge.run import pipeline
+from spunge.run import pipeline, standalone
 from spunge.run.damage import MatchDamage
 from spunge.run.foretell import plan as planning
 from spunge.run.texts import nearest

@@ -11,11 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from spunge import merging
-from spunge.cli import standalone
 from spunge.files import checksum
 from spunge.mergers import TaskArithmetic
 from spunge.recipe.schema import Experiment
-from spunge.run import pipeline
+from spunge.run import pipeline, standalone
 from spunge.run import store as stores
 from spunge.weights.language_model import LanguageModel
 from spunge.weights.task_vector import TaskVector

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from spunge.recipe import reading
-from spunge.cli import standalone
+from spunge.run import standalone
 from spunge.rows.sources import Source
 from spunge.training import sharding
 from spunge.unlearners import AnyUnlearner

@@ -14,11 +14,11 @@ from conftest import WORDS, write_jsonl
 
 import spunge
 from spunge import merging
-from spunge.cli import standalone
 from spunge.errors import ArtifactError
 from spunge.evaluators import MultipleChoice
 from spunge.mergers import TaskArithmetic, Ties
 from spunge.rows.sources import Source
+from spunge.run import standalone
 from spunge.run.store import Store
 from spunge.weights import adapter, seal
 from spunge.weights.language_model import LanguageModel

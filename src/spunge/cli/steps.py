@@ -1,4 +1,4 @@
-"""The options of the commands that take one step without a recipe; what they do is in `standalone`."""
+"""The options of the commands that take one step without a recipe; what they do is in `run.standalone`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def unlearn(
     settings = settings_of(words)
     unlearner = reading.validate(AnyUnlearn, {"method": method, **settings}, "unlearn", allow_code=allow_code)
     topics, retained = topics_of(forget, columns), retained_of(retain or [], columns)
-    from spunge.cli import standalone
+    from spunge.run import standalone
 
     with watch(quiet) as display, tracked(display.step, track, out.name) as progress:
         step = standalone.Step(model, out, seed, device, check_dtype(dtype), progress)
@@ -100,7 +100,7 @@ def merge(
     if not variants:
         raise RecipeError("nothing to merge: name at least one task-vector, adapter or checkpoint directory")
     merger = reading.validate(AnyMerge, {"method": method, **settings}, "merge", allow_code=allow_code)
-    from spunge.cli import standalone
+    from spunge.run import standalone
 
     with watch(quiet) as display:
         step = standalone.Step(base, out, seed, device, progress=display.step)
@@ -135,7 +135,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Writes a run's merged model, or model + task vector, as a Hugging Face checkpoint with a model card."""
-    from spunge.cli import standalone
+    from spunge.run import standalone
 
     if run is not None and model is None and task_vector is None:
         standalone.export_run(run=run, out=out, seed=seed)
@@ -164,7 +164,7 @@ def evaluate(
     from spunge.recipe import reading
 
     evaluators = reading.read_suite(suite, words or [], allow_code=allow_code)
-    from spunge.cli import standalone
+    from spunge.run import standalone
 
     with watch(quiet) as display:
         step = standalone.Step(model, out, 0, device, check_dtype(dtype), display.step)
@@ -206,8 +206,8 @@ def finetune(
     quiet: Quiet = False,
 ) -> None:
     """Trains a model to say some rows, such as a benchmark's fictional authors, and writes a checkpoint."""
-    from spunge.cli import standalone
     from spunge.recipe import reading
+    from spunge.run import standalone
     from spunge.training.settings import Tuning
 
     settings = settings_of(words)
@@ -233,8 +233,8 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """Finds RMU's layer, steering coefficient and alpha for a model nobody has tuned it for, in short runs."""
-    from spunge.cli import standalone
     from spunge.recipe import reading
+    from spunge.run import standalone
     from spunge.unlearners import AdaptiveRMU
 
     settings = settings_of(words)
