@@ -107,6 +107,7 @@ def tiny_world(directory: Path, model: Path) -> dict[str, Any]:
         "split": {"by": "column", "column": "domain"},
         "unlearn": {"method": "rmu", "layer": 2, "steering_coefficient": 5, "alpha": 10, "learning_rate": 1e-2},
         "merge": {"method": "ties"},
+        "damage": None,  # a test that is not about it should not pay for it
         "evaluate": [
             {
                 "suite": "hazards", "method": "multiple_choice", "goal": "forget", "style": "continuation",

@@ -92,6 +92,32 @@ def test_all_that_are_compared_are_asked_at_the_same_damage(matched: dict[str, A
     assert {step["status"] for step in planning.plan(experiment, out=tmp_path / "runs")} == {"reused"}
 
 
+def test_it_is_on_wherever_it_can_be_had(world: dict[str, Any], tmp_path: Path) -> None:
+    del world["damage"]
+    assert Experiment.model_validate(world).damage == Damage()
+    assert Experiment.model_validate({**world, "damage": None}).damage is None
+    assert Experiment.model_validate({**world, "damage": {"headline": 0.2}}).damage == Damage(
+        budgets=[0.2], headline=0.2
+    )
+    assert Damage.model_validate({"budgets": [0.5, 0.1]}).headline == 0.5
+    forget = world["unlearn"] = {"method": "task_vector_negation", "max_steps": 1}
+    swept = {"sweep": {"merge.lambda": [0.5, 1]}, "unlearn": forget}
+    without = {**world, "retain": None, "controls": []}
+    assert Experiment.model_validate(without).damage is None
+    retained = {**world["evaluate"][0], "suite": "kept", "goal": "retain"}
+    assert Experiment.model_validate({**world, **swept, "evaluate": [*world["evaluate"], retained]}).damage is None
+    manifest = manifest_of(pipeline.run(Experiment.model_validate(without), out=tmp_path / "runs"))
+    [told] = [line for line in manifest["not_run"] if "same damage" in line]
+    assert told == "the same damage to the rest for all (no retain set to measure it on): each is at its own λ"
+
+
+def test_a_merge_that_changes_nothing_is_left_as_it_is(matched: dict[str, Any], tmp_path: Path) -> None:
+    matched |= {"merge": {"method": "ties", "lambda": 0}, "controls": ["joint"]}
+    manifest = manifest_of(pipeline.run(Experiment.model_validate(matched), out=tmp_path / "runs"))
+    [told] = [warning for warning in manifest["warnings"] if "no damage" in warning]
+    assert told == "spunge (seed 0) does no damage at any λ, as where nothing is changed: compared at λ = 1."
+
+
 def test_another_headline_measures_nothing_again(matched: dict[str, Any], tmp_path: Path) -> None:
     matched["controls"] = ["joint"]
     experiment = Experiment.model_validate(matched)
@@ -117,7 +143,7 @@ def test_a_variant_that_never_does_so_much_is_said_so(matched: dict[str, Any], t
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"damage": {"headline": 0.5}}, "headline"),
+        ({"damage": {"headline": 0.5, "budgets": [0.1]}}, "headline"),
         ({"damage": {"budgets": [0.0], "headline": 0.0}}, "above 0"),
         ({"damage": {}, "retain": None}, "retain"),
         ({"damage": {"also": ["far"]}}, "far"),

@@ -125,9 +125,11 @@ class Damage(Settings):
     outside_key: ClassVar[frozenset[str]] = frozenset({"headline", "near", "far", "also"})
 
     budgets: list[float] = Field(default=[0.03], min_length=1)
-    """Nats per token, or of a suite's score the share lost; for each the λ is found that does so much."""
+    """Nats per token, or of a suite's score the share lost; for each the λ is found that does so much. Left out: the
+    headline alone."""
     headline: float = 0.03
-    """The budget at which every rival and the merged model are asked the suites."""
+    """The budget at which every rival and the merged model are asked the suites. Left out: the first of the budgets,
+    where 0.03 is none of them."""
     near: list[Source] | None = None
     """Benign text about what must go: the same groups, neighbouring subjects; null: the half of the retain set that has
     most words in common with the forget set."""
@@ -145,6 +147,18 @@ class Damage(Settings):
     """Of how many tokens each text is; the first token alone would not tell."""
     longest: float = Field(default=8.0, gt=0)
     """The largest λ to try."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_one_budget_once(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        budgets, headline = value.get("budgets"), value.get("headline")
+        if budgets is None and headline is not None:
+            return {**value, "budgets": [headline]}
+        if headline is None and isinstance(budgets, list) and budgets and 0.03 not in budgets:
+            return {**value, "headline": budgets[0]}
+        return value
 
     @model_validator(mode="after")
     def _points_can_be_asked(self) -> Damage:
@@ -189,13 +203,22 @@ class Experiment(Settings):
     """Anchor the merged model and all that is compared with it to the retain set; null: leave them as they are."""
     damage: Damage | None = None
     """Compare the merged model, the joint baselines, the random split and the subsets in turn at the same damage to the
-    retain set, each at the λ that does it; null: each at its own."""
+    retain set, each at the λ that does it. Left out: so wherever there is a retain set and `sweep` chooses no λ; null:
+    each at its own λ."""
     evaluate: list[AnyEvaluate] = Field(min_length=1)
     """What every variant is asked."""
     controls: list[Control] = ["joint", "joint_equal_steps", "random_split"]
     """The baselines that decide whether splitting helped: see docs/architecture.md."""
     seeds: list[int] = Field(default=[0], min_length=1)
     """Everything is run once for each seed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _match_damage_where_it_can_be(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "damage" in value or value.get("retain") is None:
+            return value
+        sweep = value.get("sweep")
+        return value if isinstance(sweep, Mapping) and "merge.lambda" in sweep else {**value, "damage": {}}
 
     @field_validator("name")
     @classmethod

@@ -178,7 +178,8 @@ class Journal:
         ]
         missing += [f"{name.replace('_', ' ')}: {why}" for name, why in self.experiment.left_out.items()]
         if self.experiment.damage is None:
-            missing.append("the same damage to the rest for all (no `damage` in the recipe): each is at its own λ")
+            why = "no retain set to measure it on" if self.experiment.retain is None else "the recipe leaves it out"
+            missing.append(f"the same damage to the rest for all ({why}): each is at its own λ")
         elif self.experiment.damage.far is None:
             missing.append("damage far from what must go: the recipe names no texts for it (`damage.far`)")
         if not any("attacks" in evaluator.described for evaluator in self.experiment.evaluate):

@@ -14,8 +14,10 @@ from spunge.recipe.schema import Experiment
 from spunge.rows.items import suite_items
 from spunge.rows.sources import Corpus, load_corpus
 
-MOST_RANKED = 20_000
-"""More retain rows than this are not ranked, but so many of them: a few hundred tokens are read in the end."""
+MOST_RANKED = 5_000
+"""More rows than this are not looked at, but so many of them: a few hundred tokens are read in the end."""
+_BEGINNING = 2_000
+"""Characters of a row by which it is ranked."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ def nearest(rows: Corpus, others: Corpus) -> Corpus:
     Of each row the length of its shared words beside all its words', each weighed by its inverse document frequency:
     benign text about the same groups or neighbouring subjects, without a model to ask.
     """
-    rows = rows.select(range(min(len(rows), MOST_RANKED)))
-    words = [frozenset(re.findall(r"\w+", text.lower())) for text in rows.texts]
-    theirs = frozenset().union(*(re.findall(r"\w+", text.lower()) for text in others.texts))
+    rows = _spread(rows)
+    words = [_words(text) for text in rows.texts]
+    theirs = frozenset().union(*(_words(text) for text in _spread(others).texts))
     counts = Counter(word for each in words for word in each)
     weight = {word: log(len(words) / count) ** 2 for word, count in counts.items()}
 
@@ -69,6 +71,15 @@ def nearest(rows: Corpus, others: Corpus) -> Corpus:
 
     ranked = sorted(range(len(words)), key=lambda index: (-likeness(words[index]), index))
     return rows.select(sorted(ranked[: (len(ranked) + 1) // 2]))
+
+
+def _spread(rows: Corpus) -> Corpus:
+    """At most so many rows, evenly through the whole, as rows often lie sorted by their source."""
+    return rows.select(range(0, len(rows), -(-len(rows) // MOST_RANKED))) if len(rows) > MOST_RANKED else rows
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", text[:_BEGINNING].lower()))
 
 
 def _reported(experiment: Experiment) -> list[str]:
