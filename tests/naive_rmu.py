@@ -67,16 +67,17 @@ def naive_rmu(
         rows = slice(index * batch_size, (index + 1) * batch_size)
 
         inputs = _encode(tokenizer, forget[topic][rows], max_length)
+        with torch.no_grad():
+            counted = _counted(tokenizer, inputs, loss_mask, _hidden(frozen, layers, layer, inputs))
         hidden = _hidden(trained, layers, layer, inputs)
-        loss = _loss(
-            hidden, controls[topic].to(hidden.device), _counted(tokenizer, inputs, loss_mask), master, loss_mask
-        )
+        loss = _loss(hidden, controls[topic].to(hidden.device), counted, master, loss_mask)
 
         inputs = _encode(tokenizer, retain[rows], max_length)
         with torch.no_grad():
             target = _hidden(frozen, layers, layer, inputs)
         hidden = _hidden(trained, layers, layer, inputs)
-        loss = loss + alphas[topic] * _loss(hidden, target, _counted(tokenizer, inputs, loss_mask), master, loss_mask)
+        counted = _counted(tokenizer, inputs, loss_mask, target)
+        loss = loss + alphas[topic] * _loss(hidden, target, counted, master, loss_mask)
 
         trained.zero_grad()
         loss.backward()
@@ -113,7 +114,9 @@ def _hidden(model: torch.nn.Module, layers: str, layer: int, inputs: Mapping[str
     return seen[0]
 
 
-def _counted(tokenizer: PreTrainedTokenizerBase, inputs: Mapping[str, Tensor], loss_mask: str) -> Tensor:
+def _counted(
+    tokenizer: PreTrainedTokenizerBase, inputs: Mapping[str, Tensor], loss_mask: str, frozen: Tensor
+) -> Tensor:
     real = inputs["attention_mask"] == 1
     if loss_mask == "all":
         return torch.ones_like(real)
@@ -121,6 +124,10 @@ def _counted(tokenizer: PreTrainedTokenizerBase, inputs: Mapping[str, Tensor], l
         for row, length in enumerate(real.sum(1).tolist()):
             first = real.shape[1] - length
             real[row, first] = inputs["input_ids"][row, first] != tokenizer.bos_token_id
+    if loss_mask == "non_pad_non_sink":
+        lengths = (frozen.float() ** 2).sum(-1) ** 0.5
+        ordered = sorted(lengths[real].tolist())
+        real &= lengths <= 3 * ordered[(len(ordered) - 1) // 2]
     return real
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 import pytest
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from naive_rmu import naive_rmu
 from pydantic import ValidationError
 from steering_models import ARCHITECTURES, make_corpus, make_model, make_work
+from transformers import AutoModelForCausalLM
 
 from spunge.errors import DataError, ModelError, RecipeError, TrainingDiverged
 from spunge.interfaces import Work
@@ -118,6 +119,31 @@ def test_bitwise_equal_under_other_masks(tmp_path: Path, base: LanguageModel, lo
     expected = naively(settings, base, [forget], retain, work, sorted(vector), steps=6, loss_mask=loss_mask)
     for name in vector:
         assert torch.equal(vector.delta(name), expected[name] - base.checkpoint().read(name))
+
+
+def with_sinks(base: LanguageModel) -> LanguageModel:
+    """Makes the first token of every text, which is always the same one, as long as real models' are."""
+    model = AutoModelForCausalLM.from_pretrained(base.id)
+    with torch.no_grad():
+        cast("torch.nn.Embedding", model.get_input_embeddings()).weight[1] *= 200
+    model.save_pretrained(base.id)
+    return base
+
+
+def test_sinks_count_neither_in_losses_nor_in_cosines_nor_in_lengths(tmp_path: Path, base: LanguageModel) -> None:
+    forget, retain, base = make_corpus(24, 0), make_corpus(24, 1), with_sinks(base)
+    settings, work = RMU(**TINY, loss_mask="non_pad_non_sink", cosine_every=1), make_work(tmp_path)
+    vector = unlearn(settings, base, forget, retain, work)
+    loss_mask = "non_pad_non_sink"
+    expected = naively(settings, base, [forget], retain, work, NAMES, steps=6, loss_mask=loss_mask)
+    assert all(torch.equal(vector.delta(name), expected[name] - base.checkpoint().read(name)) for name in NAMES)
+    # With sinks their mean is nearly all first tokens', and so is the coefficient that is a multiple of it.
+    norms = {}
+    for mask in ("non_pad", "non_pad_non_bos", "non_pad_non_sink"):
+        adaptive = AdaptiveRMU(layer=4, learning_rate=1e-3, loss_mask=mask, max_steps=1)
+        norms[mask] = unlearn(adaptive, base, forget, retain, make_work(tmp_path / mask)).provenance["mean_norms"]
+    assert norms["non_pad_non_sink"]["forget"] == pytest.approx(norms["non_pad_non_bos"]["forget"], rel=0.05)
+    assert norms["non_pad"]["forget"] > 2 * norms["non_pad_non_sink"]["forget"]
 
 
 def test_every_topic_may_have_its_own_coefficient_and_alpha(tmp_path: Path, base: LanguageModel) -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONTROL_VECTORS = "control_vectors.safetensors"
+SINK = 3.0
+"""How many times the median's length makes a sink: in SmolLM2 sinks have 4 to 100 times, all other tokens up to 1.4."""
 
 Figures = dict[str, Any]
 
@@ -99,7 +101,7 @@ def _load(settings: Steering, base: LanguageModel, task: Prepared, work: Work) -
     model = work.resident.cached(("truncated", base, settings.layer + 1), load)
     cache = work.resident.cached("hidden states", StateCache)
     worth = worth_keeping(uses(settings, task.batches, task.steps), work.resident)
-    states = States(model, base, settings.updated[0], cache, worth, work)
+    states = States(model, base, settings.updated[0], cache, worth, work, settings.loss_mask == "non_pad_non_sink")
     return states, Matrices(model, task.parameters, settings)
 
 
@@ -157,26 +159,27 @@ class Run:
         """Accumulates the gradients of one step, the forget loss first, and returns its figures."""
         states, dtype = self.states, self.settings.loss_dtype
         hidden, calls = states.entering(forget)
+        counted = states.counted(forget, hidden, calls)
         steered = states.model.run(hidden, calls, states.start, self.matrices.leaves)
-        forget_loss = mean_squared_difference(steered, self.targets[topic], forget.counted, dtype)
+        forget_loss = mean_squared_difference(steered, self.targets[topic], counted, dtype)
         # Backward before the retain batch is run: never are the activations of both held.
         forget_loss.backward()
         forget_cosine = None
         if measured:
-            forget_cosine = mean_cosine(steered.detach(), states.frozen(forget, hidden, calls), forget.counted).item()
+            forget_cosine = mean_cosine(steered.detach(), states.frozen(forget, hidden, calls), counted).item()
 
         hidden, calls = states.entering(retain)
-        frozen = states.frozen(retain, hidden, calls)
+        frozen, counted = states.frozen(retain, hidden, calls), states.counted(retain, hidden, calls)
         held = states.model.run(hidden, calls, states.start, self.matrices.leaves)
         # From the same hidden states as `frozen`, so that before anything has changed the loss is 0, not rounding.
-        retain_loss = mean_squared_difference(held, frozen, retain.counted, dtype)
+        retain_loss = mean_squared_difference(held, frozen, counted, dtype)
         alpha = of_topic(self.settings.alpha, topic, "alpha")
         (alpha * retain_loss).backward()
         return {
             "forget_loss": forget_loss.item(),
             "retain_loss": retain_loss.item(),
             "forget_cosine": forget_cosine,
-            "retain_cosine": mean_cosine(held.detach(), frozen, retain.counted).item(),
+            "retain_cosine": mean_cosine(held.detach(), frozen, counted).item(),
         }
 
     @torch.no_grad()
@@ -185,9 +188,8 @@ class Run:
         states = self.states
         hidden, calls = states.entering(retain)
         held = states.model.run(hidden, calls, states.start, self.matrices.leaves)
-        frozen = states.frozen(retain, hidden, calls)
-        loss = mean_squared_difference(held, frozen, retain.counted)
-        return loss.item(), mean_cosine(held, frozen, retain.counted).item()
+        frozen, counted = states.frozen(retain, hidden, calls), states.counted(retain, hidden, calls)
+        return mean_squared_difference(held, frozen, counted).item(), mean_cosine(held, frozen, counted).item()
 
     def _is_lost(self, retain_cosine: float) -> bool:
         return self.settings.retain_floor is not None and retain_cosine < self.settings.retain_floor
@@ -223,6 +225,20 @@ def mean_squared_difference(hidden: Tensor, target: Tensor, counted: Tensor, dty
 def mean_cosine(hidden: Tensor, other: Tensor, counted: Tensor) -> Tensor:
     """The mean over the counted tokens of the cosine between two hidden states, float32."""
     return F.cosine_similarity(_counted(hidden, counted).float(), _counted(other, counted).float(), dim=-1).mean()
+
+
+def without_sinks(counted: Tensor, hidden: Tensor) -> Tensor:
+    """Leaves out attention sinks: counted tokens over `SINK` times as long as the median of them.
+
+    Sun et al. 2024, "Massive activations in large language models", arXiv 2402.17762: a few tokens, the first above
+    all, have activations a hundred times as large as all others, whatever they say. At least half of the tokens stay.
+
+    Args:
+        counted: [batch, tokens], True where the losses would look.
+        hidden: [batch, tokens, width], the base model's.
+    """
+    lengths = hidden.float().norm(dim=-1)
+    return counted & (lengths <= SINK * lengths[counted].median())
 
 
 def _counted(hidden: Tensor, counted: Tensor) -> Tensor:
@@ -315,6 +331,8 @@ def uses(settings: Steering, batches: Batches, steps: int) -> Counter[Cut]:
     for step, (_, forget, retain) in enumerate(islice(batches, min(epoch, steps))):
         times = -(-(steps - step) // epoch)
         measured = times_measured(settings.measured_every, step, times, epoch, steps, len(topics))
+        if settings.loss_mask == "non_pad_non_sink":  # which tokens are sinks is asked in every step
+            measured = times
         for cut, count in (
             (forget.cut(start), times), (forget.cut(end), measured),
             (retain.cut(start), times), (retain.cut(end), times),
@@ -439,6 +457,8 @@ class States:
     worth: frozenset[Cut]
     """Those that are kept."""
     work: Work
+    sinkless: bool
+    """Whether attention sinks do not count."""
 
     @torch.no_grad()
     def entering(self, batch: Batch) -> tuple[Tensor, Sequence[Call]]:
@@ -459,11 +479,16 @@ class States:
         """Returns [batch, tokens, width], the base model's output at the steered layer."""
         return self._cached(batch, len(self.model.layers), lambda: self.model.run(hidden, calls, self.start))
 
+    def counted(self, batch: Batch, hidden: Tensor, calls: Sequence[Call]) -> Tensor:
+        """Returns [batch, tokens], True where losses, cosines and lengths look."""
+        return without_sinks(batch.counted, self.frozen(batch, hidden, calls)) if self.sinkless else batch.counted
+
     def mean_norm(self, batch: Batch) -> float:
         """The mean length of the base model's activations at the steered layer over the counted tokens."""
         batch = batch.to(self.model.device)
         hidden, calls = self.entering(batch)
-        return self.frozen(batch, hidden, calls)[batch.counted].float().norm(dim=-1).mean().item()
+        counted = self.counted(batch, hidden, calls)
+        return self.frozen(batch, hidden, calls)[counted].float().norm(dim=-1).mean().item()
 
     def _cached(self, batch: Batch, layers: int, compute: Callable[[], Tensor]) -> Tensor:
         cut, model = batch.cut(layers), self.model

@@ -50,8 +50,10 @@ class Steering(Settings):
     """Forget rows are cut to so many tokens, unless their source sets its own limit."""
     retain_max_length: int = Field(default=512, ge=1)
     """Retain rows are cut to so many tokens, unless their source sets its own limit."""
-    loss_mask: Literal["non_pad", "all", "non_pad_non_bos"] = "non_pad"
-    """Which positions the losses average over: the reference counts pads and the first token too (`all`)."""
+    loss_mask: Literal["non_pad", "all", "non_pad_non_bos", "non_pad_non_sink"] = "non_pad"
+    """Which positions losses, cosines and lengths average over: the reference counts pads and the first token too
+    (`all`). `non_pad_non_sink` leaves out attention sinks, first tokens mostly, whose activation in the base model is
+    over three times as long as the batch's median: of many models they alone decide every mean."""
     loss_dtype: Literal["float32", "model"] = "float32"
     """What the differences are squared and averaged in; `model`, as the reference does, also rounds c·u."""
     control: Literal["per_subset", "shared"] = "per_subset"
