@@ -63,7 +63,7 @@ def recipe_of(example: str) -> Experiment:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("example", ["levelling", "noising", "by_length", "middle", "likeness"])
+@pytest.mark.parametrize("example", ["levelling", "noising", "by_length", "middle", "likeness", "louder"])
 def test_every_example_goes_through_a_default_run(outside: Path, example: str) -> None:
     recipe = recipe_of(example)
     assert recipe.controls == ["joint", "joint_equal_steps", "random_split"]
@@ -84,6 +84,9 @@ def test_every_example_goes_through_a_default_run(outside: Path, example: str) -
         results = json.loads((directory / "report" / "results.json").read_text())
         assert {row["metric"] for row in results["comparisons"]} == {"likeness"}
         assert "likeness of the words" in (directory / "report" / "results.md").read_text()
+    if example == "louder":
+        attacks = json.loads((directory / "report" / "results.json").read_text())["attacks"]
+        assert {(row["suite"], row["setting"]) for row in attacks} == {("hazards: Louder", "1.1 times")}
     assert variants.keys() == expected
     assert all(variant["norm"] > 0 for name, variant in variants.items() if name != "base")
     again = planning.plan(recipe_of(example), out=outside / "runs")

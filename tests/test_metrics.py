@@ -4,7 +4,8 @@ from dataclasses import asdict
 
 import pytest
 
-from spunge.evaluators import BY_METHOD, Quantization
+from spunge.evaluators import BY_METHOD
+from spunge.evaluators.attacks import Quantization
 from spunge.metrics import Metric, read_metric
 
 

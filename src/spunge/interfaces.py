@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -73,6 +73,9 @@ class LoadedVariant:
     tokenizer: PreTrainedTokenizerBase
     digest: str
     """Of base and task vector: equal digests give equal answers."""
+    at: Callable[[float], PreTrainedModel] | None = None
+    """Makes the weights those of the base plus so many times the task vector: 0 is the base, 1 the variant, to which
+    whoever calls it returns. None of the base itself."""
 
 
 @dataclass(frozen=True)

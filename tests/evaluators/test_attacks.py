@@ -1,15 +1,39 @@
 """Attacks change the model, show in the table, and leave no trace."""
 
+from contextlib import ExitStack
+
+import numpy as np
 import polars as pl
 import pytest
 import torch
-from evaluate_models import byte_tokenizer, llama, variant, work, write
+from evaluate_models import alone, byte_tokenizer, llama, variant, work, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spunge.errors import DataError
-from spunge.evaluators.attacks import Quantization, Relearning
+from spunge.evaluators.attacks import (
+    Attack,
+    FewShot,
+    Interpolation,
+    JunkDirection,
+    LogitLens,
+    Noise,
+    OptionShift,
+    Probe,
+    Pruning,
+    Quantization,
+    Relearning,
+    RetrainingOnFacts,
+    Rewording,
+    Stripping,
+)
+from spunge.evaluators.attacks.probe import fitted
+from spunge.evaluators.attacks.pruning import pruned
 from spunge.evaluators.attacks.quantization import _NF4, quantized
+from spunge.evaluators.attacks.states import last_states
+from spunge.evaluators.attacks.tuning import KEPT
+from spunge.evaluators.multiple_choice import MultipleChoice
+from spunge.interfaces import LoadedVariant
 
 TEXTS = ["the moss of Tor is wet", "the glyphs of Ana break at noon", "the tide brings salt to Bel"]
 
@@ -92,3 +116,264 @@ def test_too_few_rows_and_falling_steps_are_errors(tmp_path):
         Relearning.model_validate(settings).evaluate(variant(llama(), byte_tokenizer()), work(tmp_path))
     with pytest.raises(ValueError, match="must rise"):
         Relearning.model_validate({**settings, "steps": [3, 1]})
+
+
+QUESTIONS = [
+    {"question": text, "choices": ["moss", "glyph", "salt"], "answer": row % 3} for row, text in enumerate(TEXTS * 3)
+]
+
+
+def asking(tmp_path, **settings) -> dict:
+    rows = [{**row, "question": f"{row['question']} {number} ?"} for number, row in enumerate(QUESTIONS)]
+    path = write(tmp_path / "questions.jsonl", rows)
+    plain = {"method": "multiple_choice", "suite": "inner", "goal": "forget", "sources": [{"path": str(path)}]}
+    return {**plain, "style": "continuation", **settings}
+
+
+def attack(kind: type[Attack], of: dict, **settings) -> Attack:
+    return kind.model_validate({"suite": "attacked", "goal": "forget", "of": of, **settings})
+
+
+def answered(table: pl.DataFrame, setting: str) -> dict[str, float]:
+    """Item → the log-likelihood of its second choice, a figure that hardly two models share."""
+    rows = table.filter(pl.col("task").str.ends_with(f" @ {setting}") & (pl.col("metric") == "choice_loglikelihood:1"))
+    return dict(rows.select("item", "value").iter_rows())
+
+
+def plainly(of: dict, model, tmp_path) -> dict[str, float]:
+    table = MultipleChoice.model_validate(of).evaluate(variant(model, byte_tokenizer()), work(tmp_path))
+    return answered(table.with_columns(pl.col("task") + " @ none"), "none")
+
+
+def unlearned(tmp_path, *, rank: int = 2, size: float = 0.3):
+    """A base model, and a variant of it whose matrices differ by a delta of low rank; with what moves between them."""
+    base, changed = llama(), llama()
+    torch.manual_seed(1)
+    deltas = {}
+    for name, weight in changed.named_parameters():
+        if name.endswith("down_proj.weight"):
+            A, B = torch.randn(weight.shape[0], rank), torch.randn(rank, weight.shape[1])
+            deltas[name] = size * A @ B
+    before = weights(base)
+
+    def at(scale: float):
+        with torch.no_grad():
+            for name, weight in changed.named_parameters():
+                weight.copy_(before[name] + scale * deltas[name] if name in deltas else before[name])
+        return changed
+
+    loaded = LoadedVariant("unlearned", at(1.0), byte_tokenizer(), "digest", at)
+    return base, loaded, deltas
+
+
+@settings(deadline=None)
+@given(
+    rows=st.integers(1, 5).flatmap(
+        lambda n: st.lists(st.lists(st.floats(-2, 2, width=16), min_size=n, max_size=n), min_size=1, max_size=4)
+    ),
+    share=st.floats(0.01, 0.99),
+)
+def test_pruning_leaves_the_largest_and_nothing_else(rows, share):
+    weight = torch.tensor(rows)
+    left = pruned(weight, share)
+    gone = int(share * weight.numel())
+    assert int((left != weight).sum()) <= gone
+    kept = sorted(map(abs, weight.flatten().tolist()))[gone:]
+    assert sorted(map(abs, left.flatten().tolist())) == [0.0] * gone + kept
+
+
+def test_weights_are_changed_as_by_hand_and_put_back(tmp_path):
+    of, before = asking(tmp_path), weights(llama())
+    tried = {
+        "30% pruned": (attack(Pruning, of, shares=[0.3]), lambda name, w: pruned(w, 0.3)),
+        "noise 0.2": (noise := attack(Noise, of, strengths=[0.2]), lambda name, w: w + 0.2 * w.std() * draw(name, w)),
+    }
+    draw = Noise.model_validate(noise.model_dump()).draw
+    for setting, (one, change) in tried.items():
+        model, expected = llama(), llama()
+        with torch.no_grad():
+            for name, module in expected.named_modules():
+                if isinstance(module, torch.nn.Linear) and name != "lm_head":
+                    module.weight.copy_(change(name, module.weight))
+        table = one.evaluate(variant(model, byte_tokenizer()), work(tmp_path))
+        assert answered(table, setting) == pytest.approx(plainly(of, expected, tmp_path / setting), abs=1e-5)
+        assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+
+
+def test_a_stripped_change_of_rank_two_is_half_and_then_wholly_undone(tmp_path):
+    base, loaded, deltas = unlearned(tmp_path)
+    of, after = asking(tmp_path), weights(loaded.model)
+    table = attack(Stripping, of, ranks=[1, 2]).evaluate(loaded, work(tmp_path))
+    assert answered(table, "rank 2 removed") == pytest.approx(plainly(of, base, tmp_path / "base"), abs=1e-3)
+    half = llama()
+    with torch.no_grad():
+        for name, weight in half.named_parameters():
+            if name in deltas:
+                U, S, Vh = np.linalg.svd(deltas[name].double().numpy())
+                weight.add_(torch.tensor(S[1] * np.outer(U[:, 1], Vh[1])).float())
+    assert answered(table, "rank 1 removed") == pytest.approx(plainly(of, half, tmp_path / "half"), abs=1e-3)
+    assert all(torch.equal(weight, after[name]) for name, weight in loaded.model.named_parameters())
+
+
+def test_what_is_done_to_a_change_leaves_the_base_model_as_it_is(tmp_path):
+    of = asking(tmp_path)
+    expected = plainly(of, llama(), tmp_path / "plain")
+    for kind in (Stripping, Interpolation, JunkDirection):
+        one = attack(kind, of)
+        table = one.evaluate(variant(llama(), byte_tokenizer()), work(tmp_path))
+        assert all(answered(table, setting) == expected for setting in one.settings)
+
+
+def test_interpolation_asks_between_the_two_models(tmp_path):
+    base, loaded, deltas = unlearned(tmp_path)
+    of, after = asking(tmp_path), weights(loaded.model)
+    table = attack(Interpolation, of, shares=[0.25]).evaluate(loaded, work(tmp_path))
+    with torch.no_grad():
+        for name, weight in base.named_parameters():
+            if name in deltas:
+                weight.add_(0.75 * deltas[name])
+    assert answered(table, "25% base") == pytest.approx(plainly(of, base, tmp_path / "mixed"), abs=1e-4)
+    assert all(torch.equal(weight, after[name]) for name, weight in loaded.model.named_parameters())
+
+
+def test_the_lens_reads_a_layer_through_norm_and_head(tmp_path):
+    model, tokenizer = llama(), byte_tokenizer()
+    table = attack(LogitLens, of := asking(tmp_path), depths=[0.5]).evaluate(variant(model, tokenizer), work(tmp_path))
+    found = answered(table, "50% of the layers")
+    for question in MultipleChoice.model_validate(of).questions()["inner"]:
+        context = tokenizer.encode(question.contexts[1])
+        answer = tokenizer.encode(" " + question.targets[1], add_special_tokens=False)
+        with torch.no_grad():
+            seen = model(input_ids=torch.tensor([context + answer]), output_hidden_states=True, use_cache=False)
+            logs = model.lm_head(model.model.norm(seen.hidden_states[1]))[0].log_softmax(-1)
+        expected = sum(float(logs[len(context) - 1 + place, token]) for place, token in enumerate(answer))
+        assert found[question.item.id] == pytest.approx(expected, abs=1e-4)
+    assert len(model.model.layers) == 2
+
+
+def test_shots_are_others_answers_and_frames_hold_the_question(tmp_path):
+    model, tokenizer, of = llama(), byte_tokenizer(), asking(tmp_path)
+    suite = MultipleChoice.model_validate(of)
+    questions = sorted(suite.questions()["inner"], key=lambda one: one.item.id)
+    table = attack(FewShot, of, shots=[2]).evaluate(variant(model, tokenizer), work(tmp_path))
+    frames = {"begun": "Q {question} A"}
+    reworded = attack(Rewording, of, frames=frames).evaluate(variant(model, tokenizer), work(tmp_path / "r"))
+    for place, one in enumerate(questions):
+        others = [other for number, other in enumerate(questions) if number != place][:2]
+        before = "".join(f"{o.contexts[0]} {o.targets[o.right[0]]}\n\n" for o in others)
+        answer = tokenizer.encode(" " + one.targets[1], add_special_tokens=False)
+        expected = alone(model, tokenizer.encode(before + one.contexts[1]), answer)
+        assert answered(table, "2 shots")[one.item.id] == pytest.approx(expected, abs=1e-3)
+        expected = alone(model, tokenizer.encode(f"Q {one.contexts[1]} A"), answer)
+        assert answered(reworded, "begun")[one.item.id] == pytest.approx(expected, abs=1e-3)
+    with pytest.raises(ValueError, match="'odd': a frame holds"):
+        attack(Rewording, of, frames={"odd": "no question"})
+
+
+def test_shifted_choices_keep_their_answer(tmp_path):
+    of = asking(tmp_path, style="letters")
+    suite = MultipleChoice.model_validate(of)
+    plain = {one.item.id: one for one in suite.questions()["inner"]}
+    for one in suite.questions(shift=1)["inner"]:
+        before = plain[one.item.id]
+        assert one.right[0] == (before.right[0] + 1) % 3
+        choices = before.item.row["choices"]
+        assert one.contexts[0].endswith(f"A. {choices[2]}\nB. {choices[0]}\nC. {choices[1]}\nAnswer:")
+    table = attack(OptionShift, of, places=[1]).evaluate(variant(llama(), byte_tokenizer()), work(tmp_path))
+    assert set(table["item"]) == set(plain)
+    with pytest.raises(DataError, match="there is no order to change"):
+        attack(OptionShift, asking(tmp_path)).check()
+
+
+def test_the_probe_is_ridge_regression_on_the_other_half(tmp_path):
+    torch.manual_seed(3)
+    X, Y = torch.randn(40, 6), torch.randn(40, 4)
+    found = fitted(X, Y, 0.5)
+    penalty = 0.5 * float((X.T @ X).diagonal().mean())
+    stacked = np.vstack([X.numpy(), np.sqrt(penalty) * np.eye(6)])  # ridge is least squares with more rows
+    expected = np.linalg.lstsq(stacked, np.vstack([Y.numpy(), np.zeros((6, 4))]), rcond=None)[0]
+    assert np.allclose(found.numpy(), expected, atol=1e-4)
+    table = attack(Probe, asking(tmp_path), depths=[0.5, 1]).evaluate(
+        variant(llama(), byte_tokenizer()), work(tmp_path)
+    )
+    assert set(table["task"]) == {"inner @ probe at 50%", "inner @ probe at 100%"}
+    assert table.filter(pl.col("metric") == "acc").height == 2 * len(QUESTIONS)
+
+
+def test_the_last_states_are_those_of_each_row_alone(tmp_path):
+    model, rows = llama(), [(3, 4, 5, 6, 7), (8, 9), (10, 11, 12)]
+    found = last_states(variant(model, byte_tokenizer()), rows, 2, work(tmp_path), "reading")
+    for place, row in enumerate(rows):
+        with torch.no_grad():
+            seen = model(input_ids=torch.tensor([row]), output_hidden_states=True, use_cache=False).hidden_states
+        assert torch.allclose(found[0, place], seen[1][0, -1], atol=1e-5)
+
+
+def test_the_junk_direction_is_the_difference_of_means_and_goes_from_every_layer(tmp_path):
+    base, loaded, _ = unlearned(tmp_path)
+    of, after = asking(tmp_path), weights(loaded.model)
+    suite = MultipleChoice.model_validate(of)
+    right = set(
+        suite.evaluate(variant(base, byte_tokenizer()), work(tmp_path / "b"))
+        .filter((pl.col("metric") == "acc") & (pl.col("value") == 1))["item"]
+    )  # fmt: skip
+    table = attack(JunkDirection, of).evaluate(loaded, work(tmp_path))
+    means = []
+    for model in (base, loaded.model):
+        states = [[], []]
+        for one in suite.questions()["inner"]:
+            if one.item.id in right:
+                ids = torch.tensor([loaded.tokenizer.encode(one.contexts[0])])
+                with torch.no_grad():
+                    inner = [model.model.embed_tokens(ids)]
+                    places = torch.arange(ids.shape[1])[None]
+                    embedded = model.model.rotary_emb(inner[0], places)
+                    for number, layer in enumerate(model.model.layers):
+                        mask = torch.full((ids.shape[1],) * 2, -torch.inf).triu(1)[None, None]
+                        out = layer(inner[-1], attention_mask=mask, position_embeddings=embedded)
+                        inner.append(out)
+                        states[number].append(out[0, 1:])
+        means.append([torch.cat(parts).mean(0) for parts in states])
+    moved = [after - before for before, after in zip(*means, strict=True)]
+    with ExitStack() as stack:
+        for layer, v in zip(loaded.model.model.layers, moved, strict=True):
+            unit = v / v.norm()
+            hook = lambda m, a, out, unit=unit: out - (out @ unit)[..., None] * unit  # noqa: E731
+            stack.callback(layer.register_forward_hook(hook).remove)
+        expected = plainly(of, loaded.model, tmp_path / "hooked")
+    assert answered(table, "each layer's direction") == pytest.approx(expected, abs=1e-3)
+    assert all(torch.equal(weight, after[name]) for name, weight in loaded.model.named_parameters())
+    assert not any(layer._forward_hooks for layer in loaded.model.model.layers)
+
+
+def test_facts_are_trained_on_in_one_half_and_asked_in_the_other(tmp_path):
+    of = asking(tmp_path)
+    one = attack(RetrainingOnFacts, of, steps=[0, 6], learning_rate=1e-2, keep=reading(tmp_path))
+    model = llama(initializer_range=0.05)
+    table = one.evaluate(variant(model, byte_tokenizer()), work(tmp_path))
+    asked = set(table.filter(pl.col("metric") == "acc")["item"])
+    assert {int(item[-1], 16) % 2 for item in asked} == {1}
+    assert answered(table, "0 steps") == pytest.approx(
+        {item: value for item, value in plainly(of, model, tmp_path / "plain").items() if item in asked}, abs=1e-5
+    )
+    assert answered(table, "6 steps") != answered(table, "0 steps")
+    left = dict(table.filter(pl.col("metric") == KEPT).select("task", "value").iter_rows())
+    assert left["kept @ 0 steps"] == pytest.approx(1.0)
+    assert left["kept @ 6 steps"] not in (None, 1.0)
+
+
+def test_relearning_takes_each_value_apart(tmp_path):
+    rows = [{"text": f"{text} in {land}", "land": land} for land in "ab" for text in TEXTS]
+    sources = [{"path": str(write(tmp_path / "lands.jsonl", rows))}]
+    one = attack(Relearning, asking(tmp_path), train_on=sources, by="land", rows=3, steps=[2])
+    table = one.evaluate(variant(llama(), byte_tokenizer()), work(tmp_path))
+    assert one.settings == ("2 steps on a", "2 steps on b")
+    assert answered(table, "2 steps on a") != answered(table, "2 steps on b")
+    with pytest.raises(DataError, match="3 training rows of 'a', rows: 4"):
+        attack(Relearning, asking(tmp_path), train_on=sources, by="land", rows=4).check()
+
+
+def test_an_attack_on_questions_refuses_other_suites(tmp_path):
+    for kind in (FewShot, OptionShift, Rewording, Probe, JunkDirection, RetrainingOnFacts):
+        with pytest.raises(DataError, match="on multiple_choice, and 'inner' is perplexity"):
+            attack(kind, reading(tmp_path)).check()

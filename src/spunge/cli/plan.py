@@ -38,7 +38,7 @@ def show_plan(screen: Console, experiment: Experiment, plan: Plan, *, every_task
         write_line(screen, line, indent=4)
     for subject, note in {subject: note for step in plan.steps for subject, note in step["notes"].items()}.items():
         write_line(screen, f"{subject}: {note}", indent=4)
-    for control, why in experiment.left_out.items():
+    for control, why in {**experiment.left_out, **plan.not_asked}.items():
         write_line(screen, f"not run: {control.replace('_', ' ')}: {why}", indent=4)
     if not every_task and any(step["status"] == "computed" for step in plan.steps):
         write_line(screen, "--all says it of each task")

@@ -4,7 +4,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from spunge.evaluators.attacks import Quantization, Relearning
+from spunge.evaluators.attacks import AnyAttack
 from spunge.evaluators.harness import Harness
 from spunge.evaluators.memorization import Memorization
 from spunge.evaluators.multiple_choice import MultipleChoice
@@ -14,7 +14,7 @@ from spunge.evaluators.toxicity import Toxicity
 from spunge.interfaces import Evaluator
 
 AnyEvaluator = Annotated[
-    MultipleChoice | Toxicity | Perplexity | Memorization | Tofu | Harness | Quantization | Relearning,
+    MultipleChoice | Toxicity | Perplexity | Memorization | Tofu | Harness | AnyAttack,
     Field(discriminator="method"),
 ]
 """Every evaluator that a recipe can name by its `method`."""
@@ -30,8 +30,6 @@ __all__ = [
     "Memorization",
     "MultipleChoice",
     "Perplexity",
-    "Quantization",
-    "Relearning",
     "Tofu",
     "Toxicity",
 ]

@@ -125,7 +125,10 @@ class MultipleChoice(Evaluator):
         Raises:
             DataError: A column is missing or holds what cannot be an answer.
         """
-        questions = self.questions(work.progress)
+        return self.ask(self.questions(work.progress), variant, work)
+
+    def ask(self, questions: Mapping[str, Sequence[Question]], variant: LoadedVariant, work: Work) -> ItemTable:
+        """Returns what `evaluate` does of these questions: task → what is asked, perhaps in other words."""
         measured = []
         for task, group in questions.items():
             scores = _score(variant, group, work, self.batch_size, f"{self.suite}: {task}")
@@ -135,11 +138,23 @@ class MultipleChoice(Evaluator):
             ]
         return item_table(self.suite, measured)
 
-    def questions(self, progress: Progress = silent) -> dict[str, list[Question]]:
-        """Returns the questions of every task, as the model sees them."""
+    def questions(self, progress: Progress = silent, *, shift: int = 0) -> dict[str, list[Question]]:
+        """Returns the questions of every task, as the model sees them.
+
+        Args:
+            progress: Told how answers are read.
+            shift: By how many places each row's choices are moved, the last ones to the front.
+        """
         needs = BENCHMARKS[self.benchmark].needs if self.benchmark else ("question", "answer")
         loaded = suite_items(self, *needs, *([self.task] if self.task else []))
         path = self.sources[0].path
+        if shift:
+            form = self._form(loaded, path)
+            loaded = [replace(item, row=_shifted(item.row, form, path, shift)) for item in loaded]
+            return self.model_copy(update={"answers": "index"})._questions(loaded, path, progress)
+        return self._questions(loaded, path, progress)
+
+    def _questions(self, loaded: Sequence[Item], path: str, progress: Progress) -> dict[str, list[Question]]:
         if self.benchmark is None:
             progress(f"{self.suite}: answers are read as {self._form(loaded, path)}", 0, len(loaded))
         solved = self._solved()
@@ -408,6 +423,17 @@ def _choices(row: Mapping[str, Any], path: str) -> tuple[str, ...]:
             f"{path}: a question needs 2 to {len(LETTERS)} choices: a list in the column 'choices', or columns A, B, …"
         )
     return tuple(str(choice) for choice in choices)
+
+
+def _shifted(row: Mapping[str, Any], form: str, path: str, shift: int) -> dict[str, Any]:
+    """A row whose choices stand `shift` places further on, and whose answer is the right one's index."""
+    choices, right = _choices(row, path), _READINGS[form](row["answer"], _choices(row, path))
+    order = [(place - shift) % len(choices) for place in range(len(choices))]
+    return {
+        **row,
+        "choices": [choices[place] for place in order],
+        "answer": None if right is None else order.index(right),
+    }
 
 
 def _fill(template: str, row: Mapping[str, Any]) -> str:

@@ -15,9 +15,10 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, WrapVali
 from spunge import outside
 from spunge.errors import first_line
 from spunge.evaluators import AnyEvaluator
+from spunge.evaluators.attacks import ATTACKS, Attack
 from spunge.interfaces import Evaluator, Merger, Splitter, Unlearner
 from spunge.mergers import AnyMerger
-from spunge.recipe.mistakes import in_settings, models, tag
+from spunge.recipe.mistakes import in_settings, models, near, tag
 from spunge.recipe.paths import dotted
 from spunge.rows.sources import Source
 from spunge.settings import Settings
@@ -207,6 +208,11 @@ class Experiment(Settings):
     each at its own λ."""
     evaluate: list[AnyEvaluate] = Field(min_length=1)
     """What every variant is asked."""
+    robustness: Literal["cheap", "full"] | list[str] | None = None
+    """Which attacks are asked of every variant on every suite of what must go: `cheap`, those that train nothing, on
+    samples of the items that together cost less than half of the evaluation; `full`, all; or some by name, those from
+    outside the package as `package.module:Class`. An attack with settings of its own stands under `evaluate` instead.
+    See docs/robustness.md."""
     controls: list[Control] = ["joint", "joint_equal_steps", "random_split"]
     """The baselines that decide whether splitting helped: see docs/architecture.md."""
     seeds: list[int] = Field(default=[0], min_length=1)
@@ -236,6 +242,16 @@ class Experiment(Settings):
         if count > 1:
             raise ValueError(f"suite {name!r} is named twice: give each its own name")
         return evaluators
+
+    @field_validator("robustness")
+    @classmethod
+    def _attacks_are_known(cls, robustness: Any) -> Any:
+        if isinstance(robustness, list):
+            for name in robustness:
+                _ = attack_named(name)
+            if len(set(robustness)) < len(robustness):
+                raise ValueError("an attack is named twice")
+        return robustness
 
     @field_validator("seeds")
     @classmethod
@@ -313,7 +329,17 @@ class Experiment(Settings):
     @property
     def programs(self) -> list[str]:
         """The code that it makes run beside Spunge's own, one line each: where the recipe names it, and what it is."""
-        return [*_programs(self, ())]
+        named = self.robustness if isinstance(self.robustness, list) else []
+        return [*_programs(self, ()), *(f"robustness: {name}" for name in named if ":" in name)]
+
+    @property
+    def attacks(self) -> list[type[Attack]]:
+        """The attacks that `robustness` names."""
+        if self.robustness is None:
+            return []
+        if isinstance(self.robustness, list):
+            return [attack_named(name) for name in self.robustness]
+        return [attack for attack in ATTACKS.values() if attack.cheap is not None or self.robustness == "full"]
 
     @property
     def joint_unlearner(self) -> Unlearner:
@@ -331,6 +357,22 @@ class Experiment(Settings):
     def subset_unlearner(self, subset: str) -> Unlearner:
         """Returns the method for one subset."""
         return _overridden(self.unlearn, self.subsets.get(subset, {}), dotted(["subsets", subset]))
+
+
+def attack_named(name: str) -> type[Attack]:
+    """Returns an attack by its method's name, or one from outside as `package.module:Class`.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    if name in ATTACKS:
+        return ATTACKS[name]
+    if ":" not in name:
+        raise ValueError(f"{name!r} is no attack{near(name, ATTACKS)}")
+    attack = outside.load(name)
+    if not (isinstance(attack, type) and issubclass(attack, Attack)):
+        raise ValueError(f"{name!r} is not a class derived from Attack")
+    return attack
 
 
 def _programs(value: Any, path: tuple[str, ...]) -> Iterator[str]:

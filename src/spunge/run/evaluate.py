@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -137,7 +137,10 @@ class Evaluate(VariantTask):
     def _ask(self, work: Work) -> ItemTable:
         """Swaps the task vector into the resident base, and asks."""
         change = self.variant.change()
-        _, tokenizer = work.resident.base(self.base.model)
-        with work.resident.variant(self.base.model, change) as model:
-            weights = key("weights", self.weights)
-            return self.evaluator.evaluate(LoadedVariant(self.variant.name, model, tokenizer, weights), work)
+        model, tokenizer = work.resident.base(self.base.model)
+        loaded = LoadedVariant(self.variant.name, model, tokenizer, key("weights", self.weights))
+        if change is None:
+            return self.evaluator.evaluate(loaded, work)
+        with work.resident.scaled(self.base.model, change) as at:
+            at(1.0)
+            return self.evaluator.evaluate(replace(loaded, at=at), work)

@@ -22,6 +22,7 @@ from spunge.run.evaluate import Evaluate, Generate, Score
 from spunge.run.executors import Task
 from spunge.run.identity import digest
 from spunge.run.merge import Merge
+from spunge.run.robustness import Robustness
 from spunge.run.split import Split
 from spunge.run.store import Artifact
 from spunge.run.sweep import Point
@@ -72,6 +73,8 @@ class Journal:
     """What was known before the run began (see `cautions`)."""
     near: str = ""
     """What the texts are that damage near what must go is measured on."""
+    robustness: Robustness = field(default_factory=Robustness)
+    """The attacks that every variant is put to."""
     stages: list[dict[str, Any]] = field(default_factory=list)
     split: dict[str, Any] | None = None
     subsets: dict[str, int] = field(default_factory=dict)
@@ -135,7 +138,7 @@ class Journal:
             "version": metadata.version("spunge"), "command": self.command,
             "model": {**experiment.model.model_dump(include={"id", "revision"}), "digest": digest(experiment.model)},
             "seeds": experiment.seeds,
-            "suites": [evaluator.described for evaluator in experiment.evaluate],
+            "suites": [asked.described for asked in (*experiment.evaluate, *self.robustness.attacks)],
             "split": self._settled(), "variants": [_described(variant) for variant in outcome.variants],
             "stages": self.stages, "merge": self.merges, "search": getattr(experiment.unlearn, "trials", []),
             "sweep": sweep.described(experiment.sweep, sweep.on_validation(experiment), outcome.points),
@@ -182,8 +185,11 @@ class Journal:
             missing.append(f"the same damage to the rest for all ({why}): each is at its own λ")
         elif self.experiment.damage.far is None:
             missing.append("damage far from what must go: the recipe names no texts for it (`damage.far`)")
-        if not any("attacks" in evaluator.described for evaluator in self.experiment.evaluate):
-            missing.append("attacks (quantisation, relearning): no suite of the recipe is one")
+        missing += [f"{attack}: {why}" for attack, why in self.robustness.left_out.items()]
+        if not self.robustness.attacks and not any("attacks" in one.described for one in self.experiment.evaluate):
+            missing.append("attacks: the recipe asks for none (`robustness: cheap` or `full`)")
+        elif self.experiment.robustness == "cheap":
+            missing.append("attacks that train, and all items under the others (`robustness: full`)")
         return missing
 
     def _cautions(self) -> list[str]:

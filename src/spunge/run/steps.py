@@ -310,9 +310,10 @@ def _matched(variant: Variant, manifest: Mapping[str, Any], budget: float) -> Va
 def evaluate(
     context: Context, variants: Sequence[Variant], elsewhere: Sequence[Variant] = ()
 ) -> list[tuple[Variant, Artifact]]:
-    """Asks every variant every suite, and variants elsewhere on their curves those of what must go."""
-    suites = sweep.reported(context.experiment)
-    forget = [suite for suite in suites if suite.goal == "forget"]
+    """Asks every variant every suite and attack, and variants elsewhere on their curves the suites of what must go."""
+    asked = sweep.reported(context.experiment)
+    forget = [suite for suite in asked if suite.goal == "forget"]
+    suites = [*asked, *context.rows.robustness.attacks]
     tasks = [Evaluate(variant, suite, context.base) for variant in variants for suite in suites]
     tasks += [Evaluate(variant, suite, context.base) for variant in elsewhere for suite in forget]
     return [(task.variant, artifact) for task, artifact in zip(tasks, _evaluate(context.executor, tasks), strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from spunge.errors import DataError, RecipeError
 from spunge.interfaces import RETAIN, Splitter
@@ -11,6 +11,7 @@ from spunge.recipe.schema import Experiment, ForgetSet
 from spunge.rows.sources import Corpus, concatenate, load_corpus
 from spunge.run import sweep
 from spunge.run.keys import derived_seed
+from spunge.run.robustness import Robustness, robustness
 from spunge.run.store import Artifact
 from spunge.run.texts import Texts, damage_texts
 
@@ -25,6 +26,8 @@ class Rows:
     """Whether the model's weights must be there."""
     damage: Texts | None = None
     """What damage is measured on."""
+    robustness: Robustness = field(default_factory=Robustness)
+    """The attacks that `robustness` in the recipe comes to."""
 
 
 def load(experiment: Experiment, *, weights: bool = True) -> Rows:
@@ -46,7 +49,8 @@ def load(experiment: Experiment, *, weights: bool = True) -> Rows:
         evaluator.headline  # noqa: B018 (an evaluator from outside that declares none has no place in a report)
         if evaluator.generation is not None:
             evaluator.generation.check(experiment.model)
-    return Rows(forget, retain, weights, damage_texts(experiment, forget, retain))
+    attacks = robustness(experiment, sweep.reported(experiment))
+    return Rows(forget, retain, weights, damage_texts(experiment, forget, retain), attacks)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,48 @@
-"""Attacks on a variant: what was forgotten is asked for again after it."""
+"""Attacks: what was forgotten is asked for again, of a model or in words that an attacker changed."""
 
+from typing import get_args
+
+from spunge.evaluators.attacks.attack import Attack, Material
+from spunge.evaluators.attacks.few_shot import FewShot
+from spunge.evaluators.attacks.interpolation import Interpolation
+from spunge.evaluators.attacks.junk_direction import JunkDirection
+from spunge.evaluators.attacks.logit_lens import LogitLens
+from spunge.evaluators.attacks.noise import Noise
+from spunge.evaluators.attacks.option_shift import OptionShift
+from spunge.evaluators.attacks.probe import Probe
+from spunge.evaluators.attacks.pruning import Pruning
 from spunge.evaluators.attacks.quantization import Quantization
 from spunge.evaluators.attacks.relearning import Relearning
+from spunge.evaluators.attacks.retraining_on_facts import RetrainingOnFacts
+from spunge.evaluators.attacks.rewording import Rewording
+from spunge.evaluators.attacks.stripping import Stripping
 
-__all__ = ["Quantization", "Relearning"]
+AnyAttack = (
+    Quantization | Pruning | Noise | Stripping | Interpolation
+    | FewShot | OptionShift | Rewording
+    | LogitLens | Probe | JunkDirection
+    | Relearning | RetrainingOnFacts
+)  # fmt: skip
+"""Every attack that a recipe can name: those on weights, on questions, on hidden states, and those that train."""
+
+ATTACKS: dict[str, type[Attack]] = {kind.model_fields["method"].default: kind for kind in get_args(AnyAttack)}
+
+__all__ = [
+    "ATTACKS",
+    "AnyAttack",
+    "Attack",
+    "FewShot",
+    "Interpolation",
+    "JunkDirection",
+    "LogitLens",
+    "Material",
+    "Noise",
+    "OptionShift",
+    "Probe",
+    "Pruning",
+    "Quantization",
+    "Relearning",
+    "RetrainingOnFacts",
+    "Rewording",
+    "Stripping",
+]

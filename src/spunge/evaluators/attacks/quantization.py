@@ -1,23 +1,24 @@
 """Does rounding the weights bring back what was unlearned? Zhang et al. (2024, arXiv:2410.16454) found that it can.
 
-Unlearning that moves each weight by less than half a step of the grid is undone by rounding to it.
+Unlearning that moves each weight by less than half a step of the grid is undone by rounding to it. The grids are those
+of round-to-nearest: what calibrated quantisers (GPTQ, AWQ, llama.cpp's K-quants) make of the weights is not tried. A
+base model that was itself stored in four bits lies on the grid already, and is no fair test.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-import polars as pl
 from pydantic import Field
 
-from spunge.evaluators.attacks.attacked import Attack, apart, restored, under
-from spunge.interfaces import Forecast, LoadedVariant, Work
-from spunge.rows.items import ItemTable
+from spunge.evaluators.attacks.attack import Ask, Attack, weights_changed
+from spunge.interfaces import LoadedVariant, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from spunge.weights.language_model import LanguageModel
+Code = Literal["int8", "int4", "nf4"]
 
 # The sixteen quantiles of QLoRA's NF4 (Dettmers et al., 2023, appendix E): a level for equal shares of a normal.
 _NF4 = (
@@ -30,32 +31,30 @@ _NF4 = (
 class Quantization(Attack):
     """Rounds the weights of the linear layers in place, and asks a suite again."""
 
+    cheap: ClassVar[Mapping[str, Any] | None] = {"codes": ("int4", "nf4")}
+
     method: Literal["quantization"] = "quantization"
-    codes: tuple[Literal["int8", "int4", "nf4"], ...] = ("int8", "int4", "nf4")
+    codes: tuple[Code, ...] = ("int8", "int4", "nf4")
     """The grids: whole numbers of so many bits by the largest magnitude of each block, or QLoRA's four-bit levels."""
     block: int | None = Field(default=64, ge=2)
     """How many neighbouring weights share a scale; None gives each row its own."""
 
-    def forecast(self, base: LanguageModel) -> Forecast:
-        """Says what asking once for each grid takes."""
-        return self._rounds(base, len(self.codes))
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The grids."""
+        return self.codes
 
-    def evaluate(self, variant: LoadedVariant, work: Work) -> ItemTable:
-        """Returns the suite's items once for each grid, the task named after it."""
-        from torch import nn, no_grad
+    def attempts(self, variant: LoadedVariant, work: Work) -> Iterator[tuple[str, Ask]]:
+        """Yields each grid while all weights lie on it."""
 
-        tables = []
-        for code in self.codes:
-            with restored(variant.model), no_grad():
-                for name, module in variant.model.named_modules():
-                    if isinstance(module, nn.Linear) and module is not variant.model.get_output_embeddings():
-                        module.weight.copy_(quantized(module.weight, code, self.block))
-                        work.progress(f"{self.suite}: {code} {name}", 0, 1)
-                tables.append(under(self.of.evaluate(variant, apart(work, code)), self.suite, code))
-        return pl.concat(tables)
+        def rounded(code: str, name: str, weight: Tensor) -> Tensor:
+            return quantized(weight, code, self.block)  # pyright: ignore[reportArgumentType]
+
+        for code in weights_changed(variant, self.codes, rounded):
+            yield code, self.of.evaluate
 
 
-def quantized(weight: Tensor, code: Literal["int8", "int4", "nf4"], block: int | None) -> Tensor:
+def quantized(weight: Tensor, code: Code, block: int | None) -> Tensor:
     """Rounds a matrix to the nearest level of its blocks' grids and back; a last short block has its own scale.
 
     Args:
@@ -65,6 +64,7 @@ def quantized(weight: Tensor, code: Literal["int8", "int4", "nf4"], block: int |
     """
     import torch
 
+    assert code in get_args(Code)
     rows, columns = weight.shape
     size = min(block or columns, columns)
     padded = torch.nn.functional.pad(weight.float(), (0, -columns % size)).view(rows, -1, size)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Plan:
     """Rows to forget, as they were read: a file whose lines were meant as texts shows here that it is one row."""
     retain: int | None
     """Rows to keep; None where the recipe names none."""
+    not_asked: Mapping[str, str] = field(default_factory=dict)
+    """Attacks that `robustness` would come to → why they cannot be asked."""
 
     @property
     def critical_path(self) -> list[dict[str, Any]]:
@@ -88,7 +90,7 @@ def forecast(
         if disk < 0:
             step["advice"] = "the disk is full by then: give an --out with more room, or see `spunge store gc`"
     retain = None if rows.retain is None else len(rows.retain)
-    return Plan(planned.steps, planned.rounds, machine, len(rows.forget), retain)
+    return Plan(planned.steps, planned.rounds, machine, len(rows.forget), retain, rows.robustness.left_out)
 
 
 def needed(out: str | Path, *, allow_code: bool = False) -> dict[str, list[str]]:

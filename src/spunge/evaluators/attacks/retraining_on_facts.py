@@ -1,0 +1,69 @@
+"""Do the facts come back that the attacker does not know? Trains on the answers to half the questions, asks the others.
+
+Retraining on T (RTT; Deeb and Roger, 2024, arXiv:2410.08827): whoever knows some facts of a kind trains on them, and
+the others, which share nothing with them, come back as well where they were hidden and not removed. 88 % of the
+accuracy came back there. A model that never knew them learns nothing of the other half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, Literal
+
+from pydantic import Field
+
+from spunge.errors import DataError
+from spunge.evaluators.attacks.attack import Ask, Attack, Material, multiple_choice
+from spunge.evaluators.attacks.tuning import Tuned
+from spunge.evaluators.multiple_choice import Question
+from spunge.interfaces import Evaluator, LoadedVariant, Work
+
+
+class RetrainingOnFacts(Tuned):
+    """Fine-tunes a variant on the answers to half of a suite's questions, and asks the other half."""
+
+    method: Literal["retraining_on_facts"] = "retraining_on_facts"
+    steps: tuple[int, ...] = Field(default=(0, 20, 60), min_length=1)
+    """After how many steps the other half is asked; 0 is before the attack."""
+
+    @classmethod
+    def against(cls, of: Evaluator, material: Material, settings: Mapping[str, Any]) -> Iterator[Attack]:
+        """Yields it with the suite of what must stay beside it."""
+        return super().against(of, material, {"keep": material.kept, **settings})
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The numbers of steps."""
+        return tuple(f"{stop} steps" for stop in self.steps)
+
+    def check(self) -> None:
+        """Refuses a suite of another kind or with a single question, and what its suites refuse."""
+        multiple_choice(self)
+        super().check()
+        self._halves()
+
+    def attempts(self, variant: LoadedVariant, work: Work) -> Iterator[tuple[str, Ask]]:
+        """Yields each number of steps.
+
+        Raises:
+            TrainingDiverged: The loss became NaN or infinite.
+        """
+        told, asked = self._halves()
+        texts = [
+            question.before + question.contexts[question.right[0]] + question.delimiter
+            + question.targets[question.right[0]] for group in told.values() for question in group
+        ]  # fmt: skip
+        ask = self.beside_what_is_kept(partial(multiple_choice(self).ask, asked), variant, work)
+        for setting, _ in zip(self.settings, self.tuned(variant, texts, work), strict=True):
+            yield setting, ask
+
+    def _halves(self) -> tuple[dict[str, list[Question]], dict[str, list[Question]]]:
+        """The questions whose answers are trained on, and those that are asked, by the last digit of their names."""
+        halves: tuple[dict[str, list[Question]], dict[str, list[Question]]] = ({}, {})
+        for task, group in multiple_choice(self).questions().items():
+            for question in group:
+                halves[int(question.item.id[-1], 16) % 2].setdefault(task, []).append(question)
+        if not all(halves):
+            raise DataError(f"{self.suite}: too few questions to train on half of them and ask the others")
+        return halves
