@@ -11,7 +11,7 @@ import pytest
 
 from spunge.errors import RecipeError
 from spunge.evaluators.attacks import ATTACKS, Attack
-from spunge.foretell.plan import forecast
+from spunge.run.foretell.plan import forecast
 from spunge.interfaces import LoadedVariant
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
