@@ -11,11 +11,11 @@ import pytest
 
 from spunge.errors import RecipeError
 from spunge.evaluators.attacks import ATTACKS, Attack
-from spunge.run.foretell.plan import forecast
 from spunge.interfaces import LoadedVariant
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
 from spunge.run import pipeline, subsets
+from spunge.run.foretell.plan import forecast
 
 MODULE = '''
 """Does it come back when the embedding of every word is a little longer?"""
