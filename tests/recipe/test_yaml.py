@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 import pytest
 from hypothesis import given
@@ -78,9 +79,22 @@ def test_alias_bombs_are_defused(bomb: str) -> None:
         reading.parse(bomb)
 
 
-def test_reading_stops_at_the_first_entry_too_many() -> None:
-    with pytest.raises(RecipeError, match=r"^r:99999:3: not YAML: more entries than a recipe may hold"):
-        yaml.load("seeds:\n" + "- x\n" * 220_000 + "]]", "r")
+def test_reading_stops_at_the_first_entry_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml, "MAX_NODES", 1_000)
+    with pytest.raises(RecipeError, match=r"^r:999:3: not YAML: more entries than a recipe may hold"):
+        yaml.load("seeds:\n" + "- x\n" * 2_000 + "]]", "r")
+
+
+def test_a_list_of_880_kilobytes_is_read_in_linear_time() -> None:
+    def seconds(entries: int) -> float:
+        began = time.process_time()
+        document = yaml.load("values:\n" + "".join(f"- v{at:04d}\n" for at in range(entries)), "r")
+        assert len(document.settings["values"]) == entries
+        assert document.origin(("values", str(entries - 1))) == f"r:{entries + 1}:3"
+        return time.process_time() - began
+
+    tenth, whole = seconds(11_000), seconds(110_000)
+    assert whole < 20 * tenth + 2
 
 
 @given(st.text(max_size=60))
