@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from spunge.cli.surroundings import spell
+from spunge import memory
+from spunge.cli.surroundings import prepare, spell
+from spunge.errors import SpungeError
 
 
 def spunge(*words: str, **options: object) -> subprocess.CompletedProcess[bytes]:
@@ -36,6 +38,13 @@ def test_little_memory_is_one_line_with_what_is_needed() -> None:
     [line] = ended.stderr.decode().splitlines()
     assert line.startswith("spunge: plan: this process may take 1.2 GB of addresses")
     assert "allow 3.2 GB" in line
+
+
+def test_a_container_too_small_for_torch_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "limit", lambda: 300 * 2**20)
+    with pytest.raises(SpungeError, match=r"^plan: this process may hold 300 MiB .* holds 400 MiB: allow 1 GiB"):
+        prepare(["plan", "lab-knowledge"])
+    prepare(["recipes"])
 
 
 def test_a_home_that_cannot_be_written_is_not_needed(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections.abc import Mapping
@@ -102,11 +104,12 @@ def test_there_are_no_more_processes_than_cores_and_that_is_said(monkeypatch: py
 
 @dataclass(frozen=True)
 class Nap:
-    """A task that takes a moment, and may stop the process that first takes it."""
+    """A task that takes a moment, and may stop the process that first takes it, or hang in it."""
 
     number: int
     seconds: float = 0.002
     stops: Path | None = None
+    hangs: Path | None = None
     seed: int = 0
     name: str = "nap"
     stage: str = "nap"
@@ -119,7 +122,21 @@ class Nap:
         if self.stops is not None and not self.stops.exists():
             self.stops.touch()
             os.kill(os.getpid(), signal.SIGSTOP)
+        if self.hangs is not None and not self.hangs.exists():
+            self.hangs.touch()
+            ctypes.CDLL(None).sleep(600)  # native code without the GIL: Python's other threads go on
         time.sleep(self.seconds)
+        return {}
+
+
+@dataclass(frozen=True)
+class Busy(Nap):
+    """A task that computes without a word."""
+
+    def make(self, work: Work) -> Mapping[str, Any]:
+        until = time.monotonic() + self.seconds
+        while time.monotonic() < until:
+            pass
         return {}
 
 
@@ -147,11 +164,21 @@ def test_only_workers_are_ended_when_a_run_fails(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_stands_still_is_told_of_and_its_task_given_to_another(tmp_path: Path) -> None:
-    patience = Patience(beat=0.1, silent=4, gone=6)
-    workers = Workers(Store(tmp_path), [Slot("cpu", "")], silent, patience)
+    workers = Workers(Store(tmp_path), [Slot("cpu", "")], silent, Patience(beat=0.1, silent=4, gone=6, stepless=7))
+    stopped = Nap(0, stops=tmp_path / "stopped", name="stopped")
+    hung = Nap(1, hangs=tmp_path / "hung", name="hung")
+    busy = Busy(2, seconds=9, name="busy")
     try:
-        with pytest.warns(RuntimeWarning, match=r"^nap nap: its worker process \d+ has given no sign of life for 4 s"):
-            [(number, artifact)] = workers.run({7: Nap(0, stops=tmp_path / "stopped")})
+        with pytest.warns(RuntimeWarning) as told:
+            made = dict(workers.run({7: stopped, 8: hung, 9: busy}))
     finally:
         workers.stop(at_once=True)
-    assert (number, artifact.reused) == (7, False)
+    assert made.keys() == {7, 8, 9}
+    lines = [str(one.message) for one in told]
+    for line in (
+        r"nap stopped: its worker process \d+ has given no sign of life for 4 s",
+        r"nap hung: its worker process \d+ has given no sign of life for 4 s",
+        r"nap busy: its worker process \d+ computes, but has finished no step for 7 s",
+    ):
+        assert any(re.match(line, one) for one in lines), lines
+    assert not any(re.match("nap busy: .* no sign of life", one) for one in lines)

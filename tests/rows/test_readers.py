@@ -7,13 +7,13 @@ import gzip
 import json
 import lzma
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import polars as pl
 import pyarrow
 import pytest
 
+from spunge import memory
 from spunge.errors import DataError
 from spunge.rows import readers
 from spunge.rows.items import load_items
@@ -176,6 +176,6 @@ def test_a_small_file_that_unpacks_to_more_than_there_is_memory_is_refused(
     else:
         file.write_bytes({".gz": gzip, ".bz2": bz2, ".xz": lzma}[file.suffix].compress(content))
     assert len(read_local(file)) == 1
-    monkeypatch.setattr(readers.psutil, "virtual_memory", lambda: SimpleNamespace(available=1_000_000))
+    monkeypatch.setattr(memory, "available", lambda: 1_000_000)
     with pytest.raises(DataError, match=r"unpack to .* MiB or more, and 977 KiB of memory are free"):
         read_local(file)

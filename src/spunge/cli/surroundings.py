@@ -11,11 +11,15 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from spunge import memory
 from spunge.errors import SpungeError
+from spunge.files import format_bytes
 
 _ADDRESSES = 3 * 2**30
 """Bytes of addresses that a process with torch takes, 2.0 of 10⁹ for a plan, and somewhat more to compute in. With
 fewer, torch does not always say so: it is loaded in part, ends the process, or waits for a thread that never came."""
+_RESIDENT = 400 * 2**20
+"""Bytes that the same process holds, 404 MiB at least of those measured; with fewer the kernel kills it."""
 _LIGHT = {"recipes", "methods", "schema", "report", "compare", "store", "--help"}
 """The commands that do without torch."""
 _SPELT = {
@@ -41,11 +45,18 @@ def prepare(words: Sequence[str]) -> None:
         os.getcwd()  # noqa: PTH109
     except FileNotFoundError as error:
         raise SpungeError("the working directory is gone: change to one that exists") from error
+    if not words or words[0] in _LIGHT:
+        return
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY and limit < _ADDRESSES and words and words[0] not in _LIGHT:
+    if limit != resource.RLIM_INFINITY and limit < _ADDRESSES:
         raise SpungeError(
             f"{words[0]}: this process may take {limit / 1e9:.1f} GB of addresses (ulimit -v), and torch with its "
             f"libraries alone takes 2 GB of them: allow {_ADDRESSES / 1e9:.1f} GB or more"
+        )
+    if (held := memory.limit()) is not None and held < _RESIDENT:
+        raise SpungeError(
+            f"{words[0]}: this process may hold {format_bytes(held)} of memory (its container's limit, a cgroup), and "
+            f"torch with its libraries alone holds {format_bytes(_RESIDENT)}: allow 1 GiB or more"
         )
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import polars as pl
-import psutil
 
+from spunge import memory
 from spunge.errors import DataError, first_line, hub_refusal
 from spunge.files import format_bytes, refuse_special
 
@@ -120,7 +120,7 @@ def _refuse_what_does_not_fit(path: Path) -> None:
     Raises:
         DataError: It does.
     """
-    free = psutil.virtual_memory().available
+    free = memory.available()
     size = path.stat().st_size
     if path.suffix.lower() in _COMPRESSIONS:
         with _open(path) as stream:

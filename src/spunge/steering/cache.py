@@ -7,9 +7,10 @@ import warnings
 from collections.abc import Callable, Hashable
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
+
+from spunge import memory
 
 RAM_SHARE = 0.25
 """The share of the free memory, when the first state is kept, that the cache may take."""
@@ -23,7 +24,7 @@ class StateCache:
     """
 
     def __init__(self, budget: int | None = None) -> None:
-        self.budget = int(psutil.virtual_memory().available * RAM_SHARE) if budget is None else budget
+        self.budget = int(memory.available() * RAM_SHARE) if budget is None else budget
         self.in_memory = 0
         self._states: dict[Hashable, Tensor] = {}
         self._spilling = True

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from spunge.errors import ModelError, RecipeError
 from spunge.files import format_bytes
+from spunge.memory import available
 from spunge.steering.settings import Steering
 from spunge.steering.truncated import skeleton_of
 from spunge.weights.language_model import LanguageModel
@@ -100,4 +100,4 @@ def free_memory(device: str) -> int:
     """Returns the bytes that are free on a device."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return available()

@@ -1,4 +1,4 @@
-"""Processes that each make one task at a time, and the parent that watches them: one that falls silent is replaced."""
+"""Processes that each make one task at a time, and the parent that watches them: one that stands still is replaced."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from pathlib import Path
 from threading import Lock, Thread, current_thread, main_thread
 from typing import Any, NamedTuple
 
+import psutil
+
 from spunge import outside
 from spunge.errors import SpungeError, WorkerDied
 from spunge.interfaces import Progress
@@ -30,21 +32,26 @@ from spunge.weights.language_model import Resident
 
 ATTEMPTS = 3
 """How often a task is given to a worker."""
+_WORKED = 0.05
+"""Seconds of processor time that are a sign of life: reading from a slow disk takes more a minute, waiting none."""
 _GRACE = 10.0
 """Seconds that a worker has to tidy up before it is killed."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a worker may be silent, in seconds."""
+    """How long a worker may give no sign of life, in seconds: a step of its task done, or processor time used."""
 
     beat: float = 5.0
-    """Between two signs of life of a worker that works."""
+    """Between two looks at what a worker has used."""
     silent: float = 60.0
-    """Without one, until the user is told."""
+    """Without a sign, until the user is told."""
     gone: float = 600.0
     """Until it is killed and its task given to another. Long, as a worker that a busy machine has swapped out comes
     back, and what it has done since its last checkpoint would be lost."""
+    stepless: float = 600.0
+    """Until the user is told of one that computes and finishes no step: nobody can tell a long one from one without
+    end, so it goes on."""
 
 
 class Slot(NamedTuple):
@@ -98,7 +105,10 @@ class Worker:
     """Of that task, for people."""
     heard: float = 0.0
     """When it last gave a sign of life."""
-    warned: bool = False
+    stepped: float = 0.0
+    """When it last finished a step."""
+    told: str = ""
+    """What the user was last told of it."""
 
 
 @dataclass
@@ -134,7 +144,7 @@ class Workers:
                 before, looked = looked, time.monotonic()
                 for worker, number in busy.items():
                     if looked - before > self.patience.silent / 2:  # this process stood still, as on a sleeping laptop
-                        worker.heard = looked
+                        worker.heard = worker.stepped = looked
                     if worker.line in ready:
                         if (artifact := self._receive(worker)) is not None:
                             yield number, artifact
@@ -190,7 +200,8 @@ class Workers:
 
     def _give(self, worker: Worker, number: int, task: Task) -> None:
         worker.number, worker.label = number, f"{task.stage} {task.name}"
-        worker.heard, worker.warned = time.monotonic(), False
+        worker.heard = worker.stepped = time.monotonic()
+        worker.told = ""
         with contextlib.suppress(BrokenPipeError):  # it has died, as its sentinel will say
             worker.line.send((self.store, task))
 
@@ -200,7 +211,9 @@ class Workers:
             message = worker.line.recv()
         except (EOFError, OSError):
             raise _died(worker) from None
-        worker.heard, worker.warned = time.monotonic(), False
+        worker.heard = time.monotonic()
+        if message is not None:
+            worker.stepped, worker.told = worker.heard, ""
         if isinstance(message, Artifact | BaseException):
             worker.number = None
         if isinstance(message, BaseException):
@@ -213,16 +226,23 @@ class Workers:
         return None
 
     def _is_gone(self, worker: Worker, now: float) -> bool:
-        """Whether a worker has been silent for too long; tells the user when it has been for long."""
-        patience = self.patience
-        if now - worker.heard > patience.silent and not worker.warned:
-            worker.warned = True
+        """Whether a worker has given no sign of life for too long; tells the user when it has not for long."""
+        patience, what = self.patience, ""
+        if now - worker.heard > patience.silent:
+            what = (
+                f"has given no sign of life for {patience.silent:g} s, no step done and no processor time used: is it "
+                "stopped, waiting for a disk or a lock, or swapped out for want of memory? After "
+                f"{patience.gone:g} s it is killed, and the task given to another"
+            )
+        elif now - worker.stepped > patience.stepless:
+            what = (
+                f"computes, but has finished no step for {patience.stepless:g} s: if that is no long step, stop the "
+                "run and start it again: it continues"
+            )
+        if what and what != worker.told:
+            worker.told = what
             warnings.warn(
-                f"{worker.label}: its worker process {worker.process.pid} has given no sign of life for "
-                f"{patience.silent:g} s: is it stopped, or swapped out for want of memory? After {patience.gone:g} s "
-                "it is killed, and the task given to another",
-                RuntimeWarning,
-                stacklevel=4,
+                f"{worker.label}: its worker process {worker.process.pid} {what}", RuntimeWarning, stacklevel=4
             )
         return now - worker.heard > patience.gone
 
@@ -304,10 +324,24 @@ def _sendable(error: Exception) -> Exception:
 
 
 def _beat(tell: Callable[[Any], None], seconds: float) -> None:
+    """Gives a sign of life whenever this process has computed: this thread would beat on while the task's waits."""
+    used = 0.0
     with contextlib.suppress(OSError):  # the parent has closed the line
         while True:
-            tell(None)
+            if (now := _processor_time()) - used > _WORKED:
+                used = now
+                tell(None)
             time.sleep(seconds)
+
+
+def _processor_time() -> float:
+    """Seconds of processor time that this process and its children have used, but for the thread that asks."""
+    total = time.process_time() - time.thread_time()
+    for child in psutil.Process().children(recursive=True):  # an engine of vLLM's, say
+        with contextlib.suppress(psutil.Error):
+            times = child.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def _follow_parent() -> None:
