@@ -145,10 +145,9 @@ class Workers:
                 for worker, number in busy.items():
                     if looked - before > self.patience.silent / 2:  # this process stood still, as on a sleeping laptop
                         worker.heard = worker.stepped = looked
-                    if worker.line in ready:
-                        if (artifact := self._receive(worker)) is not None:
-                            yield number, artifact
-                    elif worker.process.sentinel in ready:
+                    if worker.line in ready and (artifact := self._receive(worker)) is not None:
+                        yield number, artifact
+                    elif worker.process.sentinel in ready and worker.line not in ready:
                         raise _died(worker)
                     elif self._is_gone(worker, looked):
                         self._replace(worker, last=attempts[number] == ATTEMPTS)
