@@ -83,7 +83,7 @@ def unlearn(
     with _together(unlearner, step.device) as (device, first), ExitStack() as stack:
         if not first:
             elsewhere = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            task.make(Work(Resident(device), elsewhere, _scratch_of(step.out, task_key), step.seed))
+            task.take_part(Work(Resident(device), elsewhere, _scratch_of(step.out, task_key), step.seed))
             return TaskVector({})
         directory, scratch = (
             stack.enter_context(new_directory(step.out)),

@@ -67,6 +67,10 @@ class Unlearn:
         work = self._seeded(work)
         return self._save(unlearner, unlearner.unlearn(self.base.model, self.forget, self.retain, work), work)
 
+    def take_part(self, work: Work) -> None:
+        """Unlearns beside the process that makes the artifact (torchrun): only there are a task vector's pieces joined."""
+        self.unlearner.unlearn(self.base.model, self.forget, self.retain, self._seeded(work))
+
     def _seeded(self, work: Work) -> Work:
         return replace(work, seed=derived_seed(self.seed, "unlearn", self.name))
 
