@@ -109,6 +109,7 @@ def locked(directory: Path, busy: str, *, shared: bool = False) -> Iterator[None
         lock = (directory / LOCK).open("a")
     with lock:
         try:
+            # flock, not lockf: a process loses its POSIX locks as soon as it closes any descriptor of the file.
             fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ArtifactError(f"{directory}: {busy}") from error

@@ -1,4 +1,4 @@
-"""The variants of an experiment, each described once: what it is, and how tables, figures and sentences show it."""
+"""The variants of an experiment, each described once: what it is, its colour and marker, and what sentences call it."""
 
 from __future__ import annotations
 

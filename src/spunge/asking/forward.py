@@ -58,6 +58,7 @@ def forward(
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
     else:
         count = len(rows)
+        # expand copies nothing, and what follows is appended in tensors of its own: one prefix serves every row.
         past = DynamicCache([(k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for k, v in cache.layers])
         read = cache.mask.expand(count, -1)
         positions = (mask.cumsum(-1) - 1).clamp(min=0) + read.sum(-1, keepdim=True)
@@ -89,6 +90,7 @@ def can_share_cache(model: PreTrainedModel, longest: int) -> bool:
     A window narrower than the longest text drops keys, so that a shared beginning is not what a row alone would see;
     recurrent layers keep a state instead, which no mask of padding reaches.
     """
+    # No error would tell: a model with a window or a recurrent state answers, and the scores are another text's.
     config = model.config.get_text_config()
     windows = [size for name in ("sliding_window", "attention_chunk_size") if (size := getattr(config, name, None))]
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])

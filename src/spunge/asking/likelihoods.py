@@ -96,6 +96,7 @@ def _token_scores(model: PreTrainedModel, requests: Sequence[Request]) -> list[d
         logs = logits[row, start : start + len(request.continuation)].float().log_softmax(-1)
         shares = logs.exp()
         means = (shares * logs).sum(-1)
+        # Of a nearly certain distribution E[x²] − E[x]² comes out below zero in float32.
         deviations = ((shares * logs.square()).sum(-1) - means.square()).clamp(min=0).sqrt()
         wanted = torch.tensor(request.continuation, device=logs.device)
         chosen = logs.gather(-1, wanted.unsqueeze(-1)).squeeze(-1)

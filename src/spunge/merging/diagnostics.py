@@ -1,4 +1,4 @@
-"""What a merge did to every variant, from sums that the second pass collects on its way."""
+"""What a merge did to every variant, its coverage, cosines and sign conflicts, from sums of the second pass."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ class Measures:
             self.gram[row, row:] += products
             self.gram[row + 1 :, row] += products[1:]
         deltas = stacked[:-1]
+        # A sign conflict: the largest of the deltas raises the entry and the smallest lowers it.
         raised, lowered = as_array(deltas.amax(0)) > 0, as_array(deltas.amin(0)) < 0
         self.changed += count_nonzero(raised | lowered)
         self.conflicting += count_nonzero(raised & lowered)
@@ -142,6 +143,7 @@ def summarise(job: Job, tensors: Mapping[str, Measures]) -> dict[str, Any]:
         f"{one} and {two} are the same task vector: it counts twice"
         for one, others in summary["cosines"].items()
         for two, cosine in others.items()
+        # Cosines have six digits, and are 1 of a task vector and its multiple too, which is no copy.
         if cosine == 1.0 and norms[one] == norms[two]
     ]
     warnings += unlike_base(job.variants, job.base)

@@ -54,6 +54,7 @@ def merge(
         RecipeError: The merger's settings do not fit the variants.
     """
     job = prepare(merger, variants, base, options)
+    # Not zeros: the blocks cover every element, so filling the pages first would be work for nothing.
     entries = {name: torch.empty(math.prod(shape)) for name, shape in job.shapes.items()}
 
     def store(name: str, start: int, values: Tensor) -> None:
@@ -96,6 +97,7 @@ def write(
     with new_directory(out) as building:
         destination = form.open(job, building)
         diagnostics = combine(job, destination.write)
+        # While the directory still has its passing name: a damaged base would be in every weight that was written.
         base.verify()
         return {**diagnostics, **destination.close(diagnostics)}
 
@@ -161,6 +163,7 @@ def _combine(job: Job, write: Callable[[str, int, Tensor], None]) -> dict[str, A
 def _scope_size(job: Job) -> int:
     if job.needs.scope == "model":
         assert job.base is not None
+        # Whole numbers, such as a buffer of positions, are no weights and do not count among them.
         return sum(math.prod(t.shape) for t in job.base.tensors.values() if t.dtype.is_floating_point)
     return sum(math.prod(shape) for name, shape in job.shapes.items() if _differs(job, name))
 
@@ -172,6 +175,7 @@ def _differs(job: Job, name: str) -> bool:
 
 
 def _blocked(deltas: Tensor, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    # A bias or a norm counts as one row.
     columns = shape[-1] if len(shape) > 1 else deltas.shape[1]
     return len(deltas), deltas.shape[1] // columns, columns
 
@@ -186,6 +190,7 @@ def _grams_of(job: Job, name: str) -> tuple[Tensor, ...] | None:
 
 
 def _refuse_infinite(job: Job, name: str, stacked: Tensor) -> None:
+    # The variants first: an infinity of theirs is in the merged delta too, and is not its fault.
     for variant, delta in zip(job.variants, stacked, strict=False):
         if not delta.isfinite().all():
             raise IncompatibleTaskVectors(f"{name}: {variant} holds NaN or infinity; its training diverged?")

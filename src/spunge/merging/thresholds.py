@@ -45,6 +45,7 @@ class Thresholds:
 def find_thresholds(job: Job, names: Sequence[str], size: int) -> Thresholds:
     """Finds the exact thresholds over some tensors taken as one, of `size` elements with those that nobody changes."""
     entries = sum(math.prod(job.shapes[name]) for name in names)
+    # Rounded down as in mergekit, int(density · n), but never to nothing.
     counts = [max(1, int(density * size)) for density in job.needs.densities]
     searches = [[_Search(count) for count in counts] for _ in job.variants]
     if any(count < entries for count in counts):
@@ -87,6 +88,7 @@ class _Search:
 
     def guess(self, sample: np.ndarray, entries: int, complete: bool) -> None:
         """Sets the first bracket by a sample of the entries."""
+        # The rank of the wanted magnitude in a sample is binomial: its variance is rank · (1 − rank / sample).
         rank = self.count * len(sample) / entries
         margin = 0 if complete else _SURE * math.sqrt(max(rank * (1 - rank / len(sample)), 0)) + 1
         low, high = len(sample) - math.ceil(rank + margin), len(sample) - math.floor(rank - margin)
@@ -163,6 +165,8 @@ class _Search:
 def _sample(job: Job, names: Sequence[str], entries: int) -> tuple[list[np.ndarray], bool]:
     """Returns magnitudes of each variant from evenly spaced places, and whether these are all there are."""
     complete = entries <= _SAMPLED
+    # Slices, not single entries: a page of the disk is read either way. Neighbours are alike, so that a sample of them
+    # can mislead by more than the margin; `narrow` notices, and starts over.
     step = 1 if complete else entries * _SLICE // _SAMPLED
     pieces: list[Tensor] = []
     offset = 0

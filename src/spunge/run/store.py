@@ -94,6 +94,7 @@ class Store:
         """
         path = self.root / stage / key(stage, inputs)
         manifest = _read(path / MANIFEST)
+        # A digest is remembered while size, times and inode stay: asked again, gigabytes of payload cost a stat each.
         if manifest is None or _damage(manifest, path, path.name, content_of):
             return None
         return Artifact(path, manifest)
@@ -121,6 +122,7 @@ class Store:
         if artifact is not None:
             return artifact
         final = self.root / stage / key(stage, inputs)
+        # Beside its place and not in a temporary directory: a rename is one step within a file system only.
         building = final.with_name(f".{final.name}.{unique_name()}")
         started = time.perf_counter()
         try:
@@ -129,6 +131,7 @@ class Store:
             building.mkdir(parents=True)
             noted = {**make(building), "seconds": round(time.perf_counter() - started, 3)}
             manifest = _write_manifest(building, stage, inputs, noted)
+            # Payload first and name last: after a power cut, whatever has its final name is whole.
             sync_all(building)
             building.rename(final)  # refused where another run was quicker: a directory that is not empty stays
             sync(final.parent)
@@ -207,6 +210,7 @@ class Store:
             ArtifactError: It cannot be removed.
         """
         with writing(self.root):
+            # A link goes, and never what it leads to, which may be somebody's data.
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -241,6 +245,7 @@ class Store:
         fewest = math.inf
         for have in self.stored_inputs(stage) if stored is None else stored:
             differing = sum(have.get(name) != value for name, value in wanted.items())
+            # What only the stored one has is counted for a likely winner alone: for most, this cheap half has decided.
             if differing < fewest:
                 differing += sum(value is not None and name not in wanted for name, value in have.items())
                 best, fewest = (have, differing) if differing < fewest else (best, fewest)
@@ -267,6 +272,7 @@ def _write_manifest(
         "inputs": dict(inputs),
         "files": {str(file.relative_to(directory)): digest_of(file) for file in files_below(directory) if file != path},
     }
+    # Through JSON before the checksum, which is of what a reader gets back: lists for tuples, and no access token.
     manifest = json.loads(redacted(json.dumps(manifest, ensure_ascii=False)))
     manifest["checksum"] = checksum(manifest)
     path.write_text(json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
@@ -327,6 +333,7 @@ def _read(file: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
+    # RecursionError is JSON's word for a hundred thousand brackets: damage like any other.
     except (OSError, ValueError, RecursionError):
         return None
     return manifest if isinstance(manifest, dict) else None

@@ -68,7 +68,7 @@ class Unlearn:
         return self._save(unlearner, unlearner.unlearn(self.base.model, self.forget, self.retain, work), work)
 
     def take_part(self, work: Work) -> None:
-        """Unlearns beside the process that makes the artifact (torchrun): only there are a task vector's pieces joined."""
+        """Unlearns beside the process that makes the artifact (torchrun), which alone joins what is in pieces."""
         self.unlearner.unlearn(self.base.model, self.forget, self.retain, self._seeded(work))
 
     def _seeded(self, work: Work) -> Work:

@@ -67,6 +67,7 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, limit: int, wha
     limits = [row_limit or limit for row_limit in corpus.max_lengths]
     rows: list[list[int]] = [[]] * len(corpus)
     texts = corpus.texts
+    # By limit, as a tokenizer cuts a whole call at one length.
     for length in sorted(set(limits)):
         indices = [index for index, row_limit in enumerate(limits) if row_limit == length]
         encoded = tokenize(tokenizer, [texts[index] for index in indices], max_length=length)

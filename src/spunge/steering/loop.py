@@ -66,6 +66,8 @@ def steer(
     task = prepare(settings, base, forget, retain, work.seed)
     states, matrices = _load(settings, base, task, work)
     model, topics = states.model, task.batches.topics
+    # Before anything has changed, and on the first batch in file order: what c is measured on must not depend on a
+    # shuffle.
     norms = {topic: states.mean_norm(task.batches.first(topic)) for topic in topics}
     coefficients = {topic: coefficient(topic, norm) for topic, norm in norms.items()}
     controls = {

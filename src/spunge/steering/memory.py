@@ -59,6 +59,7 @@ def estimate(
     depth = settings.layer + 1 - min(parameters)
     return Estimate(
         weights=sum(parameter.numel() for parameter in skeleton.parameters()) * size,
+        # What the passes use and its gradient; then master, the weights before the last update, and two moments.
         training=changed * (2 * size + 4 * master),
         activations=settings.batch_size * tokens * depth * activations_of(layers[-1]) * size,
         task_vector=4 * changed,

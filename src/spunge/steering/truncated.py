@@ -104,6 +104,7 @@ class TruncatedModel:
         with ExitStack() as stack:
             stack.enter_context(suppress(_AllSeenError))
             for index, layer in enumerate(self.layers):
+                # Replaced, not hooked: a hook sees a layer's call and cannot keep it from running.
                 if index >= start:
                     stack.enter_context(forward_replaced(layer, note))
                 elif hidden is not None:
@@ -132,6 +133,8 @@ class TruncatedModel:
         for index, call in enumerate(calls, start):
             args, kwargs = call.on(hidden)
             replaced = (matrices or {}).get(index, {})
+            # The layer's own weights stay in place, so that other tasks can share the model; gradients reach those
+            # given alone.
             output = functional_call(self.layers[index], dict(replaced), args, kwargs)
             hidden = output[0] if isinstance(output, tuple) else output
         return hidden
@@ -154,6 +157,7 @@ class TruncatedModel:
     def _check_replay(self) -> None:
         """Refuses, before any work, a decoder whose layers cannot be replayed bit for bit."""
         ids = torch.arange(6, device=self.device).reshape(2, 3) % self.decoder.config.vocab_size
+        # One row padded on the left, as in training: a replay that loses the mask or the positions must not pass.
         mask = torch.tensor([[0, 1, 1], [1, 1, 1]], device=self.device)
         outputs: list[Any] = []
         handle = self.layers[-1].register_forward_hook(lambda _module, _args, output: outputs.append(output))

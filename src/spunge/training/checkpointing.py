@@ -76,6 +76,7 @@ class Record:
         if not self._checkpoint.exists():
             return None
         try:
+            # weights_only: a store may be shared, and a pickle runs what its writer likes.
             state = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
             damaged = None if isinstance(state, dict) and "key" in state else "it is not a checkpoint"
         # torch raises whatever the damaged bytes lead its unpickler to.

@@ -178,6 +178,7 @@ class Course:
 
 def schedule(kind: Literal["cosine", "linear", "constant"], step: int, steps: int, warmup: float) -> float:
     """Returns what the learning rate is multiplied by at `step` (from 0) of `steps`: transformers' schedules."""
+    # ceil, as transformers' warmup_ratio: any warm-up above 0 is a step at least.
     rising = math.ceil(warmup * steps)
     if step < rising:
         return step / rising

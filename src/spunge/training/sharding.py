@@ -120,6 +120,7 @@ def local_piece(parameter: Tensor) -> Tensor:
 
 def share(indices: list[int]) -> tuple[list[int], bool]:
     """Returns this process's rows of a batch; where there is none left for it, one that must not count, and False."""
+    # In turn, so that shares differ by a row at most, whatever the length of the last batch.
     local = indices[rank() :: size()]
     return (local, True) if local else (indices[:1], False)
 

@@ -60,6 +60,7 @@ class TrainingState:
     def load(self, content: Mapping[str, Any]) -> None:
         """Takes up a checkpoint's content."""
         self._set(content["parameters"])
+        # AdamW numbers its state in the order of the parameters, which a resumed run makes in the same order.
         moments = content["optimizer"]["state"]
         for parameter, moment in zip(self.parameters.values(), moments.values(), strict=True):
             moment |= {name: sharding.piece(moment[name], parameter) for name in _MOMENTS}

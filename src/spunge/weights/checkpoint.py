@@ -205,6 +205,7 @@ def export(base: str | Path, task_vector: TaskVector, out: str | Path, *, card: 
                 writer.write(name, start, changed)
         if card is not None:
             (building / "README.md").write_text(card, encoding="utf-8")
+        # All that was read is held against what was once written, before the rename that publishes what was made of it.
         writer.verify()
         task_vector.verify()
         checkpoint.verify()

@@ -352,6 +352,7 @@ class Resident:
 
     def base(self, handle: LanguageModel) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Returns the loaded base model and its tokenizer, loading them the first time."""
+        # One at a time, the old one let go of first: two of the size that just fits would not.
         if self._base is None or self._base[0] != handle:
             self.close()
             self._base = (handle, handle.load(device=self.device, dtype=self.dtype), handle.load_tokenizer())
@@ -403,6 +404,8 @@ class Resident:
 
         try:
             yield at
+        # From the files, never by subtracting: (w + δ) − δ is not w in floating point, and every variant would leave a
+        # trace.
         finally:
             fill(checkpoint.read)
 

@@ -1,4 +1,4 @@
-"""The task vector: what an unlearner changed, as {parameter name: delta}; the only weight artifact there is."""
+"""The task vector: what an unlearner changed, as {parameter name: delta}; and the one sum, weight + λ · delta."""
 
 from __future__ import annotations
 
@@ -155,6 +155,7 @@ class TaskVector:
     @property
     def norm(self) -> float:
         """The Euclidean norm over all deltas."""
+        # Float64: a float32 sum of a hundred million small squares depends on the order, and so on threads.
         return sum(float(self.delta(name).double().square().sum()) for name in self) ** 0.5
 
     def save(self, directory: str | Path) -> Path:

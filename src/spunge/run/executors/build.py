@@ -29,6 +29,7 @@ def build(store: Store, task: Task, resident: Resident, progress: Progress) -> A
     def make(directory: Path) -> Mapping[str, Any]:
         noted = task.make(Work(resident, directory, store.scratch(name), task.seed, report))
         # The process's peak, not the task's alone: the resident model was there before it.
+        # Linux counts it in KiB.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {**noted, "device": resident.device, "peak_memory": peak}
 

@@ -111,6 +111,7 @@ class Cluster:
                 f"{label}: {ATTEMPTS} attempts on the cluster came to nothing ({first_line(error)}); finished stages "
                 "are kept, and the same command continues"
             ) from error
+        # From the store, not over the wire: whoever published first has won, and it need not be this host.
         artifact = self.store.find(task.stage, task.inputs)
         if artifact is None:
             raise ArtifactError(

@@ -49,7 +49,9 @@ class Local:
         return artifacts
 
     def _run_here(self, tasks: Mapping[int, Task]) -> Iterator[tuple[int, Artifact]]:
+        # Kept from one step of the flow to the next: model and hidden states would be loaded and computed again.
         self._resident = resident = self._resident or Resident(self.slots[0].device)
+        # A generator, so that a task is told of as finished before the next one begins.
         for number, task in tasks.items():
             yield number, build(self.store, task, resident, self.progress)
 

@@ -33,6 +33,7 @@ class Planned:
     """Artifact key → what making it takes; of what is in the store already nothing is forecast."""
 
     def __post_init__(self) -> None:
+        # Nowhere in particular: a plan writes nothing, so nobody opens these directories.
         self._work = Work(Resident(self.device), Path(), Path())
         self._stored: dict[str, list[Mapping[str, Any]]] = {}
 

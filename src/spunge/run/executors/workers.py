@@ -151,6 +151,7 @@ class Workers:
                         raise _died(worker)
                     elif self._is_gone(worker, looked):
                         self._replace(worker, last=attempts[number] == ATTEMPTS)
+                        # To the front: the others' ends are told in the order of the tasks, and all wait for this one.
                         waiting.appendleft(number)
         finally:
             if self._busy():  # nobody waits any longer for what they make
@@ -190,6 +191,8 @@ class Workers:
     def _start(self, slot: Slot) -> Worker:
         context = multiprocessing.get_context("spawn")  # a fork would share torch's threads and locks as they stand
         line, theirs = context.Pipe()
+        # torch would take every core in every process. Two threads where one core is free took seven times as long
+        # (docs/log.md, small models and several threads).
         threads = max(1, usable_cores() // len(self.slots))
         process = context.Process(target=_work, args=(theirs, slot, threads, self.patience.beat, outside.folders()))
         with _ctrl_c_ignored():  # by the worker, which inherits it: the parent ends it
@@ -307,6 +310,7 @@ def _work(line: Connection, slot: Slot, threads: int, beat: float, folders: Mapp
         store, task = order
         try:
             tell(build(store, task, resident, progress))
+        # Not BaseException: a SystemExit is this process being asked to go.
         except Exception as error:
             tell(_sendable(error))
 
