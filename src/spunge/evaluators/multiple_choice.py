@@ -1,4 +1,4 @@
-"""Multiple choice by log-likelihood: which answer does the model find likeliest, and how likely is the right one.
+"""Multiple choice by log-likelihood: which answer is likeliest, whole or by its letters or bytes, and by how much.
 
 Two styles: `letters` asks for the letter of one of the listed choices, as MMLU and WMDP do; `continuation` asks how
 likely each choice is as the text that follows the question. The log-likelihoods of all choices are kept, since near
