@@ -8,7 +8,7 @@ from typing import Literal
 
 Control = Literal["joint", "joint_equal_steps", "sequential", "random_split"]
 """The variants that a recipe asks for by name."""
-Kind = Literal["base", "joint", "control", "merged", "subset"]
+Kind = Literal["base", "joint", "control", "merged", "subset", "oracle"]
 
 ELSEWHERE = "elsewhere"
 """The kind of a variant at another point of its curve than the one at which variants are compared."""
@@ -59,9 +59,10 @@ SEQUENTIAL = Role(
 RANDOM_SPLIT = Role(
     "random_split", "control", "random split", "a random split", "#a8558a", "#dd9cc4", "^", rival=True, split=True
 )
+ORACLE = Role("oracle", "oracle", "oracle", "a model that never knew", "#3d4a5c", "#c3ccd8", "X")
 MERGED = Role("spunge", "merged", "SPUNGE", "SPUNGE", "#0a66a8", "#6cb6ee", "p", split=True)
 
-ROLES = {role.name: role for role in (BASE, JOINT, JOINT_EQUAL_STEPS, SEQUENTIAL, RANDOM_SPLIT, MERGED)}
+ROLES = {role.name: role for role in (BASE, JOINT, JOINT_EQUAL_STEPS, SEQUENTIAL, RANDOM_SPLIT, MERGED, ORACLE)}
 """In the order of tables, but for the subsets' models, which come last."""
 
 RIVALS = tuple(name for name, role in ROLES.items() if role.rival)

@@ -31,8 +31,9 @@ from spunge.report.drawing import (
     wrapped,
 )
 from spunge.report.findings import Column, Findings, Row, improvement
+from spunge.report.recovery import begun
 from spunge.report.rows import Comparison, Score
-from spunge.report.tables import UNTOUCHED, ends_of, plain, slug
+from spunge.report.tables import ends_of, plain, slug
 from spunge.variants import BASE, JOINT, MERGED, ROLES, label_of
 
 Triple = tuple[float, float, float]
@@ -343,7 +344,7 @@ def contest(findings: Findings) -> Figure | None:
 def attacked(findings: Findings, attack: str, column: Column, rows: Sequence[Row]) -> Figure:
     """The score of every variant before an attack and under each of its settings, beside the base model's."""
     factor = 100 if column.share else 1
-    steps = ["before", *dict.fromkeys(row["setting"] for row in rows if row["setting"] != UNTOUCHED)]
+    steps = ["before", *dict.fromkeys(row["setting"] for row in rows if begun(row["setting"]))]
     variants = [name for name in findings.main_variants if any(row["variant"] == name for row in rows)]
 
     def score(row: Row, name: str) -> Triple | None:
@@ -381,6 +382,21 @@ def attacked(findings: Findings, attack: str, column: Column, rows: Sequence[Row
         ),
         (5.0, 3.7),
         paint,
+    )
+
+
+def brought_back(
+    column: Column, attacks: Sequence[str], variants: Sequence[str], shares: Sequence[Sequence[float]]
+) -> Figure:
+    """How much each attack, in its worst setting, brought back of each variant."""
+    return drawing.matrix(
+        Caption(
+            slug("brought-back", column.suite, column.task or "", column.metric.name),
+            f"What comes back of {column.label}",
+            "The share, in %, of what unlearning took that each attack brought back in its worst setting: 0 nothing, "
+            "100 all.",
+        ),
+        Grid(np.array(shares, float), list(attacks), [label_of(name) for name in variants], 0, sign=-1, limit=100.0),
     )
 
 

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from spunge.files import format_bytes, format_duration
 from spunge.report import figures as draw
-from spunge.report import glance, insides
+from spunge.report import glance, insides, robustness
 from spunge.report.artifacts import Run, curves
 from spunge.report.closing import Line, contest_lines
 from spunge.report.drawing import MANY, Figure
@@ -169,8 +169,14 @@ def _merged(run: Run, findings: Findings, diagnostics: Mapping[str, Any], shelf:
 
 
 def _attacked(findings: Findings, shelf: Mapping[str, Table]) -> list[Block]:
-    drawn = [draw.attacked(findings, attack, column, rows) for (attack, column), rows in findings.attacks.items()]
-    blocks = [*_pictures(*drawn), *_table(shelf, "recovery"), *_table(shelf, "recovery-values", open=False)]
+    heats = [draw.brought_back(*one) for one in robustness.heat(findings)]
+    curves = [
+        draw.attacked(findings, attack, column, rows)
+        for (attack, column), rows in findings.attacks.items()
+        if any("steps" in row["setting"] for row in rows)
+    ]
+    blocks = [*_table(shelf, "robustness"), *_pictures(*heats, *curves), *_table(shelf, "recovery", open=False)]
+    blocks += [*_table(shelf, "recovery-values", open=False), *_table(shelf, "robustness-beside", open=False)]
     return blocks or [Block(text=_NO_ATTACK)]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,25 +12,50 @@ from spunge.report.answers import AT, Answers
 from spunge.report.artifacts import Suite
 from spunge.report.estimates import bounded, estimate, per_item
 from spunge.statistics import mean_interval, ratio_interval
-from spunge.variants import BASE
+from spunge.variants import BASE, ORACLE
+
+KEPT = "kept"
+"""The metric that says of a setting which share of what must stay is left: bookkeeping of attacks that train."""
+_UNTOUCHED = "0 steps"
+
+_Measured = Mapping[tuple[str, str], Answers]
+"""By suite and metric."""
+
+
+def begun(setting: str) -> bool:
+    """Whether an attack has begun in a setting; before that the score says what it said without it."""
+    return setting.partition(" on ")[0] != _UNTOUCHED
 
 
 def recovered(suites: Sequence[Suite], measured: Sequence[Answers]) -> Iterator[dict[str, Any]]:
     """Yields one row an attack, setting, scope and variant: the score before and after, and the share brought back.
 
     That share is (attacked − unlearned) / (base − unlearned) on the items that all three answered, with its paired
-    interval: 0 nothing, 1 all. It is None where unlearning took nothing beyond chance.
+    interval: 0 nothing, 1 all. Where there is an oracle, a model that never knew, its score stands for the unlearned
+    one's. It is None where unlearning took nothing beyond chance. `worst_low` and `worst_high` are the ends that hold
+    for all settings that were tried on the suite at once (Bonferroni), so for the largest of them too.
     """
     by_name = {(answers.suite, answers.metric): answers for answers in measured}
     listed = {suite.suite: suite for suite in suites}
+    pairs: list[tuple[Suite, Answers, Answers]] = []
     for attack in suites:
         plain = listed.get(attack.attacks or "")
         metrics = [m.name for m in (plain.metrics if plain else ()) if m.shown and (attack.suite, m.name) in by_name]
         if plain and metrics and (plain.suite, metrics[0]) in by_name:
-            yield from _attack(attack, by_name[plain.suite, metrics[0]], by_name[attack.suite, metrics[0]])
+            pairs.append((attack, by_name[plain.suite, metrics[0]], by_name[attack.suite, metrics[0]]))
+    tried = Counter(
+        plain.suite
+        for _, plain, attacked in pairs
+        for setting in {task.rpartition(AT)[2] for task, _ in attacked.items}
+        if begun(setting)
+    )
+    for attack, plain, attacked in pairs:
+        yield from _attack(attack, plain, attacked, by_name.get((attack.suite, KEPT)), max(1, tried[plain.suite]))
 
 
-def _attack(attack: Suite, plain: Answers, attacked: Answers) -> Iterator[dict[str, Any]]:
+def _attack(
+    attack: Suite, plain: Answers, attacked: Answers, kept: Answers | None, tried: int
+) -> Iterator[dict[str, Any]]:
     places = {key: column for column, key in enumerate(plain.items)}
     for scope in attacked.scopes:
         if scope.task is None:  # all the settings at once are no attack
@@ -47,17 +73,31 @@ def _attack(attack: Suite, plain: Answers, attacked: Answers) -> Iterator[dict[s
                 yield {
                     "suite": attack.suite, "attacks": plain.suite, "goal": attack.goal, "task": task,
                     "setting": setting, "attribute": scope.attribute, "attribute_value": scope.attribute_value,
-                    "metric": plain.metric, "variant": variant, **_row(plain, attacked, variant, before, after),
+                    "metric": plain.metric, "variant": variant, "tried": tried,
+                    "kept": kept and _left(kept, variant, setting),
+                    **_row(plain, attacked, variant, before, after, tried),
                 }  # fmt: skip
 
 
-def _row(plain: Answers, attacked: Answers, variant: str, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+def _left(kept: Answers, variant: str, setting: str) -> float | None:
+    """The share of what must stay that a variant's models have left in a setting, on average."""
+    columns = [column for column, (task, _) in enumerate(kept.items) if task == f"{KEPT}{AT}{setting}"]
+    values = kept.values[np.ix_(kept.rows(variant), columns)]
+    return None if not values.size or np.isnan(values).any() else float(values.mean())
+
+
+def _row(
+    plain: Answers, attacked: Answers, variant: str, before: np.ndarray, after: np.ndarray, tried: int
+) -> dict[str, Any]:
     """The scores of one variant before and after, and what came back."""
     seeds = [seed for name, seed in attacked.models if name == variant]
-    mine = [plain.models.index((variant, seed)) for seed in seeds if (variant, seed) in plain.models]
-    base = [plain.models.index((BASE.name, seed)) for seed in seeds if (BASE.name, seed) in plain.models]
+    mine, base, oracle = (
+        [plain.models.index((name, seed)) for seed in seeds if (name, seed) in plain.models]
+        for name in (variant, BASE.name, ORACLE.name)
+    )
     hit = attacked.rows(variant)
-    known = np.isin(before, plain.complete([*mine, *base], before)) & np.isin(after, attacked.complete(hit, after))
+    asked = plain.complete([*mine, *base, *oracle], before)
+    known = np.isin(before, asked) & np.isin(after, attacked.complete(hit, after))
     before, after = before[known], after[known]
     scores = {
         "base": (plain, base, before),
@@ -72,15 +112,19 @@ def _row(plain: Answers, attacked: Answers, variant: str, before: np.ndarray, af
             f"{name}_low": estimated and estimated.low,
             f"{name}_high": estimated and estimated.high,
         }
-    row |= {"recovered": None, "recovered_low": None, "recovered_high": None}
-    if variant == BASE.name or len(before) < 2 or not (base and mine):
+    row |= {f"{name}{end}": None for name in ("recovered", "worst") for end in ("", "_low", "_high")}
+    del row["worst"]
+    if variant in (BASE.name, ORACLE.name) or len(before) < 2 or not (base and mine):
         return row
-    original, unlearned, again = (per_item(*each) for each in scores.values())
+    original, unlearned, again = (per_item(*each).mean(0) for each in scores.values())
+    forgotten = per_item(plain, oracle, before).mean(0) if oracle else unlearned
     clusters = plain.clusters_of(before)
-    if 0 in mean_interval(original.mean(0) - unlearned.mean(0), clusters=clusters):
+    if 0 in mean_interval(original - forgotten, clusters=clusters):
         return row
-    taken, brought = (values.mean(0) - unlearned.mean(0) for values in (original, again))
-    share, interval = ratio_interval(brought, taken, clusters=clusters)
-    if (ends := bounded(interval)) is not None:
-        row |= {"recovered": share, "recovered_low": ends[0], "recovered_high": ends[1]}
+    for name, confidence in (("recovered", 0.95), ("worst", 1 - 0.05 / tried)):
+        share, interval = ratio_interval(
+            again - forgotten, original - forgotten, clusters=clusters, confidence=confidence
+        )
+        if (ends := bounded(interval)) is not None:
+            row |= {"recovered": share, f"{name}_low": ends[0], f"{name}_high": ends[1]}
     return row

@@ -13,11 +13,9 @@ from typing import Any
 
 from spunge.report import paper
 from spunge.report.findings import Column, Findings, improvement
+from spunge.report.recovery import begun
 from spunge.report.rows import Comparison, Ends, Score
 from spunge.variants import BASE, JOINT, MERGED, ROLES, SUBSET, label_of
-
-UNTOUCHED = "0 steps"
-"""The setting of an attack that has not begun: the score before it says the same."""
 
 FEW_SUBSETS = 4
 """More subsets than this have a table of their own."""
@@ -303,7 +301,7 @@ def recovery(findings: Findings) -> list[Table]:
     by_value: list[list[Cell]] = []
     split_by = findings.results["split"]["attribute"]
     for row in findings.results["attacks"]:
-        listed = row["variant"] in findings.main_variants and row["setting"] != UNTOUCHED
+        listed = row["variant"] in findings.main_variants and begun(row["setting"])
         if not listed or row["attribute"] not in (None, split_by):
             continue
         column = findings.column(row["attacks"], row["task"], row["metric"], row["goal"])

@@ -9,7 +9,8 @@ from typing import Literal, TypeVar
 
 from spunge.report import damage
 from spunge.report.damage import VariantDamage, kl
-from spunge.report.findings import Column, Findings, Row, improvement
+from spunge.report.findings import Column, Findings, improvement
+from spunge.report.robustness import Worst, worst_cases
 from spunge.report.rows import Comparison, Ends
 from spunge.report.tables import decimals, level, signed
 from spunge.statistics import items_needed, seeds_needed
@@ -157,7 +158,7 @@ def verdict(findings: Findings) -> Verdict:
     retained += _present(keeping(findings, column, FLUENCY_MARGIN) for column in findings.fluency())
     contests = tuple(contest_with(findings, rival) for rival in RIVALS if rival in variants)
     beside = _present(contest(findings, column, JOINT.name) for column in retain)
-    back = _present(recovery(attack, column, rows) for (attack, column), rows in findings.attacks.items())
+    back = _present(recovery(one) for one in worst_cases(findings).values() if one.variant == MERGED.name)
     broken, groups = unscored(findings), group_shares(findings)
     spent = damage.by_variant(findings)
     sentences = [
@@ -444,22 +445,18 @@ def _together(words: Sequence[Word]) -> Word:
     return "better in places" if "better" in different else "not told apart"
 
 
-def recovery(attack: str, column: Column, rows: Sequence[Row]) -> Point | None:
-    """Says how much of what SPUNGE took the hardest setting of an attack brought back."""
-    mine = [row for row in rows if row["variant"] == MERGED.name and row["recovered"] is not None]
-    if column.goal != "forget" or not mine:
+def recovery(worst: Worst) -> Point | None:
+    """Says how much of what was taken the attack that brought most back did bring back."""
+    if worst.ends is None:
         return None
-    worst = max(mine, key=lambda row: row["recovered"])
-    low, high = worst["recovered_low"], worst["recovered_high"]
-    if low is None or high is None:
-        return None
+    low, high = worst.ends
     status = BAD if low > HIDDEN else GOOD if high < HIDDEN else UNSURE
-    words = {GOOD: "brought little back", UNSURE: "may have brought some back", BAD: "brought part of it back"}[status]
     figures = (
-        f"{worst['setting']}: {100 * worst['recovered']:.0f} % [{100 * low:.0f}, {100 * high:.0f}] of what SPUNGE "
+        f"{100 * worst.recovered:.0f} % [{100 * low:.0f}, {100 * high:.0f}] of it, the worst of {worst.row['tried']} "
+        f"settings, n = {worst.row['n']}"
     )
-    figures += f"took, n = {worst['n']}"
-    return Point(status, f"On {where(column)}, the attack “{attack}” {words}.", _tied(figures.replace("-", "−")))
+    text = f"On {where(worst.column)}, {worst.told}."
+    return Point(status, text, _tied(figures.replace("-", "−")))
 
 
 def where(column: Column) -> str:
