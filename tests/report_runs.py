@@ -388,6 +388,7 @@ def _diagnostics(values: list[str], rng: np.random.Generator) -> dict[str, Any]:
             "norms": {value: float(rng.uniform(1, 2)) for value in values},
             "merged_norm": float(rng.uniform(0.5, 1.5)),
             "sign_conflict": float(rng.uniform(0.1, 0.3)),
+            "sign_conflict_by_chance": 0.25,
             "norm_ratio": float(rng.uniform(0.4, 0.8)),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -309,11 +310,31 @@ def test_diagnostics_say_what_became_of_each_removal():
     assert layer["coverage"] == {"a": pytest.approx(18 / 25), "b": pytest.approx(8 / 20)}
     assert layer["cosines"] == {"a": {"b": pytest.approx(-16 / (5 * 20**0.5), rel=1e-5)}}
     assert layer["sign_conflict"] == pytest.approx(1 / 3, rel=1e-5)
+    assert layer["sign_conflict_by_chance"] == pytest.approx(1 / 6, rel=1e-5)  # one entry of three is changed by both
     assert layer["merged_norm"] == pytest.approx(2 * 13**0.5, rel=1e-5)
     assert layer["norm_ratio"] == pytest.approx(2 * 13**0.5 / ((5 + 20**0.5) / 2), rel=1e-5)
     assert found["overall"]["norms"] == {"a": 5.0, "b": pytest.approx(22**0.5, rel=1e-5)}
     assert found["tensors"]["norm"]["coverage"] == {"a": None, "b": 2.0}
     assert found["warnings"] == []
+
+
+@pytest.mark.parametrize("density", [1.0, 0.3])
+def test_sign_conflict_is_counted_after_the_trim_beside_what_chance_gives(density):
+    generator = torch.Generator().manual_seed(3)
+    values = {name: torch.randn(5000, generator=generator) for name in "abcde"}
+    found = merging.merge(Ties(density=density), {name: TaskVector({"w": value}) for name, value in values.items()})
+    kept = np.stack([naive_trim(value.numpy(), density, "include") for value in values.values()])
+    changed = (kept != 0).any(0)
+    conflicting = (kept > 0).any(0) & (kept < 0).any(0)
+    overall = found.diagnostics["overall"]
+    assert overall["sign_conflict"] == pytest.approx(conflicting.sum() / changed.sum(), rel=1e-5)
+    # Every pattern of signs over the variants that keep an entry, weighed alike.
+    chances = [
+        np.mean([0 < sum(signs) < many for signs in itertools.product((0, 1), repeat=many)])
+        for many in (kept != 0).sum(0)[changed]
+    ]
+    assert overall["sign_conflict_by_chance"] == pytest.approx(np.mean(chances), rel=1e-5)
+    assert overall["sign_conflict"] == pytest.approx(np.mean(chances), abs=0.03)  # independent vectors do no better
 
 
 def test_diagnostics_count_what_trimming_kept_and_what_tied():

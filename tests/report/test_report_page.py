@@ -369,12 +369,10 @@ def test_it_prints_without_controls(plain_page, visit):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(plain_page, visit, scheme):
+def test_axe_finds_nothing(plain_page, visit, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     page = visit(plain_page, color_scheme=scheme).items()
     # axe puts its own script and styles into the page; the policy is a meta element of a page already read.
     violations = axe.Axe().run(page).response["violations"]
-    found = [
-        (each["id"], each["nodes"][0]["html"][:120]) for each in violations if each["impact"] in ("serious", "critical")
-    ]
+    found = [(each["id"], each["nodes"][0]["html"][:120]) for each in violations]
     assert found == []

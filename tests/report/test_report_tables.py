@@ -18,8 +18,9 @@ from spunge.errors import ArtifactError
 from spunge.report import paper, search
 from spunge.report.findings import Findings
 from spunge.report.insides import costs
+from spunge.report.points import BAD, GOOD, UNSURE
 from spunge.report.tables import Cell, Table, all_tables, escape_markdown, key_tables, signed, slug
-from spunge.report.verdict import BAD, GOOD, UNSURE, verdict
+from spunge.report.verdict import verdict
 
 
 def judged(run):

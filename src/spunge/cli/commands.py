@@ -167,6 +167,7 @@ def run(
             recipe, words, out=out, seeds=seeds, offline_root=offline_root, allow_code=allow_code, device=device
         )  # fmt: skip
         return
+    from spunge.report import summary
     from spunge.run import pipeline
     from spunge.run.compute import Compute
 
@@ -186,7 +187,8 @@ def run(
             listener=listen,
             command=shlex.join(["spunge", *sys.argv[1:]]),
         )
-        display.event("done", {"run": str(directory), "report": str(directory / "report" / "index.html")})
+        page = directory / "report" / "index.html"
+        display.event("done", {"run": str(directory), "report": str(page), "verdict": summary(page.parent)})
     if not (quiet or as_json):
         _show(directory)
 

@@ -67,7 +67,8 @@ class JsonLines(Display):
     - `step`: `what`, `done`, `total`, `figures`; of one task at most once a second, and its last.
     - `finished`: `stage`, `name`, `seed`, `key`, `status`, `seconds`, `peak_memory`, `figures`; of an evaluation
       also `variant` and `suite`.
-    - `done`: `run` and `report`, their paths; `failed`: `error`.
+    - `done`: `run` and `report`, their paths, and `verdict`: `sentences`, `numbers`, `contests` and `warnings`.
+    - `failed`: `error`.
     """
 
     def __init__(self, out: TextIO) -> None:

@@ -112,7 +112,10 @@ def merge(
         for name, share in overall["coverage"].items():
             if share is not None:
                 screen.print(f"  {name}: {share:.0%} of this removal is in the merged task vector")
-        screen.print(f"  signs conflict in {overall['sign_conflict'] or 0:.1%} of the changed weights")
+        screen.print(
+            f"  signs conflict in {overall['sign_conflict'] or 0:.1%} of the weights changed after the trim; at random "
+            f"{overall['sign_conflict_by_chance'] or 0:.1%} would"
+        )
         if diagnostics.get("rounding") is not None:
             screen.print(
                 f"  {diagnostics['rounding']:.2g} of the delta's energy is lost to the base model's number format"

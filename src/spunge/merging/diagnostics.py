@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spunge.errors import RecipeError
 from spunge.merging.job import BLOCK, Job
-from spunge.merging.kernels import as_array, count_nonzero
+from spunge.merging.kernels import as_array, as_integers, count_nonzero
 from spunge.merging.sources import unlike_base
 from spunge.merging.thresholds import Counts, Thresholds
 from spunge.weights.checkpoint import Checkpoint
@@ -32,9 +32,11 @@ class Measures:
         self.gram = torch.zeros(variants + 1, variants + 1, dtype=torch.float64)
         """Inner products of the variants and, last, the merged delta."""
         self.changed = 0
-        """Entries that any variant changes."""
+        """Entries that any variant changes, once each is trimmed."""
         self.conflicting = 0
-        """Entries that one variant raises and another lowers."""
+        """Those of them that one variant raises and another lowers."""
+        self.conflicting_by_chance = 0.0
+        """How many would be, were every sign drawn anew: 1 − 2^(1 − m) of an entry that m variants change."""
         self.nonzero = torch.zeros(variants, dtype=torch.int64)
         self.kept = torch.zeros(variants, dtype=torch.int64)
         self.tied = torch.zeros(variants, dtype=torch.int64)
@@ -47,16 +49,26 @@ class Measures:
             self.gram[row, row:] += products
             self.gram[row + 1 :, row] += products[1:]
         deltas = stacked[:-1]
-        # A sign conflict: the largest of the deltas raises the entry and the smallest lowers it.
-        raised, lowered = as_array(deltas.amax(0)) > 0, as_array(deltas.amin(0)) < 0
-        self.changed += count_nonzero(raised | lowered)
-        self.conflicting += count_nonzero(raised & lowered)
+        self._add_signs([as_array(delta) for delta in deltas], thresholds)
         if thresholds is not None and thresholds.counts is None:
             for row, (cutoffs, tied) in enumerate(zip(thresholds.cutoffs, thresholds.largest, strict=True)):
                 magnitudes = as_array(deltas[row].abs())
                 self.nonzero[row] += count_nonzero(magnitudes > 0)
                 self.kept[row] += count_nonzero(magnitudes >= cutoffs[0])
                 self.tied[row] += count_nonzero(magnitudes == tied) if tied else 0
+
+    def _add_signs(self, deltas: Sequence[Any], thresholds: Thresholds | None) -> None:
+        """Counts where kept entries pull in opposite directions; row by row, as all at once would hold copies."""
+        raised, lowered, holding = False, False, 0
+        for row, delta in enumerate(deltas):
+            cutoff = 0.0 if thresholds is None else thresholds.cutoffs[row][0]
+            up, down = (delta >= cutoff, delta <= -cutoff) if cutoff else (delta > 0, delta < 0)
+            raised, lowered = raised | up, lowered | down
+            holding = holding + as_integers(up | down, len(deltas))
+        self.changed += count_nonzero(raised | lowered)
+        self.conflicting += count_nonzero(raised & lowered)
+        for many in range(2, len(deltas) + 1):
+            self.conflicting_by_chance += (1 - 2 ** (1 - many)) * count_nonzero(holding == many)
 
     def take(self, counts: Sequence[Counts]) -> None:
         """Takes over what the search for one tensor's thresholds has counted already."""
@@ -180,6 +192,7 @@ def _summary(job: Job, measures: Measures) -> dict[str, Any]:
         for i, one in enumerate(names[:-1])
     }
     summary["sign_conflict"] = rounded(ratio(measures.conflicting, measures.changed))
+    summary["sign_conflict_by_chance"] = rounded(ratio(measures.conflicting_by_chance, measures.changed))
     summary["merged_norm"] = rounded(merged_norm * shared)
     summary["norm_ratio"] = rounded(ratio(merged_norm, mean_norm))
     return summary

@@ -104,6 +104,13 @@ def as_array(values: Tensor) -> Any:
     return values.numpy() if values.device.type == "cpu" else values
 
 
+def as_integers(kept: Any, largest: int) -> Any:
+    """The same booleans, numpy's or torch's, as integers that may be added up to `largest`."""
+    library: Any = np if isinstance(kept, np.ndarray) else torch
+    few = library.int8 if largest < 128 else library.int32
+    return kept.view(few) if largest < 128 else kept.astype(few) if library is np else kept.to(few)
+
+
 def count_nonzero(values: Any) -> int:
     """Returns how many entries of an array, numpy's or torch's, are not zero or false."""
     return int(np.count_nonzero(values) if isinstance(values, np.ndarray) else torch.count_nonzero(values))

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from spunge.report.tables import all_tables, key_tables
 from spunge.report.verdict import verdict
 from spunge.rows.items import JOURNAL
 
-__all__ = ["Line", "build", "card", "compare", "ending", "watch", "write"]
+__all__ = ["Line", "build", "card", "compare", "ending", "summary", "watch", "write"]
 
 build = results.build
 
@@ -79,10 +80,27 @@ def ending(report: Path) -> list[Line]:
     Args:
         report: The directory of `results.json`, in the run's own.
     """
-    written = report / "results.json"
-    content = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else build(report.parent)
-    findings = Findings(content)
+    findings = _written(report)
     return closing(findings, verdict(findings))
+
+
+def summary(report: Path) -> dict[str, Any]:
+    """Returns the verdict of a written report as JSON has it: sentences, numbers and contests."""
+    findings = _written(report)
+    judged = verdict(findings)
+    return {
+        "sentences": list(judged.sentences),
+        "numbers": [asdict(number) for number in judged.numbers],
+        "contests": [
+            {"rival": one.rival, "word": one.word, "matched": one.matched, "text": one.text} for one in judged.contests
+        ],
+        "warnings": list(findings.results["provenance"]["warnings"]),
+    }
+
+
+def _written(report: Path) -> Findings:
+    written = report / "results.json"
+    return Findings(json.loads(written.read_text(encoding="utf-8")) if written.is_file() else build(report.parent))
 
 
 def card(run: Path) -> str:

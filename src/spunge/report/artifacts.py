@@ -119,6 +119,7 @@ class Summary(_Record):
     coverage: Mapping[str, Figure | None] = {}
     cosines: Mapping[str, Mapping[str, Figure | None]] = {}
     sign_conflict: Figure | None = None
+    sign_conflict_by_chance: Figure | None = None
     norm_ratio: Figure | None = None
 
 
@@ -238,6 +239,8 @@ class Manifest(_Record):
     files: Mapping[str, Mapping[str, Any]] = {}
     """The run's own files → their size and sha256, once all are written."""
     warnings: tuple[str, ...] = ()
+    seen: Mapping[str, tuple[int, int]] = {}
+    """Suite → how many of its questions stand in the forget set, of how many."""
     not_run: tuple[str, ...] = ()
 
     @field_validator("suites", mode="before")

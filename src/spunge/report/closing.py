@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spunge.report.findings import Findings
+from spunge.report.points import UNSURE
 from spunge.report.tables import plain
-from spunge.report.verdict import UNSURE, Verdict
+from spunge.report.verdict import Verdict
 from spunge.variants import RIVALS, phrase_of
 
 _POINTS = 4

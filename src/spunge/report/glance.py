@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +10,9 @@ from ruamel.yaml import YAML, YAMLError
 
 from spunge.report import damage
 from spunge.report.findings import Findings
+from spunge.report.points import BAD, GOOD, UNSURE
 from spunge.report.tables import METHODS
-from spunge.report.verdict import BAD, GOOD, UNSURE
 from spunge.variants import RIVALS, ROLES
-
-_OVERLAP = re.compile(r"(.+): (\d+) of (\d+) questions stand, nearly word for word, in the forget set")
-"""How a run warns of items that were trained on."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +50,9 @@ def trust(findings: Findings) -> list[Fact]:
     facts = [Fact("Seeds", str(seeds), GOOD if seeds > 2 else UNSURE), _items(findings)]
     if not findings.runs:
         facts += [_controls(findings), _damage(findings)]
-    overlaps = [match for warning in provenance["warnings"] if (match := _OVERLAP.match(warning))]
-    seen = ", ".join(f"{match[2]} of {match[3]} on {match[1]}" for match in overlaps) or "none noticed"
-    facts.append(Fact("Items seen in training", seen, BAD if overlaps else GOOD))
+    overlaps = {suite: counts for suite, counts in provenance.get("seen", {}).items() if counts[0]}
+    seen = ", ".join(f"{few} of {all_items} on {suite}" for suite, (few, all_items) in overlaps.items())
+    facts.append(Fact("Items seen in training", seen or "none noticed", BAD if overlaps else GOOD))
     facts.append(Fact("Warnings", str(warnings) if warnings else "none", UNSURE if warnings else GOOD))
     return facts
 

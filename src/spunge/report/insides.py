@@ -27,7 +27,7 @@ from spunge.report.drawing import (
     short,
 )
 from spunge.report.findings import Findings
-from spunge.variants import MERGED, ROLES, label_of
+from spunge.variants import BASE, MERGED, ROLES, label_of
 
 POINTS = 60
 """How many points a training curve is drawn with, at most."""
@@ -97,7 +97,9 @@ def coverage(diagnostics: Mapping[str, Any]) -> Figure | None:
 def drift(diagnostics: Mapping[str, Any]) -> Figure | None:
     """How the merge went, layer by layer: sign conflict and the share of the norm that is left."""
     layers = diagnostics.get("layers") or {}
-    measures = {"sign_conflict": "sign conflict", "norm_ratio": "merged norm"}
+    measures = {
+        "sign_conflict": "sign conflict", "sign_conflict_by_chance": "by chance", "norm_ratio": "merged norm",
+    }  # fmt: skip
     series = {
         label: [
             (str(layer), row[name])
@@ -112,7 +114,9 @@ def drift(diagnostics: Mapping[str, Any]) -> Figure | None:
 
     def paint(canvas: Canvas) -> None:
         axes = canvas.add_subplot()
-        for (label, points), colour, marker in zip(series.items(), (WORSE, MERGED.colour), "so", strict=False):
+        for (label, points), colour, marker in zip(
+            series.items(), (WORSE, BASE.colour, MERGED.colour), "sdo", strict=False
+        ):
             axes.plot([x for x, _ in points], [100 * y for _, y in points], marker=marker, label=label, color=colour)
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))  # of thirty layers not every one is named
         axes.set_xlabel("layer")

@@ -22,8 +22,9 @@ from spunge.report.closing import Line, contest_lines
 from spunge.report.drawing import MANY, Figure
 from spunge.report.explorer import pack
 from spunge.report.findings import Findings
+from spunge.report.points import BAD, GOOD, UNSURE
 from spunge.report.tables import Table, by_key, plain
-from spunge.report.verdict import BAD, GOOD, UNSURE, Verdict
+from spunge.report.verdict import Verdict
 from spunge.variants import MERGED, ROLES, SUBSET
 
 _HERE = Path(__file__).parent
@@ -161,7 +162,6 @@ def _forgot(findings: Findings, shelf: Mapping[str, Table]) -> list[Block]:
 def _merged(run: Run, findings: Findings, diagnostics: Mapping[str, Any], shelf: Mapping[str, Table]) -> list[Block]:
     return [
         *_table(shelf, "subsets"),
-        *[Block(text=warning) for warning in diagnostics.get("warnings", ())],
         *_pictures(insides.cosines(diagnostics), insides.coverage(diagnostics), insides.drift(diagnostics)),
         *_pictures(insides.training(findings, _curves(run))),
         *_table(shelf, "search", open=False),
@@ -198,8 +198,11 @@ def _met(diagnostics: Mapping[str, Any]) -> str:
     text = "How the subsets' task vectors met."
     if conflict is not None:
         text += (
-            f" On {100 * conflict:.0f}\u00a0% of the entries that any of them changes, two pull in opposite directions."
+            f" On {100 * conflict:.0f}\u00a0% of the entries that any of them still changes after the trim, two pull "
+            "in opposite directions"
         )
+        chance = overall.get("sign_conflict_by_chance")
+        text += "." if chance is None else f"; signs drawn at random would on {100 * chance:.0f}\u00a0%."
     if ratio is not None:
         text += f" The merged task vector is {ratio:.2f} times as long as theirs are on average."
     lost = diagnostics.get("rounding")

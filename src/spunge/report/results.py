@@ -285,6 +285,7 @@ def _provenance(run: Run) -> dict[str, Any]:
         "environment": dict(manifest.environment),
         "recipe": run.recipe,
         "warnings": list(manifest.warnings),
+        "seen": {suite: list(counts) for suite, counts in manifest.seen.items()},
         "not_run": list(manifest.not_run),
         "missing": list(run.missing),
     }

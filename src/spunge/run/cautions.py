@@ -9,11 +9,10 @@ from spunge.errors import ArtifactError, DataError
 from spunge.files import locate
 from spunge.interfaces import Evaluator
 from spunge.recipe.schema import Experiment
-from spunge.rows.items import load_items
-from spunge.rows.overlap import near_duplicates, shared_rows
+from spunge.rows.overlap import shared_rows
 from spunge.rows.readers import paragraphs, read_text
 from spunge.rows.sources import Corpus, Source
-from spunge.run.subsets import Rows
+from spunge.run.subsets import Asked, Rows
 from spunge.run.unlearn import Unlearn
 from spunge.training.forecast import out_of_reach
 from spunge.training.settings import Tuning
@@ -21,8 +20,6 @@ from spunge.training.settings import Tuning
 _FEW_ITEMS = 10
 _MANY_LINES = 10
 _MANY_SUBSETS = 20
-_QUESTIONS = ("question", "prompt")
-"""The columns of questions, in the order in which they are looked for. Plain texts of one kind are alike anyway."""
 
 
 def cautions_of_rows(experiment: Experiment, rows: Rows) -> list[str]:
@@ -35,7 +32,12 @@ def cautions_of_rows(experiment: Experiment, rows: Rows) -> list[str]:
     return [
         *cautions_of_sets((*experiment.forget.sources, *retained), rows.forget, rows.retain),
         *_check_scales(experiment),
-        *(line for evaluator in experiment.evaluate for line in _check_suite(evaluator, experiment, rows.forget)),
+        *(
+            line
+            for evaluator in experiment.evaluate
+            if evaluator.suite in rows.asked
+            for line in _check_suite(evaluator, rows.asked[evaluator.suite])
+        ),
     ]
 
 
@@ -143,28 +145,16 @@ def _check_scales(experiment: Experiment) -> Iterator[str]:
             yield f"{name} = 0 leaves the base model as it is: use a positive one."
 
 
-def _check_suite(evaluator: Evaluator, experiment: Experiment, forget: Corpus) -> Iterator[str]:
-    known = type(evaluator).model_fields
-    sources: tuple[Source, ...] = getattr(evaluator, "sources", ())
-    if not sources:
-        return
-    chosen = {name: getattr(evaluator, name) for name in ("where", "limit", "part") if name in known}
-    items = load_items(sources, **chosen)
-    if len(items) < _FEW_ITEMS:
-        yield f"{evaluator.suite}: {len(items)} items are too few to tell variants apart: ask more."
-    if {source.path for source in sources} & {source.path for source in experiment.forget.sources}:
-        return  # whether the very rows are known by heart is what is asked
-    column = next((name for name in _QUESTIONS if name in items[0].row), None)
-    if column is None:
-        return
-    leaked = near_duplicates([str(item.row[column]) for item in items], forget.texts)
-    if leaked and evaluator.goal == "forget":
+def _check_suite(evaluator: Evaluator, asked: Asked) -> Iterator[str]:
+    if asked.items < _FEW_ITEMS:
+        yield f"{evaluator.suite}: {asked.items} items are too few to tell variants apart: ask more."
+    if asked.seen and evaluator.goal == "forget":
         yield (
-            f"{evaluator.suite}: {leaked} of {len(items)} questions stand, nearly word for word, in the forget set: "
-            "that these are forgotten does not say that what they ask about is; ask in other words."
+            f"{evaluator.suite}: {asked.seen} of {asked.items} questions stand, nearly word for word, in the forget "
+            "set: that these are forgotten does not say that what they ask about is; ask in other words."
         )
-    elif leaked:
+    elif asked.seen:
         yield (
-            f"{evaluator.suite}: {leaked} of {len(items)} questions of what must stay stand, nearly word for word, in "
-            "the forget set: take them out of one of the two."
+            f"{evaluator.suite}: {asked.seen} of {asked.items} questions of what must stay stand, nearly word for "
+            "word, in the forget set: take them out of one of the two."
         )

@@ -75,6 +75,8 @@ class Journal:
     """What the texts are that damage near what must go is measured on."""
     robustness: Robustness = field(default_factory=Robustness)
     """The attacks that every variant is put to."""
+    seen: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Suite → how many of its questions stand in the forget set, of how many."""
     stages: list[dict[str, Any]] = field(default_factory=list)
     split: dict[str, Any] | None = None
     subsets: dict[str, int] = field(default_factory=dict)
@@ -145,7 +147,7 @@ class Journal:
             "damage": self._damage(outcome), "environment": environment(self.device), "files": dict(files or {}),
             "warnings": [
                 *self._cautions(), *self._unmatched(outcome), *dict.fromkeys(outcome.notes), *warnings
-            ], "not_run": self._not_run(),
+            ], "seen": {suite: [*counts] for suite, counts in self.seen.items()}, "not_run": self._not_run(),
         }  # fmt: skip
         written = json.loads(redacted(json.dumps(manifest, ensure_ascii=False)))
         written["checksum"] = checksum(written)
@@ -197,6 +199,7 @@ class Journal:
         cautions = list(self.warnings)
         if caution := _caution_of_rounding(list(self.merges.values())):
             cautions.append(caution)
+        cautions += dict.fromkeys(line for merge in self.merges.values() for line in merge.get("warnings", ()))
         factor = self.experiment.merge.lambda_
         swept = "merge.lambda" in self.experiment.sweep
         matched = self.experiment.damage is not None

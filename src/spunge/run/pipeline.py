@@ -68,7 +68,8 @@ def run(
     with locked(directory, "another run is at work there; wait for it, or give another --out"), store.held():
         replace_text(directory / "recipe.yaml", redacted(reading.dump(experiment)))
         near = rows.damage.told if rows.damage else ""
-        journal = Journal(directory, experiment, device, command, listener, warnings, near, rows.robustness)
+        seen = {suite: (asked.seen, asked.items) for suite, asked in rows.asked.items()}
+        journal = Journal(directory, experiment, device, command, listener, warnings, near, rows.robustness, seen)
         executor = compute.start(store, progress, journal.note)
         with _noting_failure(journal):
             journal.write("running")

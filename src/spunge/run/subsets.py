@@ -6,14 +6,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from spunge.errors import DataError, RecipeError
-from spunge.interfaces import RETAIN, Splitter
+from spunge.interfaces import RETAIN, Evaluator, Splitter
 from spunge.recipe.schema import Experiment, ForgetSet
-from spunge.rows.sources import Corpus, concatenate, load_corpus
+from spunge.rows.items import load_items
+from spunge.rows.overlap import near_duplicates
+from spunge.rows.sources import Corpus, Source, concatenate, load_corpus
 from spunge.run import sweep
 from spunge.run.keys import derived_seed
 from spunge.run.robustness import Robustness, robustness
 from spunge.run.store import Artifact
 from spunge.run.texts import Texts, damage_texts
+
+_CHOOSING = ("where", "limit", "part")
+"""The settings of an evaluator that choose among its rows."""
+_QUESTIONS = ("question", "prompt")
+"""The columns of questions, in the order in which they are looked for. Plain texts of one kind are alike anyway."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How many items a suite has, and how many of their questions stand, nearly word for word, in the forget set."""
+
+    items: int
+    seen: int
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,8 @@ class Rows:
     """What damage is measured on."""
     robustness: Robustness = field(default_factory=Robustness)
     """The attacks that `robustness` in the recipe comes to."""
+    asked: Mapping[str, Asked] = field(default_factory=dict)
+    """Suite → what is known of its items."""
 
 
 def load(experiment: Experiment, *, weights: bool = True) -> Rows:
@@ -50,7 +67,23 @@ def load(experiment: Experiment, *, weights: bool = True) -> Rows:
         if evaluator.generation is not None:
             evaluator.generation.check(experiment.model)
     attacks = robustness(experiment, sweep.reported(experiment))
-    return Rows(forget, retain, weights, damage_texts(experiment, forget, retain), attacks)
+    asked = {each.suite: found for each in experiment.evaluate if (found := _asked(each, experiment, forget))}
+    return Rows(forget, retain, weights, damage_texts(experiment, forget, retain), attacks, asked)
+
+
+def _asked(evaluator: Evaluator, experiment: Experiment, forget: Corpus) -> Asked | None:
+    """What is known of a suite's items; None where it has no rows of its own."""
+    sources: tuple[Source, ...] = getattr(evaluator, "sources", ())
+    if not sources:
+        return None
+    chosen = {name: getattr(evaluator, name) for name in _CHOOSING if name in type(evaluator).model_fields}
+    items = load_items(sources, **chosen)
+    column = next((name for name in _QUESTIONS if name in items[0].row), None)
+    # Of the forget set's own rows it is asked whether they are known by heart.
+    its_own = {source.path for source in sources} & {source.path for source in experiment.forget.sources}
+    if column is None or its_own:
+        return Asked(len(items), 0)
+    return Asked(len(items), near_duplicates([str(item.row[column]) for item in items], forget.texts))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,230 @@
+"""What a variant did to the base model: what it forgot, kept or destroyed, by group, and what an attack brings back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spunge.report.findings import Column, Findings, improvement
+from spunge.report.points import (
+    BAD,
+    GOOD,
+    MARGIN,
+    UNSURE,
+    Point,
+    difference,
+    status_of,
+    tied,
+    two_scores,
+    where,
+    with_digits,
+)
+from spunge.report.robustness import Worst
+from spunge.report.tables import level
+from spunge.variants import BASE, MERGED, label_of
+
+FLUENCY_MARGIN = 0.25
+"""How much the perplexity of what a model writes may grow, before it is said to write worse."""
+
+
+HIDDEN = 0.1
+"""How much of what was taken may come back under attack, before it is called hidden rather than gone."""
+
+
+ONE_LETTER = 0.6
+"""A model that answers so large a share of questions with one letter has not forgotten: it has stopped reading."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One value of what was split by: the share of what the base model had, beyond guessing, that SPUNGE still has."""
+
+    value: str
+    left: float
+    low: float | None
+    high: float | None
+    n: int
+    worse: bool
+    """Whether SPUNGE does more of what must go there than the base model."""
+
+
+def forgetting(findings: Findings, column: Column) -> Point | None:
+    """Says whether SPUNGE does less of what must go than the base model, and how much is left."""
+    row = findings.comparison(MERGED.name, BASE.name, column)
+    if row is None:
+        return None
+    status = status_of(row, column)
+    words = {GOOD: "fell", UNSURE: "did not change beyond chance", BAD: "went the wrong way"}[status]
+    if column.higher_is_better and status == GOOD:
+        words = "rose, as it should"
+    gone = forgotten(findings, column)
+    if status == GOOD and gone is not None:
+        beyond = " beyond guessing" if findings.chance(column) else ""
+        words += f"; {max(0.0, 100 * (1 - gone[0])):.0f} % of what the base model had{beyond} is left"
+    figures = f"{two_scores(findings, column, BASE.name)}; {difference(row, column)}"
+    chance = findings.chance(column)
+    figures += f"; guessing gives {100 * chance:.1f} %" if chance is not None else ""
+    return Point(status, tied(f"On {where(column)}, {column.metric.in_words} {words}."), tied(figures))
+
+
+def forgotten(
+    findings: Findings, column: Column, name: str = MERGED.name, attribute: str | None = None, value: str | None = None
+) -> tuple[float, float | None, float | None, int] | None:
+    """Returns the share of what the base model had that a variant has lost, above guessing where that is known.
+
+    With the ends of its interval, which take the base model's own score as it was measured, and the number of items;
+    None where the figure rises as what must go goes, or the base model had nothing to lose.
+    """
+    base = findings.score(BASE.name, column, attribute, value)
+    row = findings.comparison(name, BASE.name, column, attribute, value)
+    floor = findings.chance(column) or 0.0
+    if base is None or row is None or column.higher_is_better or base.value <= floor:
+        return None
+    had = base.value - floor
+    low, high = (None, None) if row.ends is None else (-row.ends[1] / had, -row.ends[0] / had)
+    return -row.difference / had, low, high, row.n
+
+
+def at_most(findings: Findings) -> float | None:
+    """Returns the largest share of what the base model had, beyond guessing, that SPUNGE may have lost: 95 % sure."""
+    shares = [forgotten(findings, column) for column in findings.leading("forget")]
+    bounds = [share[2] for share in shares if share is not None and share[2] is not None]
+    return max(0.0, *bounds) if bounds and len(bounds) == len(shares) else None
+
+
+def group_shares(findings: Findings) -> tuple[Group, ...]:
+    """Returns what is left of each value of what was split by, the worst first: a merge is as good as that."""
+    attribute, groups = findings.results["split"]["attribute"], []
+    for column in findings.leading("forget"):
+        for value in findings.attributes(column).get(attribute, ()):
+            gone = forgotten(findings, column, MERGED.name, attribute, value)
+            row = findings.comparison(MERGED.name, BASE.name, column, attribute, value)
+            if row is None:
+                continue
+            worse = improvement(row, column) < 0
+            if gone is None:  # the base model had nothing to lose there, or no share can be told
+                if worse:
+                    groups.append(Group(value, 1.0, None, None, row.n, worse))
+                continue
+            share, low, high, n = gone
+            ends = (None, None) if low is None or high is None else (1 - high, 1 - low)
+            groups.append(Group(value, 1 - share, *ends, n, worse))
+    return tuple(sorted(groups, key=lambda group: (not group.worse, -group.left)))
+
+
+def worse_group(findings: Findings, group: Group) -> Point:
+    """Says of one group that it got worse, and by how much."""
+    attribute = findings.results["split"]["attribute"]
+    for column in findings.leading("forget"):
+        row = findings.comparison(MERGED.name, BASE.name, column, attribute, group.value)
+        if row is not None and improvement(row, column) < 0:
+            text = f"On {where(column)}, SPUNGE made it worse for “{group.value}”, by {column.metric.in_words}."
+            return Point(BAD, text, tied(difference(row, column)))
+    raise AssertionError(f"{group.value} got worse on no column")
+
+
+def one_letter(findings: Findings, column: Column) -> Point | None:
+    """Warns of a model that answers nearly everything with one choice where the base model does not."""
+    letters = findings.suites[column.suite]["letters"] or {}
+    base, merged = (max(letters.get(role.name, [0.0])) for role in (BASE, MERGED))
+    if merged < ONE_LETTER or base >= ONE_LETTER:
+        return None
+    figures = f"the most frequent choice: {100 * base:.0f} % → {100 * merged:.0f} % of the answers"
+    return Point(BAD, f"On {where(column)}, SPUNGE gives nearly always the same answer.", tied(figures))
+
+
+def keeping(findings: Findings, column: Column, allowed: float, name: str = MERGED.name) -> Point | None:
+    """Says whether SPUNGE, or another variant, is within the margin of the base on what must stay (non-inferiority)."""
+    row, base = findings.comparison(name, BASE.name, column), findings.score(BASE.name, column)
+    if row is None or base is None:
+        return None
+    # Of a share that is nearly 0 to begin with, such as degenerate completions, no share is a margin: points are.
+    fluency = column.share and column.metric.better in ("high", "low")
+    margin = MARGIN if fluency else allowed * abs(base.value)
+    amount = f"{100 * MARGIN:.0f} points" if fluency else f"{100 * allowed:.0f} %"
+    sign = 1 if column.higher_is_better else -1
+    # The rule of three: n items without a loss leave room for a loss on 3/n of all.
+    if row.ends is None or (column.share and row.n * margin < 3):
+        few = "of so few items it cannot be told"
+        status, words = UNSURE, f"may or may not be within {amount} of the base model's: {few}"
+    else:
+        worst, best = sorted(sign * end for end in row.ends)
+        if worst >= -margin:
+            status, words = GOOD, f"stayed within {amount} of the base model's"
+        elif best < -margin:
+            status, words = BAD, f"is more than {amount} worse than the base model's"
+        elif best < 0:
+            status, words = UNSURE, f"got worse; whether by more than {amount} is not settled"
+        else:
+            status, words = UNSURE, f"may or may not be within {amount} of the base model's"
+    figures = f"{two_scores(findings, column, BASE.name, name)}; {difference(row, column)}"
+    return Point(status, tied(f"On {where(column)}, {column.metric.in_words} {words}."), tied(figures))
+
+
+def damages(findings: Findings, name: str) -> list[str]:
+    """Says, for each retain suite and what tells of fluent language, what a variant lost beyond the margin."""
+    allowed = dict.fromkeys(findings.fluency(), FLUENCY_MARGIN) | dict.fromkeys(findings.leading("retain"), MARGIN)
+    lost = []
+    for column, margin in allowed.items():
+        point = keeping(findings, column, margin, name)
+        if point is not None and point.status == BAD:
+            lost.append(f"{column.metric.in_words} on {where(column)} {change_from_base(findings, column, name)}")
+    return lost
+
+
+def change_from_base(
+    findings: Findings, column: Column, name: str, attribute: str | None = None, value: str | None = None
+) -> str:
+    """Writes what the base model scored and what a variant does, with the digits that the vaguer of them lets stand."""
+    scores = [findings.score(one, column, attribute, value) for one in (BASE.name, name)]
+    cells = [level(score, column).text for score in scores]
+    digits = min(len(text.partition(".")[2]) for text in cells)
+    factor, unit = (100, " %") if column.share else (1, "")
+    before, after = ("—" if score is None else with_digits(factor * score.value, digits) for score in scores)
+    return f"{before} → {after}{unit}"
+
+
+def unscored(findings: Findings) -> list[Point]:
+    """Warns of every variant that could not be scored on some items: such a model is broken, and has not forgotten."""
+    points = []
+    for (suite, variant), (lost, n) in findings.unscored.items():
+        text = f"On “{suite}”, {label_of(variant)} could not be scored on every item, for NaN."
+        figures = f"{lost} of {n} items; it has no score there"
+        points.append(Point(BAD, text, tied(figures)))
+    return points
+
+
+def destroyed(findings: Findings) -> bool:
+    """Whether half of what the base model had of anything that must stay is gone, or its fluency."""
+    for column in findings.leading("retain"):
+        base, merged = findings.score(BASE.name, column), findings.score(MERGED.name, column)
+        floor = findings.chance(column) or 0.0
+        if base is None or merged is None or not column.share or base.value <= floor:
+            continue
+        point = keeping(findings, column, MARGIN)
+        lost = point is not None and point.status == BAD
+        if lost and column.higher_is_better and merged.value - floor <= (base.value - floor) / 2:
+            return True
+    return wrecked(findings)
+
+
+def wrecked(findings: Findings) -> bool:
+    """Whether what SPUNGE writes surprises the judge more than twice as much as what the base model writes."""
+    for column in findings.fluency():
+        base, merged = findings.score(BASE.name, column), findings.score(MERGED.name, column)
+        if base is not None and merged is not None and column.metric.better == "low" and merged.value > 2 * base.value:
+            return True
+    return False
+
+
+def recovery(worst: Worst) -> Point | None:
+    """Says how much of what was taken the attack that brought most back did bring back."""
+    if worst.ends is None:
+        return None
+    low, high = worst.ends
+    status = BAD if low > HIDDEN else GOOD if high < HIDDEN else UNSURE
+    figures = (
+        f"{100 * worst.recovered:.0f} % [{100 * low:.0f}, {100 * high:.0f}] of it, the worst of {worst.row['tried']} "
+        f"settings, n = {worst.row['n']}"
+    )
+    text = f"On {where(worst.column)}, {worst.told}."
+    return Point(status, text, tied(figures.replace("-", "−")))
