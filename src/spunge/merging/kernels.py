@@ -106,9 +106,9 @@ def as_array(values: Tensor) -> Any:
 
 def as_integers(kept: Any, largest: int) -> Any:
     """The same booleans, numpy's or torch's, as integers that may be added up to `largest`."""
-    library: Any = np if isinstance(kept, np.ndarray) else torch
-    few = library.int8 if largest < 128 else library.int32
-    return kept.view(few) if largest < 128 else kept.astype(few) if library is np else kept.to(few)
+    if isinstance(kept, np.ndarray):
+        return kept.view(np.int8) if largest < 128 else kept.astype(np.int32)
+    return kept.view(torch.int8) if largest < 128 else kept.int()
 
 
 def count_nonzero(values: Any) -> int:
