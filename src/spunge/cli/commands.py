@@ -163,9 +163,7 @@ def run(
         raise RecipeError("torchrun is for one job on several devices, unlearn or finetune: run a recipe without it")
     experiment = _read(recipe, words, seeds, offline_root, allow_code=allow_code)
     if check:
-        plan(
-            recipe, words, out=out, seeds=seeds, offline_root=offline_root, allow_code=allow_code, device=device
-        )  # fmt: skip
+        plan(recipe, words, out=out, seeds=seeds, offline_root=offline_root, allow_code=allow_code, device=device)
         return
     from spunge.report import summary
     from spunge.run import pipeline

@@ -23,7 +23,7 @@ from spunge.errors import DataError, ModelError
 from spunge.interfaces import Evaluator, Forecast, Generation, LoadedVariant, Progress, Scorer, Work, silent
 from spunge.metrics import Metric
 from spunge.rows.groups import toxigen_groups
-from spunge.rows.items import NAN, Item, ItemTable, Measurement, Part, item_table, load_items, suite_items
+from spunge.rows.items import NAN, Item, ItemTable, Measurement, Part, as_it_is, item_table, load_items, suite_items
 from spunge.rows.sources import Source
 from spunge.settings import Settings
 from spunge.weights.language_model import LanguageModel, check_code_is_pinned
@@ -188,8 +188,10 @@ class Toxicity(Evaluator):
         Raises:
             DataError: A column or a row is missing, or a value of `expected` has no prompt.
         """
-        read_as = {self.toxigen_groups: toxigen_groups} if self.toxigen_groups else None
-        loaded = suite_items(self, "prompt", attributes=(*self.attributes, *self.expected), read_as=read_as)
+        readers = dict.fromkeys((*self.attributes, *self.expected), as_it_is)
+        if self.toxigen_groups:
+            readers[self.toxigen_groups] = toxigen_groups
+        loaded = suite_items(self, "prompt", attributes=readers)
         attributes = [json.loads(item.attributes) for item in loaded] if self.expected else []
         for attribute, values in self.expected.items():
             cells = [each[attribute] for each in attributes]

@@ -82,8 +82,7 @@ def load_items(
     sources: Sequence[Source],
     *,
     needs: Sequence[str] = (),
-    attributes: Sequence[str] = (),
-    read_as: Mapping[str, Callable[[Any], Any]] | None = None,
+    attributes: Sequence[str] | Mapping[str, Callable[[Any], Any]] = (),
     where: str | None = None,
     limit: int | None = None,
     part: Part = "all",
@@ -93,8 +92,8 @@ def load_items(
     Args:
         sources: Where the rows come from.
         needs: Columns that the evaluator reads.
-        attributes: Columns that become the item's attributes; a list stays a list.
-        read_as: More attributes, whose cells are read by a function, as files spell one value in several ways.
+        attributes: Columns that become the item's attributes; a list stays a list. Each may have a function that reads
+            its cells, as files spell one value in several ways.
         where: A polars SQL expression that keeps a row.
         limit: Keeps so many rows, the first by their hash, so that every variant and run keeps the same.
         part: `validation` is the 30 % of the rows whose hash is lowest in another digit, `tune` and `choose` its two
@@ -103,20 +102,19 @@ def load_items(
     Raises:
         DataError: A column is missing, or no row is left.
     """
-    meanings = read_as or {}
-    attributes = tuple(dict.fromkeys((*attributes, *meanings)))
+    readers = attributes if isinstance(attributes, Mapping) else dict.fromkeys(attributes, as_it_is)
     choice = (tuple(source.model_dump_json() for source in sources), where, limit, part)
     files = [file for source in sources for file in source.files()]
     rows = _MEMORY.recall(choice, files, lambda: _choose_rows(sources, where, limit, part))
     if len(rows) > _REMEMBERED:
         _MEMORY.forget(choice)
     columns = next(iter(rows.values()))
-    for name in (*needs, *attributes):
+    for name in (*needs, *readers):
         if name not in columns:
             raise DataError(f"{sources[0].path}: no column {name!r}; columns are {', '.join(columns)}")
     items = []
     for name, row in rows.items():
-        values = {column: meanings.get(column, _as_it_is)(row[column]) for column in attributes}
+        values = {column: read(row[column]) for column, read in readers.items()}
         items.append(Item(name, json.dumps(values, ensure_ascii=False, default=str), row))
     return items
 
@@ -246,7 +244,8 @@ def _is_object(attributes: str | None) -> bool:
         return False
 
 
-def _as_it_is(cell: Any) -> Any:
+def as_it_is(cell: Any) -> Any:
+    """Reads an attribute's cell that needs no reading."""
     return cell
 
 
