@@ -133,7 +133,8 @@ def test_padding_is_masked_and_not_counted(tokenizer):
     batch = collate(rows, [1, 0], pad=0, device="cpu")
     assert batch.mask.tolist() == [[1] * 6, [1] * 4 + [0] * 2]
     three, four, five = ids(tokenizer, "w3 w4 w5")
-    assert batch.labels.tolist() == [[-100, four, five, EOS], [three, EOS, -100, -100]]  # from the first that counts
+    assert batch.labels.tolist() == [four, five, EOS, three, EOS]  # what counts, one row behind the other
+    assert batch.lengths == [3, 2]
     assert batch.counted.tolist() == [[False] * 3 + [True] * 3, [False, False, True, True, False, False]]
     assert batch.indices == [1, 0]
 
@@ -319,7 +320,7 @@ def test_fine_tuning_writes_a_checkpoint_that_has_learnt(base, tmp_path):
     for name, directory in (("base", base.id), ("tuned", out)):
         model = AutoModelForCausalLM.from_pretrained(directory).eval()
         with torch.no_grad():
-            logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, -batch.labels.shape[1] - 1 : -1]
+            logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, :-1][batch.counted[:, 1:]]
         found[name] = float(losses.cross_entropy(logits, batch.labels))
     assert found["tuned"] < 0.5 < 3 < found["base"]
     with pytest.raises(ArtifactError, match="tuned: exists already"):

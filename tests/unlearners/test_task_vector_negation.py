@@ -108,7 +108,7 @@ def test_lora_gives_what_peft_and_a_plain_loop_give(tmp_path, kind, rslora):
     assert len(found) == (16 if kind == "lab" else 4)
     for name in found:
         assert isinstance(found.entries[name], LowRank)
-        torch.testing.assert_close(found.delta(name), changed[name].detach(), rtol=1e-3, atol=2e-6)
+        torch.testing.assert_close(found.delta(name), changed[name].detach(), rtol=1e-3, atol=1e-5)
         assert found.delta(name).abs().max() > 1e-3
 
 
@@ -188,7 +188,7 @@ def test_the_base_dropout_stays_off_and_the_adapter_dropout_is_on(tmp_path):
     rows = encode(texts(), tokenizer, max_length=64)
     batch = collate(rows, range(10), pad=0, device="cpu")
     with torch.no_grad():
-        logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, -batch.labels.shape[1] - 1 : -1]
+        logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, :-1][batch.counted[:, 1:]]
     assert runs["none"]["loss"] == pytest.approx(float(losses.cross_entropy(logits, batch.labels)), rel=1e-5)
     assert runs["some"]["gradient_norm"] != runs["none"]["gradient_norm"]
     assert runs["some"] == runs["again"]
@@ -216,7 +216,7 @@ def test_negation_unlearns(base, tmp_path):
             with torch.no_grad():
                 return float(
                     losses.cross_entropy(
-                        model(batch.ids, batch.mask).logits[:, -batch.labels.shape[1] - 1 : -1], batch.labels
+                        model(batch.ids, batch.mask).logits[:, :-1][batch.counted[:, 1:]], batch.labels
                     )
                 )
 

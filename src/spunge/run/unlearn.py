@@ -75,6 +75,8 @@ class Unlearn:
         return replace(work, seed=derived_seed(self.seed, "unlearn", self.name))
 
     def _save(self, unlearner: Unlearner, vector: TaskVector, work: Work) -> Mapping[str, Any]:
+        from spunge.training import sharding
+
         if "steps" not in vector.provenance and unlearner.lengthened(1, taken=1) is not None:
             raise RecipeError(
                 f"{type(unlearner).__name__}: `lengthened` says that it counts steps, but its task vector's provenance "
@@ -82,7 +84,8 @@ class Unlearn:
             )
         scaled_by, method = type(unlearner).scaled_by, getattr(unlearner, "method", type(unlearner).__name__)
         norm = vector.norm
-        if not 0 < norm < math.inf:
+        # Of several processes the first alone holds what all have trained.
+        if not 0 < norm < math.inf and sharding.rank() == 0:
             _refuse_unlearnt(method, vector, norm)
         provenance = {
             "method": method,

@@ -1,40 +1,46 @@
 """Pure functions of tensors: every loss, and every way to combine two gradients, with its paper and formula.
 
-Shapes: B sequences, T positions, V tokens of the vocabulary, D width. Logits are [B, T, V] and labels [B, T], already
-aligned: `logits[:, t]` predicts `labels[:, t]`, and `IGNORE` marks what does not count (pads, prompts). Half-precision
-logits are widened to float32. Every loss is a mean: over counted tokens, or over sequences where it says so.
+Shapes: B sequences, N counted tokens, V tokens of the vocabulary, D width. Logits are [N, V] and labels [N], already
+aligned and one sequence behind another: `logits[n]` predicts `labels[n]`. What does not count (pads, prompts) is not
+there, so that it costs nothing. Half-precision logits are widened to float32. Every loss is a mean: over tokens, or
+over sequences where it says so.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100
-
 
 def token_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns log p(label) at every position, [B, T]; zero where the label does not count."""
-    flat = F.cross_entropy(_wide(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
-    return -flat.view(labels.shape)
+    """Returns log p(label) of every token, [N]."""
+    return -F.cross_entropy(_wide(logits), labels, reduction="none")
 
 
-def sequence_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns the log-probability of every sequence's counted part, [B]: a sum, not divided by its length."""
-    return token_log_probs(logits, labels).sum(-1)
+def sequence_log_probs(logits: Tensor, labels: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Returns the log-probability of every sequence's counted part, [B]: a sum, not divided by its length.
+
+    Args:
+        logits: [N, V].
+        labels: [N].
+        lengths: How many of the tokens belong to each sequence, B numbers that add up to N.
+    """
+    return torch.stack([tokens.sum() for tokens in token_log_probs(logits, labels).split(list(lengths))])
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """The negative log-likelihood of the labels."""
-    return _mean(-token_log_probs(logits, labels), labels)
+    return F.cross_entropy(_wide(logits), labels)
 
 
-def kl_to_base(logits: Tensor, base_logits: Tensor, labels: Tensor) -> Tensor:
-    """KL(base ‖ model) of the next-token distributions at the counted positions."""
+def kl_to_base(logits: Tensor, base_logits: Tensor) -> Tensor:
+    """KL(base ‖ model) of the next-token distributions."""
     base = _wide(base_logits).log_softmax(-1)
     ratio = base - _wide(logits).log_softmax(-1)
-    return _mean((base.exp_() * ratio).sum(-1), labels)  # in place: one tensor of the logits' size less
+    return (base.exp_() * ratio).sum(-1).mean()  # in place: one tensor of the logits' size less
 
 
 def npo(log_probs: Tensor, base_log_probs: Tensor, *, beta: float) -> Tensor:
@@ -50,14 +56,13 @@ def npo(log_probs: Tensor, base_log_probs: Tensor, *, beta: float) -> Tensor:
     return -(2 / beta) * F.logsigmoid(-beta * (log_probs - base_log_probs)).mean()
 
 
-def simnpo(logits: Tensor, labels: Tensor, *, beta: float, delta: float) -> Tensor:
+def simnpo(logits: Tensor, labels: Tensor, lengths: Sequence[int], *, beta: float, delta: float) -> Tensor:
     """Simple NPO, a mean over sequences (Fan et al. 2024, arXiv 2410.07163).
 
     −(2/β) · log σ(β · (NLL / length − δ)): normalised by length, and free of a reference model. The paper's margin γ
     is β · δ here.
     """
-    lengths = (labels != IGNORE).sum(-1).clamp(min=1)
-    nll = -sequence_log_probs(logits, labels) / lengths
+    nll = -sequence_log_probs(logits, labels, lengths) / torch.tensor(lengths, device=logits.device)
     return -(2 / beta) * F.logsigmoid(beta * (nll - delta)).mean()
 
 
@@ -85,7 +90,7 @@ def undial(logits: Tensor, base_logits: Tensor, labels: Tensor, *, beta: float) 
     Cross-entropy against softmax(base logits − β · onehot(label)).
     """
     target = (_wide(base_logits) - beta * _onehot(labels, logits)).softmax(-1)
-    return _mean(-(target * _wide(logits).log_softmax(-1)).sum(-1), labels)
+    return -(target * _wide(logits).log_softmax(-1)).sum(-1).mean()
 
 
 def ce_u(logits: Tensor, labels: Tensor) -> Tensor:
@@ -95,7 +100,7 @@ def ce_u(logits: Tensor, labels: Tensor) -> Tensor:
     """
     wide = _wide(logits)
     target = wide.detach().masked_fill(_onehot(labels, logits).bool(), -torch.inf).softmax(-1)
-    return _mean(-(target * wide.log_softmax(-1)).sum(-1), labels)
+    return -(target * wide.log_softmax(-1)).sum(-1).mean()
 
 
 def wga(logits: Tensor, labels: Tensor, *, beta: float) -> Tensor:
@@ -104,7 +109,7 @@ def wga(logits: Tensor, labels: Tensor, *, beta: float) -> Tensor:
     −mean(p^β · NLL): tokens that are already unlikely hardly push any more. The weights are detached.
     """
     log_probs = token_log_probs(logits, labels)
-    return _mean(log_probs.detach().exp() ** beta * log_probs, labels)
+    return (log_probs.detach().exp() ** beta * log_probs).mean()
 
 
 def satimp(logits: Tensor, labels: Tensor, *, beta1: float, beta2: float) -> Tensor:
@@ -114,13 +119,14 @@ def satimp(logits: Tensor, labels: Tensor, *, beta1: float, beta2: float) -> Ten
     """
     log_probs = token_log_probs(logits, labels)
     probs = log_probs.detach().exp()
-    return _mean(probs**beta1 * (1 - probs) ** beta2 * log_probs, labels)
+    return (probs**beta1 * (1 - probs) ** beta2 * log_probs).mean()
 
 
 def rerouting(states: Tensor, base_states: Tensor, mask: Tensor) -> Tensor:
     """Circuit breaking on the forget set (Zou et al. 2024, arXiv 2406.04313, algorithm 1).
 
-    Mean of ReLU(cos(h, h_base)) over the tokens in `mask` [B, T]; states are [..., B, T, D].
+    Mean of ReLU(cos(h, h_base)) over the tokens in `mask` [B, T], T positions, pads among them; states are
+    [..., B, T, D].
     """
     cosine = F.cosine_similarity(_wide(states), _wide(base_states), dim=-1)
     return (cosine.relu() * mask).sum((-1, -2)).mean() / mask.sum().clamp(min=1)
@@ -153,15 +159,8 @@ def sago(forget: Tensor, retain: Tensor) -> Tensor:
     return torch.where(forget.sign() * retain.sign() >= 0, forget, retain)
 
 
-def _mean(values: Tensor, labels: Tensor) -> Tensor:
-    counted = labels != IGNORE
-    return (values * counted).sum() / counted.sum().clamp(min=1)
-
-
 def _onehot(labels: Tensor, logits: Tensor) -> Tensor:
-    # An ignored label is no index: its position is masked out of the mean, so that any index will do.
-    wide = _wide(logits)
-    return torch.zeros_like(wide).scatter_(-1, labels.clamp(min=0).unsqueeze(-1), 1)
+    return torch.zeros_like(_wide(logits)).scatter_(-1, labels.unsqueeze(-1), 1)
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jinja2 import TemplateError
-from torch import Tensor, nn
+from torch import Tensor
 
 from spunge.errors import DataError, first_line
 from spunge.rows.sources import Corpus
-from spunge.training import losses
 from spunge.training.settings import Tuning
 from spunge.weights.tokens import tokenize
 
@@ -52,18 +51,19 @@ class Batch:
     """[B, T]"""
     mask: Tensor
     """[B, T], 1 where there is a token."""
+    counted: Tensor
+    """[B, T], true at the tokens that count in the loss: neither a prompt's nor what nothing predicts."""
     labels: Tensor
-    """[B, K], what the last K + 1 positions but the very last should predict, from the first position that counts in
-    any row; `losses.IGNORE` does not count."""
+    """[N], the tokens that count, one row behind another."""
     indices: list[int]
     """Where the rows stand in the list they were taken from."""
     rows: Sequence[Encoded]
     """That list, whole."""
 
     @property
-    def counted(self) -> Tensor:
-        """[B, T], true at the tokens that the labels are, in their own places."""
-        return nn.functional.pad(self.labels != losses.IGNORE, (self.ids.shape[1] - self.labels.shape[1], 0))
+    def lengths(self) -> list[int]:
+        """How many tokens of each row count; together N."""
+        return [self.rows[index].counted for index in self.indices]
 
 
 def encode(
@@ -198,14 +198,14 @@ def collate(rows: Sequence[Encoded], indices: Sequence[int], *, pad: int, device
     width = max(len(row.ids) for row in chosen)
     ids = torch.full((len(chosen), width), pad)
     mask = torch.zeros_like(ids)
-    labels = torch.full_like(ids, losses.IGNORE)
+    counted = torch.zeros_like(ids, dtype=torch.bool)
     for position, row in enumerate(chosen):
-        tokens = torch.tensor(row.ids)
-        ids[position, : len(tokens)] = tokens
-        mask[position, : len(tokens)] = 1
-        labels[position, row.start : len(tokens)] = tokens[row.start :]
-    first = min(max(row.start, 1) for row in chosen)
-    return Batch(ids.to(device), mask.to(device), labels[:, first:].to(device), list(indices), rows)
+        length = len(row.ids)
+        ids[position, :length] = torch.tensor(row.ids)
+        mask[position, :length] = 1
+        counted[position, max(row.start, 1) : length] = True
+    ids, mask, counted = ids.to(device), mask.to(device), counted.to(device)
+    return Batch(ids, mask, counted, ids[counted], list(indices), rows)
 
 
 Step = tuple[list[list[int]], ...]

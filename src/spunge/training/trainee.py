@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from spunge.errors import MissingExtra, RecipeError
 from spunge.interfaces import Work
 from spunge.rows.sources import Corpus
-from spunge.training import losses, sharding
+from spunge.training import losses, packing, sharding
 from spunge.training.rows import Batch, Encoded, collate, cut, encode
 from spunge.training.settings import Tuning
 from spunge.training.tuned import Reach, chosen_weights, lora_targets, reach_of, with_lora, with_pieces, with_weights
@@ -48,6 +48,8 @@ class Trainee:
     """Inside it the model answers as the base model does."""
     in_bfloat16: bool
     """Whether matrix products are computed in bfloat16, by autocast."""
+    packs: bool = False
+    """Whether rows may stand behind one another in one sequence rather than be padded."""
     reach: Reach | None = None
     """What an adapter reaches; None where the weights themselves are trained."""
     _encoded: dict[int, tuple[Sequence[Encoded], Corpus]] = field(default_factory=dict)
@@ -56,9 +58,13 @@ class Trainee:
     _base_log_probs: dict[int, Tensor] = field(default_factory=dict)
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Returns the logits that predict `batch.labels`, [B, K, V]; a long prompt costs no logits."""
-        keep = batch.labels.shape[1] + 1
-        return self._ask(batch, keep=keep).logits[:, -keep:-1]
+        """Returns the logits that predict `batch.labels`, [N, V]; no other token costs any."""
+        if self.packs and packing.fits(self.model, batch):
+            return self._ask(**packing.pack(batch)).logits[0]
+        # Without it the head is spared only what stands before the first token that counts in any row.
+        first = int(batch.counted.any(0).nonzero()[0])
+        keep = batch.ids.shape[1] - first + 1
+        return self._ask_padded(batch, keep).logits[:, -keep:-1][batch.counted[:, first:]]
 
     def base_logits(self, batch: Batch) -> Tensor:
         """Returns the base model's logits: the same weights with the training switched off."""
@@ -73,7 +79,7 @@ class Trainee:
         blocks = sharding.decoder_layers(self.model)
         depth = self.model.config.get_text_config().num_hidden_layers
         if max(layers) + 1 == depth or len(blocks) != depth or sharding.size() > 1:
-            outputs = self._ask(batch, keep=1, output_hidden_states=True)
+            outputs = self._ask_padded(batch, 1, output_hidden_states=True)
             return torch.stack([outputs.hidden_states[layer + 1] for layer in layers])
         reached: dict[int, Tensor] = {}
 
@@ -87,7 +93,7 @@ class Trainee:
                 hook = blocks[layer + 1].register_forward_pre_hook(partial(note, layer))
                 stack.callback(hook.remove)
             with suppress(_Enough):
-                self._ask(batch, keep=1)
+                self._ask_padded(batch, 1)
         return torch.stack([reached[layer] for layer in layers])
 
     def base_states(self, batch: Batch, layers: Sequence[int]) -> Tensor:
@@ -123,7 +129,7 @@ class Trainee:
             for indices in cut(order, self.settings.batch_size):
                 local, counts = sharding.share(indices)
                 batch = self.collate(rows, local)
-                log_probs = losses.sequence_log_probs(self(batch), batch.labels)
+                log_probs = losses.sequence_log_probs(self(batch), batch.labels, batch.lengths)
                 if counts:
                     result[local] = log_probs
         return sharding.total(result)
@@ -148,15 +154,14 @@ class Trainee:
         pad = self.tokenizer.pad_token_id
         return collate(rows, indices, pad=0 if pad is None else int(pad), device=self.device)  # pyright: ignore[reportArgumentType]
 
-    def _ask(self, batch: Batch, *, keep: int, **options: Any) -> Any:
-        if self._can_skip_logits:
+    def _ask_padded(self, batch: Batch, keep: int, **options: Any) -> Any:
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             options["logits_to_keep"] = keep
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.in_bfloat16):
-            return self.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, **options)
+        return self._ask(input_ids=batch.ids, attention_mask=batch.mask, **options)
 
-    @cached_property
-    def _can_skip_logits(self) -> bool:
-        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
+    def _ask(self, **inputs: Any) -> Any:
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.in_bfloat16):
+            return self.model(**inputs, use_cache=False)
 
 
 class _Enough(Exception):
@@ -193,6 +198,7 @@ def borrow(settings: Tuning, base: LanguageModel, work: Work) -> Iterator[Traine
         if not copied:
             stack.callback(_restore, model, trainable)
         model.requires_grad_(False).eval()
+        packs = stack.enter_context(packing.attention_by_rows(model))  # asked of the base: what is put in comes after
         reach = None
         if settings.lora:
             if settings.quantize is None:  # of 4-bit weights the numbers aren't counted
@@ -205,7 +211,7 @@ def borrow(settings: Tuning, base: LanguageModel, work: Work) -> Iterator[Traine
         parameters, entries, as_base = stack.enter_context(tuned)
         if settings.gradient_checkpointing:
             stack.enter_context(_recomputing(model))
-        yield Trainee(model, tokenizer, settings, work.device, parameters, entries, as_base, in_bfloat16, reach)
+        yield Trainee(model, tokenizer, settings, work.device, parameters, entries, as_base, in_bfloat16, packs, reach)
 
 
 def _load_copy(settings: Tuning, base: LanguageModel, work: Work) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -96,9 +96,9 @@ class ForgetAndRetain(TrainedUnlearner):
     def forget_loss(self, trainee: Trainee, batch: Batch) -> Tensor:
         """Returns the mean loss of a batch of forget rows.
 
-        `trainee(batch)` are the logits that predict `batch.labels`; the base model's answers to the same rows are
-        `trainee.base_logits(batch)` and `trainee.base_log_probs(batch)`. Ask those first: what the base computes then
-        does not lie in memory beside the activations that the backward pass waits for.
+        `trainee(batch)` are the logits [N, V] that predict the tokens that count, `batch.labels` [N]; the base model's
+        answers to the same rows are `trainee.base_logits(batch)` and `trainee.base_log_probs(batch)`. Ask those first:
+        what the base computes then does not lie in memory beside the activations that the backward pass waits for.
         """
 
     def forget_rows(self, forget: Corpus) -> Corpus:
@@ -137,7 +137,7 @@ class ForgetAndRetain(TrainedUnlearner):
         if self.retain_loss == "nll":
             return losses.cross_entropy(trainee(batch), batch.labels)
         base_logits = trainee.base_logits(batch)  # first: see `forget_loss`
-        return losses.kl_to_base(trainee(batch), base_logits, batch.labels)
+        return losses.kl_to_base(trainee(batch), base_logits)
 
     @model_validator(mode="after")
     def _what_is_asked_of_the_retain_loss_needs_one(self) -> ForgetAndRetain:

@@ -88,9 +88,9 @@ def _prefer_alternative(trainee: Trainee, batch: Batch, beta: float) -> Tensor:
     other = trainee.answered(batch, "alternative")
     base_log_probs, base_other_log_probs = trainee.base_log_probs(batch), trainee.base_log_probs(other)
     return losses.dpo(
-        losses.sequence_log_probs(trainee(batch), batch.labels),
+        losses.sequence_log_probs(trainee(batch), batch.labels, batch.lengths),
         base_log_probs,
-        losses.sequence_log_probs(trainee(other), other.labels),
+        losses.sequence_log_probs(trainee(other), other.labels, other.lengths),
         base_other_log_probs,
         beta=beta,
     )

@@ -32,5 +32,5 @@ class NPO(ForgetAndRetain):
         from spunge.training import losses
 
         base_log_probs = trainee.base_log_probs(batch)
-        log_probs = losses.sequence_log_probs(trainee(batch), batch.labels)
+        log_probs = losses.sequence_log_probs(trainee(batch), batch.labels, batch.lengths)
         return losses.npo(log_probs, base_log_probs, beta=self.beta)

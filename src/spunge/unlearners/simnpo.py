@@ -35,4 +35,4 @@ class SimNPO(ForgetAndRetain):
     def forget_loss(self, trainee: Trainee, batch: Batch) -> Tensor:
         from spunge.training import losses
 
-        return losses.simnpo(trainee(batch), batch.labels, beta=self.beta, delta=self.delta)
+        return losses.simnpo(trainee(batch), batch.labels, batch.lengths, beta=self.beta, delta=self.delta)
