@@ -86,8 +86,8 @@ def test_a_model_that_gives_rows_no_heed_is_found_out(tmp_path, monkeypatch):
     whole = type(model).forward
 
     @wraps(whole)  # the same arguments, to all appearance
-    def forgetful(self, *, row_lengths=None, **inputs):
-        return whole(self, **inputs)
+    def forgetful(self, input_ids, *, row_lengths=None, position_ids=None, **inputs):
+        return whole(self, input_ids, **inputs)
 
     monkeypatch.setattr(type(model), "forward", forgetful)
     with packing.attention_by_rows(model) as packs:

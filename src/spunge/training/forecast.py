@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,12 +45,14 @@ def forecast_training(settings: Tuning, base: LanguageModel, forget: Corpus, ret
     # Forward 2, gradients of the activations 2, those of the weights 2 where there is no adapter; recomputed 2.
     passes = 4 + (0 if settings.lora else 2) + (2 if settings.gradient_checkpointing else 0)
     batches = steps * settings.accumulation * (1 if retain is None else 2)
-    # Rows of a batch are padded to its longest: more than they hold, less than the longest of all.
-    padded = settings.batch_size * (longest + sum(lengths) / max(len(lengths), 1)) / 2
+    read = settings.batch_size * sum(lengths) / max(len(lengths), 1)
+    if not _packs(base, base.directory(weights=False)):  # pyright: ignore[reportArgumentType]: frozen, so hashable
+        # Padded to the longest of a batch: more than its rows hold, less than the longest of all.
+        read = (settings.batch_size * longest + read) / 2
     return Forecast(
         memory=shape.parameters * shape.bytes + trained * 16 + activations,
         disk=trained * 4,
-        operations=passes * shape.inner * padded * batches,
+        operations=passes * shape.inner * read * batches,
         calls=shape.layers * batches * passes // 2,
         changed=changed,
     )
@@ -64,6 +67,13 @@ def out_of_reach(settings: Tuning, base: LanguageModel) -> str | None:
         f"The adapter reaches {reach.adapted:.1%} of the parameters: {reach.fused_experts:.1%} are tensors of fused "
         "experts, on which no LoRA is put: `lora: null` with `parameters: [experts]` trains them."
     )
+
+
+@cache
+def _packs(base: LanguageModel, directory: Path) -> bool:
+    from spunge.training import packing
+
+    return packing.is_possible(base.outline())
 
 
 _Question = tuple[LanguageModel, Path, str | None, tuple[str, ...] | None]

@@ -9,15 +9,41 @@ over sequences where it says so.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    """log p(label), with onehot(label) − p made beside it: the only tensor of the logits' size that backward waits for.
+
+    Autograd's own way holds log p, fills its gradient with zeros and makes that of the logits from both.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        wide, index = _wide(logits), labels.unsqueeze(-1)
+        log_probs = wide.log_softmax(-1)
+        answer = log_probs.gather(-1, index).squeeze(-1)
+        if ctx.needs_input_grad[0]:
+            gradient = log_probs.exp_().neg_()
+            ctx.save_for_backward(gradient.scatter_add_(-1, index, torch.ones_like(index, dtype=gradient.dtype)))
+            ctx.dtype = logits.dtype
+        return answer
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (gradient,) = ctx.saved_tensors
+        return (gradient * upstream.unsqueeze(-1)).to(ctx.dtype), None
 
 
 def token_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
     """Returns log p(label) of every token, [N]."""
-    return -F.cross_entropy(_wide(logits), labels, reduction="none")
+    return _TokenLogProbs.apply(logits, labels)  # pyright: ignore[reportReturnType]
 
 
 def sequence_log_probs(logits: Tensor, labels: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -33,7 +59,7 @@ def sequence_log_probs(logits: Tensor, labels: Tensor, lengths: Sequence[int]) -
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """The negative log-likelihood of the labels."""
-    return F.cross_entropy(_wide(logits), labels)
+    return -token_log_probs(logits, labels).mean()
 
 
 def kl_to_base(logits: Tensor, base_logits: Tensor) -> Tensor:

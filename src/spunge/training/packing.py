@@ -26,27 +26,33 @@ _BY_ROWS = "spunge_by_rows"
 """What the attention below is called in transformers' table; its masks are those of `sdpa`."""
 
 
-@contextmanager
-def attention_by_rows(model: PreTrainedModel) -> Iterator[bool]:
-    """Lets the model read packed rows, and yields whether it can.
+def is_possible(model: PreTrainedModel) -> bool:
+    """Whether a model's layers know of other tokens by attention and given positions alone; an outline of it will do.
 
-    It can where its layers know of other tokens by attention and given positions alone: a recurrent state would run on
-    from row to row. What sees images too counts positions in its own way, and code that is not transformers' own may
-    read its arguments otherwise. What then still gives no heed to rows is found out by asking.
+    A recurrent state would run on from row to row. What sees images too counts positions in its own way, and code that
+    is not transformers' own may read its arguments otherwise.
     """
     config: Any = model.config
-    named = inspect.signature(model.forward).parameters
-    possible = (
+    return (
         config._attn_implementation == "sdpa"
         and config.get_text_config() is config
         and type(model).__module__.startswith("transformers.")
-        and {"position_ids", "logits_to_keep"} <= set(named)
+        and {"position_ids", "logits_to_keep"} <= set(inspect.signature(model.forward).parameters)
         and not model._is_stateful
         and set(getattr(config, "layer_types", None) or _ATTENTION) <= _ATTENTION
     )
-    if not possible:
+
+
+@contextmanager
+def attention_by_rows(model: PreTrainedModel) -> Iterator[bool]:
+    """Lets the model read packed rows where it can, and yields whether it does.
+
+    It is asked before, so that one which mixes rows all the same is found out.
+    """
+    if not is_possible(model):
         yield False
         return
+    config: Any = model.config
     # For all of training rather than for a pass: recomputed activations ask again, in the middle of the backward pass.
     config._attn_implementation = _registered()
     try:

@@ -63,7 +63,8 @@ class Tuning(Settings):
     accumulation: int = Field(default=1, ge=1)
     """Forward passes in one step: a step is as if its rows had all been in one batch."""
     length_sorted: bool = False
-    """Fill batches with rows of about the same length, which saves padding; the order of batches stays random."""
+    """Fill batches with rows of about the same length, which saves padding where a model's rows cannot be packed; the
+    order of batches stays random."""
     max_length: int = Field(default=512, ge=2)
     """The tokens of a row beyond this many are cut off; a source's own `max_length` may cut earlier."""
     long_texts: Literal["truncate", "chunk"] = "truncate"
