@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-long fuzz check format clean
+.PHONY: help demo test test-long fuzz study check format clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,10 @@ test-long: $(INSTALLED)  ## Run what is too slow for `make test`
 fuzz: $(INSTALLED)  ## Try COUNT=10000 broken inputs, drawn by SEED=0: no traceback, no hang, no file elsewhere
 	COUNT=$(or $(COUNT),10000) SEED=$(or $(SEED),0) $(BIN)/pytest -n 2 -m long -k many_broken \
 		--hypothesis-seed=$(or $(SEED),0) tests/faults/test_fuzz.py
+
+study: $(INSTALLED)  ## Run the study NAME=lab-toxicity, with DATA=folder and MODEL=directory where it needs them
+	$(BIN)/python studies/study.py studies/$(NAME).yaml --out $(or $(OUT),runs/studies) \
+		$(if $(DATA),--data $(DATA)) $(if $(MODEL),--model $(MODEL)) $(if $(SEEDS),--seeds $(SEEDS))
 
 check: $(INSTALLED)  ## Format, lint, types, layers
 	$(BIN)/ruff format --check .

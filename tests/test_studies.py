@@ -1,0 +1,98 @@
+"""Every study can be run as it is written, and sums up its answers as plain loops would."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from spunge.errors import DataError
+
+STUDIES = Path(__file__).parents[1] / "studies"
+FILES = sorted(STUDIES.glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def studies():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(STUDIES)
+        yield importlib.import_module("study"), importlib.import_module("summary")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_study_says_what_can_be_run(studies, file: Path) -> None:
+    study = studies[0].read(file)
+    assert {name for pair in study.contrasts for name in pair} <= set(study.arms)
+    for arm in study.arms.values():
+        recipe = studies[0].experiment_of(study, arm, studies[0].Where(None, None))
+        assert recipe.damage is not None
+        assert {suite.suite for suite in recipe.evaluate} == set(study.scores)
+
+
+@pytest.mark.parametrize("file", sorted((STUDIES / "results").glob("*.json")), ids=lambda file: file.stem)
+def test_published_results_are_of_the_study(studies, file: Path) -> None:
+    study = studies[0].read(STUDIES / f"{file.stem}.yaml")
+    results = json.loads(file.read_text(encoding="utf-8"))
+    assert {arm["arm"] for arm in results["arms"]} == {"base", *study.arms}
+    assert {tuple(contrast["arms"]) for contrast in results["contrasts"]} == set(study.contrasts)
+
+
+def test_other_data_than_the_studys_are_refused(studies, tmp_path: Path) -> None:
+    study = studies[0].read(STUDIES / "toxigen.yaml")
+    with pytest.raises(DataError, match=r"--data: it needs toxigen/annotated_revised\.json"):
+        studies[0].check(study, None)
+    with pytest.raises(DataError, match=r"annotated_revised\.json: no such file"):
+        studies[0].check(study, tmp_path)
+    (tmp_path / "toxigen").mkdir()
+    (tmp_path / "toxigen" / "annotated_revised.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(DataError, match="sha256 is 4f53cda18c2b"):
+        studies[0].check(study, tmp_path)
+
+
+class Study:
+    """What `summarise` reads of a study."""
+
+    def __init__(self, studies: Any) -> None:
+        self.scores = {"texts": studies[0].Score(metric="nll", by="group", shown=["a", "b"])}
+        self.contrasts = [("split", "joint")]
+
+
+def test_scores_are_summed_up_as_plain_loops_would(studies) -> None:
+    drawn = random.Random(0)
+    groups = {"i1": ["a"], "i2": ["b"], "i3": ["a", "b"], "i4": ["c"]}
+    arms = {"base": [0], "joint": [0, 1, 2], "split": [0, 1]}
+    nll = {(arm, seed, item): drawn.uniform(2, 9) for arm, seeds in arms.items() for seed in seeds for item in groups}
+    rows = [
+        {
+            "arm": arm, "seed": seed, "point": "" if arm == "base" else "near 0.1", "suite": "texts", "item": item,
+            "attributes": json.dumps({"group": groups[item]}), "metric": metric, "value": value,
+        }
+        for (arm, seed, item), nats in nll.items() for metric, value in (("nll", nats), ("tokens", 4.0))
+    ]  # fmt: skip
+    drawn.shuffle(rows)
+    spent = {"matching": "near", "budget": 0.1, "status": "matched", "near": 0.1, "far": None, "steps": 8, "seconds": 2}
+    matches = [{"variant": "joint", "seed": seed, "scale": seed + 1.0, **spent} for seed in arms["joint"]]
+    results = studies[1].summarise(pl.DataFrame(rows), matches, Study(studies))
+
+    joint = next(arm for arm in results["arms"] if arm["arm"] == "joint")
+    risen = {(s, i): (nll["joint", s, i] - nll["base", 0, i]) / 4 for s in arms["joint"] for i in groups}
+    assert joint["mean"] == pytest.approx(sum(risen.values()) / len(risen), abs=1e-4)
+    of_a = [value for (_, item), value in risen.items() if "a" in groups[item]]
+    assert joint["by_group"]["a"] == pytest.approx(sum(of_a) / len(of_a), abs=1e-4)
+    assert (joint["scale"], joint["steps"], joint["seeds"]) == (2.0, 8, [0, 1, 2])
+
+    [contrast] = results["contrasts"]
+    apart = {(s, i): (nll["split", s, i] - nll["joint", s, i]) / 4 for s in (0, 1) for i in groups}
+    assert contrast["seeds"] == 2
+    assert contrast["difference"] == pytest.approx(sum(apart.values()) / 8, abs=1e-4)
+    by_seed = [sum(apart[s, i] for i in groups) / 4 for s in (0, 1)]
+    assert contrast["by_seed"] == pytest.approx(by_seed, abs=1e-4)
+    low, high = contrast["interval"]
+    assert low < contrast["difference"] < high
+    assert not math.isnan(contrast["detectable"])
