@@ -96,3 +96,39 @@ def test_scores_are_summed_up_as_plain_loops_would(studies) -> None:
     low, high = contrast["interval"]
     assert low < contrast["difference"] < high
     assert not math.isnan(contrast["detectable"])
+
+
+TINY = """
+description: Two steps of nothing much.
+recipe: lab-toxicity
+data: {}
+settings:
+  - unlearn.max_steps=2
+  - "damage={near: [{path: 'lab:toxicity/retain.jsonl'}], budgets: [0.001], tokens: 128}"
+  # Benign statements stand for what must go: they are asked in seconds.
+  - >-
+    evaluate=[{suite: benign, method: perplexity, goal: forget, attributes: [group], limit: 8,
+    sources: [{path: 'lab:toxicity/retain.jsonl'}]}]
+scores: {benign: {metric: nll, by: group, shown: [korrim]}}
+seeds: [0]
+arms:
+  joint: {unlearned: joint}
+  by people: {unlearned: subsets, settings: [merge.density=1]}
+  random: {unlearned: random_split}
+contrasts: [[by people, joint], [by people, random]]
+"""
+
+
+@pytest.mark.long
+def test_a_study_runs_and_goes_on_where_it_was(studies, tmp_path: Path, monkeypatch, capsys) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(TINY, encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["study.py", str(file), "--out", str(tmp_path / "out")])
+    studies[0].main()
+    results = json.loads((tmp_path / "results" / "tiny.json").read_text(encoding="utf-8"))
+    assert {arm["arm"] for arm in results["arms"]} == {"base", "joint", "by people", "random"}
+    assert [contrast["seeds"] for contrast in results["contrasts"]] == [1, 1]
+    assert "benign, near 0.001: by people − joint" in capsys.readouterr().out
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "store").glob("*/*/manifest.json")}
+    studies[0].main()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "store").glob("*/*/manifest.json")} == made
