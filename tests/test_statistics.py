@@ -410,3 +410,22 @@ def test_kolmogorov_smirnov_of_ties_stays_a_probability():
     ps = [S.kolmogorov_smirnov(*rng.integers(0, 3, size=(2, n))) for n in (5, 7, 14) for _ in range(100)]
     assert all(0 < p <= 1 for p in ps)
     assert max(ps) == 1.0
+
+
+def test_a_prevalence_is_corrected_for_the_reader_and_says_how_unsure_that_is():
+    """Rogan and Gladen by hand; the interval holds the truth as often as it says where reader and sample are drawn."""
+    value, _ = S.corrected_prevalence(30, 100, (80, 100), (90, 100)) or pytest.fail("it can be told")
+    assert value == pytest.approx((0.3 + 0.9 - 1) / (0.8 + 0.9 - 1))
+    value, interval = S.corrected_prevalence(0, 100, (80, 100), (90, 100)) or pytest.fail("it can be told")
+    assert value == 0.0
+    assert interval.low == 0.0
+    assert S.corrected_prevalence(3, 10, (0, 0), (9, 10)) is None
+    assert S.corrected_prevalence(3, 10, (1, 10), (9, 10)) is None  # no better than chance
+    generator, hits = np.random.default_rng(0), 0
+    for _ in range(2000):
+        found = S.corrected_prevalence(
+            generator.binomial(300, 0.2 * 0.8 + 0.8 * 0.1), 300, (generator.binomial(60, 0.8), 60),
+            (generator.binomial(90, 0.9), 90),
+        )  # fmt: skip
+        hits += found is not None and 0.2 in found[1]
+    assert hits / 2000 > 0.93

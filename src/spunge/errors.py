@@ -6,6 +6,7 @@ SpungeError
 ├── ModelError (ValueError)                 a model is missing, unreadable or of the wrong shape
 ├── IncompatibleTaskVectors (ValueError)    task vectors that cannot be merged with each other or the base
 ├── ArtifactError (OSError)                 a file or directory is missing, damaged or cannot be written
+├── PredictsNothing (ArithmeticError)       a model gives NaN where it should write
 ├── TrainingDiverged (ArithmeticError)      a loss became NaN or infinite
 ├── WorkerDied (RuntimeError)               a process that a task ran in was killed
 └── MissingExtra (ImportError)              an optional dependency is not installed
@@ -57,6 +58,10 @@ class DataError(SpungeError, ValueError):
 
 class ModelError(SpungeError, ValueError):
     """A model is missing, unreadable, or not of the shape that was asked for."""
+
+
+class PredictsNothing(SpungeError, ArithmeticError):
+    """A model gives NaN where it should write the next word: such a model is broken."""
 
 
 class IncompatibleTaskVectors(SpungeError, ValueError):

@@ -51,6 +51,41 @@ def wilson(successes: float, n: float, confidence: float = 0.95, *, reach: float
     return Interval(max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
 
 
+def corrected_prevalence(
+    positive: float, n: float, sensitivity: tuple[int, int], specificity: tuple[int, int], confidence: float = 0.95
+) -> tuple[float, Interval] | None:
+    """Returns how frequent something really is that an imperfect reader finds `positive` times among n.
+
+    (p + Sp − 1) / (Se + Sp − 1), cut to 0 … 1 (Rogan and Gladen, American Journal of Epidemiology 107, 1978), with the
+    interval that carries the uncertainty of Se and Sp (Lang and Reiczigel, Preventive Veterinary Medicine 113, 2014).
+
+    Args:
+        positive: How many the reader calls positive.
+        n: Of how many.
+        sensitivity: How many of the true positives of a sample the reader calls so, of how many.
+        specificity: How many of its true negatives the reader calls so, of how many.
+        confidence: Of the interval.
+
+    Returns:
+        None where the sample lacks one of the two kinds, or the reader does no better than chance on it.
+    """
+    (hits, of_positive), (passed, of_negative) = sensitivity, specificity
+    if not (n and of_positive and of_negative) or hits / of_positive + passed / of_negative <= 1:
+        return None
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = (positive / n + passed / of_negative - 1) / (hits / of_positive + passed / of_negative - 1)
+    p, se, sp = (positive + z**2 / 2) / (n + z**2), (hits + 1) / (of_positive + 2), (passed + 1) / (of_negative + 2)
+    slope = se + sp - 1
+    if slope <= 0:
+        return None
+    middle = (p + sp - 1) / slope
+    by_se, by_sp = middle * se * (1 - se) / (of_positive + 2), (1 - middle) * sp * (1 - sp) / (of_negative + 2)
+    shift = 2 * z**2 * (by_se - by_sp)
+    half = z * sqrt(p * (1 - p) / (n + z**2) + middle * by_se + (1 - middle) * by_sp) / slope
+    low, high = (min(max(middle + shift + sign * half, 0.0), 1.0) for sign in (-1, 1))
+    return min(max(share, 0.0), 1.0), Interval(low, high)
+
+
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
     """Returns the two-sided p of McNemar's exact test on paired verdicts (McNemar, 1947): only disagreements count."""
     from scipy.special import bdtr

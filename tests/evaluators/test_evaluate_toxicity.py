@@ -15,10 +15,11 @@ import torch
 from evaluate_models import SPECIAL, alone, byte_tokenizer, llama, variant, word_tokenizer, work, write
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from spunge import report
 from spunge.asking import completions as completing
 from spunge.asking.batching import Batching
 from spunge.asking.generation import Completion, Ending, generate, newline_tokens
-from spunge.errors import DataError, MissingExtra, ModelError
+from spunge.errors import DataError, MissingExtra, ModelError, PredictsNothing
 from spunge.evaluators import toxicity
 from spunge.evaluators.toxicity import Classifier, Toxicity, as_bool, classify, judge, load_classifier, loops, measure
 from spunge.recipe.schema import Experiment
@@ -170,6 +171,38 @@ def test_gibberish_and_silence_are_not_called_clean():
     assert measure(Completion("p", "", (1,), False), 0.0, (0.0, 0), 0.5)["perplexity"] is None
     lost = measure(Completion("p", "x", (1,), False), math.nan, (math.nan, 1), 0.5)
     assert (lost["nan"], lost["toxicity_score"], lost["nll"], lost["perplexity"]) == (1.0, None, None, None)
+
+
+@pytest.mark.parametrize("text", ["… !!! ???", "ha" * 20, "。。。。。。", "na na na na na na na na", "- - -"])
+def test_what_says_nothing_is_degenerate_and_never_benign(text):
+    values = measure(Completion("p", text, (1,), truncated=False), 0.1, None, 0.5)
+    assert (values["degenerate"], values["clean_and_fluent"], values["toxic"]) == (1.0, 0.0, 0.0)
+
+
+def test_labels_or_a_second_classifier_say_how_often_the_first_errs(toxic_world, scorer, tmp_path):
+    plain = pipeline.run(changed(toxic_world), out=tmp_path / "runs")
+    written = pl.read_parquet(plain / "items.parquet").filter(pl.col("metric") == "completion")
+    texts = written["text"].unique(maintain_order=True).to_list()
+    rows = [{"completion": text, "toxic": number % 2} for number, text in enumerate(texts)]
+    labels = [{"path": str(write(tmp_path / "labels.jsonl", rows))}]
+    run = pipeline.run(changed(toxic_world, labels=labels), out=tmp_path / "runs")
+    assert (ran(run)["generate"], ran(run)["classify"], ran(run)["evaluate"]) == ({"reused"}, {"reused"}, {"computed"})
+    [judged] = report.build(run)["judges"]
+    assert judged["reference"] == "labels.jsonl"
+    assert judged["sensitivity"][1] + judged["specificity"][1] == sum(rate["n"] for rate in judged["rates"])
+    second = {"id": str(scorer), "positive_label": "bad"}
+    [judged] = report.build(pipeline.run(changed(toxic_world, second=second), out=tmp_path / "runs"))["judges"]
+    assert judged["reference"] == str(scorer)
+    assert judged["sensitivity"][0] == judged["sensitivity"][1]  # it is the same classifier
+    assert judged["specificity"][0] == judged["specificity"][1]
+
+
+def test_a_model_that_gives_nan_writes_nothing():
+    broken = llama()
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(math.nan)
+    with pytest.raises(PredictsNothing, match="NaN"):
+        generate(broken, TOKENIZER, PROMPTS, Ending(4), Batching(2))
 
 
 def test_loops_are_repeats_and_not_refrains():

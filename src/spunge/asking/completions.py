@@ -11,6 +11,7 @@ import torch
 from spunge.asking.batching import AnswerLog, Batching, chunks
 from spunge.asking.encoding import Ids, Request, end_tokens
 from spunge.asking.forward import can_share_cache, forward
+from spunge.errors import PredictsNothing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -81,7 +82,7 @@ def _complete_batch(
     cache = None
     for _ in range(max_new_tokens):
         logits, cache = forward(model, rows, cache, keep=1)
-        chosen = logits[:, -1].argmax(-1).tolist()
+        chosen = _next_words(logits[:, -1])
         for index, token in zip(active, chosen, strict=True):
             written[index].append(token)
         going = [row for row, token in enumerate(chosen) if token not in stop]
@@ -94,6 +95,13 @@ def _complete_batch(
     return [tuple(ids) for ids in written]
 
 
+def _next_words(logits: torch.Tensor) -> list[int]:
+    """The likeliest token of each row of logits [rows, words]; of NaN it would be any."""
+    if logits.isnan().any():
+        raise PredictsNothing("the model gives NaN where it should write: its weights are broken")
+    return logits.argmax(-1).tolist()
+
+
 def _complete_plainly(
     model: PreTrainedModel, prompts: Sequence[Ids], max_new_tokens: int, stop: Collection[int]
 ) -> list[Ids]:
@@ -103,6 +111,6 @@ def _complete_plainly(
         ids = list(prompt)
         while len(ids) - len(prompt) < max_new_tokens and not (len(ids) > len(prompt) and ids[-1] in stop):
             read = torch.tensor([ids], device=model.device)
-            ids.append(int(model(input_ids=read, use_cache=False).logits[0, -1].argmax()))
+            ids += _next_words(model(input_ids=read, use_cache=False).logits[:, -1])
         written.append(tuple(ids[len(prompt) :]))
     return written

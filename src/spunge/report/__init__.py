@@ -12,7 +12,7 @@ from typing import Any
 
 from spunge.errors import ArtifactError
 from spunge.files import replace_text, state_of
-from spunge.report import artifacts, comparing, differing, results, robustness, search
+from spunge.report import artifacts, comparing, differing, judges, results, robustness, search
 from spunge.report.closing import Line, closing
 from spunge.report.findings import Findings
 from spunge.report.tables import all_tables, key_tables
@@ -116,6 +116,7 @@ def _write(run: artifacts.Run, content: dict[str, Any], out: Path) -> Path:
 
     findings = Findings(content)
     judged, tables = verdict(findings), [*all_tables(findings), *search.tables(findings), *differing.tables(findings)]
+    tables += judges.tables(findings)
     tables += [table for table in robustness.tables(findings) if table.cells]
     html, figures = page.render(run, findings, judged, tables)
     files = {

@@ -52,6 +52,8 @@ class Suite(_Record):
     """Whether its texts may offend."""
     attacks: str | None = None
     """The suite that this one asks again after an attack on the model."""
+    reference: str | None = None
+    """Who says how often the verdicts of a classifier are wrong: a file of labels, or another classifier."""
     cluster: str | None = None
     """The attribute that says what an item came from, where templates, authors or articles were sampled."""
 

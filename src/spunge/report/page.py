@@ -145,6 +145,8 @@ def _better_title(findings: Findings) -> str:
 
 def _forgot(findings: Findings, shelf: Mapping[str, Table]) -> list[Block]:
     blocks = [*_table(shelf, "main"), *_table(shelf, "each", open=False), *_table(shelf, "paper")]
+    for suite in findings.suites:
+        blocks += _table(shelf, f"judged-{suite}")
     split_by = findings.results["split"]["attribute"]
     for column in findings.leading("forget"):
         for number, (attribute, values) in enumerate(findings.attributes(column).items()):

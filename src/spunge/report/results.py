@@ -18,6 +18,7 @@ from spunge.report.artifacts import Damage, Run, Suite
 from spunge.report.damage import traced
 from spunge.report.estimates import Estimate, bounded, difference, estimate, macro
 from spunge.report.findings import Findings
+from spunge.report.judges import judged
 from spunge.report.recovery import recovered
 from spunge.report.rows import Comparison, Score, judged_tasks, written
 from spunge.rows.items import NAN, RUN_FORMAT
@@ -76,6 +77,7 @@ def compute(run: Run, *, pairs: Sequence[tuple[str, str]] | None = None) -> dict
         "comparisons_by_attribute": [written(comparison) for comparison in settled if comparison.attribute],
         "unscored": _unscored(run.items),
         "damage": manifest.damage.model_dump(mode="json") if manifest.damage else None,
+        "judges": list(judged(manifest.suites, run.items)),
         "attacks": list(recovered(manifest.suites, measured)),
         "sweep": manifest.sweep,
         "provenance": _provenance(run),

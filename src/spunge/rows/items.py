@@ -54,6 +54,11 @@ NAN = "nan"
 and has not forgotten."""
 
 
+REFERENCE = "reference"
+"""The metric that is 1 where a better reader than the one who gave the verdicts calls an answer positive, 0 where not;
+there where that reader was asked, so that the verdicts' error is known."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One question, prompt or text of an evaluation set."""

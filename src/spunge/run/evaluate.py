@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
+from spunge.errors import PredictsNothing
 from spunge.interfaces import Evaluator, Forecast, Generation, LoadedVariant, Scorer, Work
 from spunge.rows.items import ItemTable, check_items, mean_values
 from spunge.run.identity import identity
@@ -45,7 +47,8 @@ class Generate(VariantTask):
 
     def make(self, work: Work) -> Mapping[str, Any]:
         """Saves what the variant writes."""
-        written = self.generation.generate(self.base.model, self.variant.change(), work)
+        with _naming(self.variant):
+            written = self.generation.generate(self.base.model, self.variant.change(), work)
         written.write_parquet(work.output / _ANSWERS)
         return {"rows": len(written)}
 
@@ -124,7 +127,8 @@ class Evaluate(VariantTask):
 
     def make(self, work: Work) -> Mapping[str, Any]:
         """Asks, and saves the item table."""
-        items = self._gather() if self.steps else self._ask(work)
+        with _naming(self.variant):
+            items = self._gather() if self.steps else self._ask(work)
         check_items(items, self.evaluator.suite, f"{type(self.evaluator).__name__} on {self.variant.name}")
         shown = [metric.name for metric in self.evaluator.measures if metric.shown]
         items.write_parquet(work.output / "items.parquet")
@@ -144,3 +148,14 @@ class Evaluate(VariantTask):
         with work.resident.scaled(self.base.model, change) as at:
             at(1.0)
             return self.evaluator.evaluate(replace(loaded, at=at), work)
+
+
+@contextmanager
+def _naming(variant: Variant) -> Iterator[None]:
+    """Says of a model that cannot write which variant it is."""
+    try:
+        yield
+    except PredictsNothing as error:
+        raise PredictsNothing(
+            f"{variant.name} (seed {variant.seed}): {error}; train it more gently, or merge with a smaller λ"
+        ) from error
