@@ -39,7 +39,7 @@ def judged(suites: Sequence[Suite], items: pl.DataFrame) -> Iterator[dict[str, A
         specificity = (counts[0, 0], counts[0, 0] + counts[0, 1])
         rates = []
         for (variant,), rows in verdicts.group_by(["variant"], maintain_order=True):
-            found = corrected_prevalence(rows["verdict"].sum(), len(rows), sensitivity, specificity)
+            found = corrected_prevalence(float(rows["verdict"].sum()), len(rows), sensitivity, specificity)
             value, low, high = (None, None, None) if found is None else (found[0], found[1].low, found[1].high)
             rates.append({"variant": variant, "n": len(rows), "corrected": value, "low": low, "high": high})
         yield {
