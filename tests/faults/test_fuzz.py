@@ -73,6 +73,17 @@ WORDS_OF_SQL = (
     "regexp_like(text, '(a+)+$')", "split_part(text, 'a', 1)", "level % 0", "strptime(text, '%Y')",
     "repeat('a', 1000000000)", "sum(level)", "é",
 )  # fmt: skip
+LINKS = (
+    " + _", "+1", " OR _", " AND _", " || _", " || 'a'", ", _", " = _", " % _", "::int", "[1]", ".level", " IS NULL",
+    " IS NOT NULL", " IN (1)", " IN (_, 1)", " BETWEEN _ AND _", " LIKE 'a'", " -> _", " AS _", " WHEN _ THEN _", ")", "]",
+)  # fmt: skip
+CALLS = (
+    "(_)", "[_]", "NOT (_)", "NOT _", "-_", "CASE WHEN level > 1 THEN _ END", "CASE _ WHEN 1 THEN 2 END", "cast(_)",
+    "cast(_ AS int)", "left(_, 1)", "right(_, 1)", "array_get([1], _)", "array_get(_, 1)", "position(_)", "abs(_)",
+    "replace(_, 'a', 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa')", "replace(_, 'a', text)", "concat(_, _)", "lower(_)",
+    "level IN (_)", "greatest(_, level)", "if(level > 1, _, 1)", "array_to_string(string_to_array(_, ''), 'abcdefgh')",
+    "substring(_, 1, 2)", "split_part(_, 'a', 1)", "coalesce(_)", "regexp_replace(_, '', 'abcdefghijklmnopq')",
+)  # fmt: skip
 MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 DIGESTS = ("sealed", "files", "checksum")
 LEAVES = (
@@ -117,6 +128,21 @@ def damaged(draw: st.DrawFn, document: Any) -> Any:
             other = draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
             place[key], place[other] = place[other], place[key]
     return document
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> str:
+    """One operator, one list or one call over and over, as deep or as long as it comes."""
+    times = draw(st.sampled_from([3, 10, 20, 29, 60, 199, 400, 1_000, 5_000]))
+    value = draw(st.sampled_from(["level", "domain", "1", "'a'", "level > 1", "(level)"]))
+    if draw(st.booleans()):
+        return value + draw(st.sampled_from(LINKS)).replace("_", value) * times
+    around = draw(st.lists(st.sampled_from(CALLS), min_size=1, max_size=3))
+    return (
+        "".join(call.partition("_")[0] for call in around) * times
+        + value
+        + "".join(call.partition("_")[2] for call in reversed(around)) * draw(st.sampled_from([times, times, times, 0]))
+    )
 
 
 @st.composite
@@ -309,6 +335,7 @@ def one(desk: Desk, kind: str, data: st.DataObject) -> None:
     elif kind == "expression":
         words = data.draw(st.lists(st.sampled_from(WORDS_OF_SQL) | st.text(max_size=3), min_size=1, max_size=12))
         expression = data.draw(st.sampled_from(["", " "])).join(words) * data.draw(st.sampled_from([1, 1, 1, 40, 2000]))
+        expression = data.draw(st.sampled_from([expression, data.draw(chains())]))
         where = data.draw(st.sampled_from(["where", "compute", "split"]))
         recipe = copy.deepcopy(desk.recipe)
         if where == "split":

@@ -10,11 +10,20 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+import polars as pl
 
 MAX_CHARACTERS = 10_000
-MAX_LEVELS = 200
+MAX_LEVELS = 30
 MAX_OPERATORS = 400
 """A chain of them is as deep as it is long: polars takes 17 s for 800 ORs, and 800 `||` end the process."""
+MAX_NAMES = 300
+"""Of columns, each as often as it is written: polars takes 0.6 s for `n IN (n, …)` of as many, and minutes for 600."""
+MAX_COST = 100_000
+"""Tokens, each as often as polars meets it: it takes 2 s for 14 nested `right`, and twice as long for one more."""
+MAX_GROWTH = 10_000
+"""How many times longer nested replacements may make a text: five of a hundred letters would fill any memory."""
 
 _FUNCTIONS_IN_WORDS = """
     abs acos acosd array_contains array_get array_length array_lower array_mean array_reverse array_sum
@@ -33,6 +42,11 @@ _KEYWORDS_IN_WORDS = """
 """
 _KEYWORDS = frozenset(_KEYWORDS_IN_WORDS.split())
 """What may stand before a parenthesis without being a function."""
+_COPIES = {"array_get": 5, "right": 3}
+"""How often what stands in a call is in the expression that polars makes of it; for any other word it counts as two,
+as polars reads it anew where what follows is not what it took it for (`cast(cast(…))`)."""
+_GROWING = frozenset(["replace", "regexp_replace", "array_to_string"])
+_CONSTANTS = frozenset(["null", "true", "false", "is", "as", "date", "int", "integer", "varchar", "end", "distinct"])
 _OPERATORS = frozenset(["and", "or", "not", "like", "ilike", "rlike", "regexp", "between"])
 _TYPES = frozenset(["char", "decimal", "float", "numeric", "varchar"])
 """What may take a size in parentheses after a cast."""
@@ -68,6 +82,23 @@ def panics_unheard() -> Iterator[None]:
         os.close(heard)
 
 
+@dataclass
+class _Nest:
+    """A parenthesis, a bracket or a CASE that is open."""
+
+    word: str = ""
+    """What stands before it."""
+    cost: int = 1
+    """How often polars meets what stands in it."""
+    argument: int = 0
+    replaced: int = 1
+    """Letters that a replacement takes out at a time, at least."""
+    written: int = 1
+    """Letters that it writes instead; a column's count as a hundred."""
+    growth: float = 1.0
+    """How many times longer a text has become in it."""
+
+
 def check(expression: str) -> None:
     """Refuses an expression that says more than a row's columns, constants and scalar functions.
 
@@ -76,7 +107,8 @@ def check(expression: str) -> None:
     """
     if len(expression) > MAX_CHARACTERS:
         raise ValueError(f"{len(expression)} characters are more than an expression may have ({MAX_CHARACTERS})")
-    position = level = operators = 0
+    position = operators = names = cost = 0
+    nests = [_Nest()]
     before, word = "", ""  # the kind of the token before this one, and the word that it is
     while position < len(expression):
         token = _TOKENS.match(expression, position)
@@ -88,20 +120,67 @@ def check(expression: str) -> None:
             raise ValueError(f"{expression[max(0, position - 12) : position + 1]!r} is no way to write a text here")
         if kind == "open" and text == "(":
             _check_call(before, word)
-        if kind == "word" and text.lower() in REFUSED:
+        lower = text.lower()
+        if kind == "word" and lower in REFUSED:
             raise ValueError(f"{text} may not be used: only a row's columns, constants and scalar functions")
-        level += (kind == "open" or text.lower() == "case") - (kind == "close" or text.lower() == "end")
-        if level > MAX_LEVELS:
-            raise ValueError(f"nested more than {MAX_LEVELS} levels deep")
-        operators += (kind == "sign" and text not in ",.:#") or text.lower() in _OPERATORS
-        if operators > MAX_OPERATORS:
-            raise ValueError(f"more than {MAX_OPERATORS} operators; of many values of a column write `column IN (…)`")
+        operators += (kind == "sign" and text not in ",.:#") or lower in _OPERATORS
+        named = kind == "quoted" or (kind == "word" and lower not in FUNCTIONS | _KEYWORDS | _TYPES | _CONSTANTS)
+        names += named
+        if kind == "open" or lower == "case":
+            called = word.lower() if before == "word" and kind == "open" and text == "(" else ""
+            copies = 1 if called in _KEYWORDS | {""} else _COPIES.get(called, 2)
+            nests.append(_Nest(called, nests[-1].cost * copies))
+        elif (kind == "close" or lower == "end") and len(nests) > 1:
+            closed = nests.pop()
+            grows = max(1.0, closed.written / closed.replaced) if closed.word in _GROWING else 1.0
+            nests[-1].growth = max(nests[-1].growth, closed.growth * grows)
+        elif text == ",":
+            nests[-1].argument += 1
+        elif (named or kind == "text") and nests[-1].argument:
+            letters, inner = 100 if named else len(text) - 2, nests[-1]
+            if inner.argument == 1 and inner.word == "replace" and kind == "text":
+                inner.replaced = max(1, letters)
+            elif inner.argument > 1 or inner.word == "array_to_string":
+                inner.written = max(inner.written, letters)
+        cost += nests[-1].cost if kind is not None else 0
+        _check_size(operators, names, len(nests) - 1, cost, nests[-1].growth)
         if kind is not None:
             before, word = kind, text
         position += len(text)
+
+
+def _check_size(operators: int, names: int, levels: int, cost: int, growth: float) -> None:
+    """Refuses what would take polars minutes, or the memory, whatever the rows are."""
+    if levels > MAX_LEVELS:
+        raise ValueError(f"nested more than {MAX_LEVELS} levels deep")
+    if operators > MAX_OPERATORS:
+        raise ValueError(f"more than {MAX_OPERATORS} operators; of many values of a column write `column IN (…)`")
+    if names > MAX_NAMES:
+        raise ValueError(f"columns are named more than {MAX_NAMES} times")
+    if cost > MAX_COST:
+        raise ValueError("functions are nested so deep that polars would take minutes: compute in several steps")
+    if growth > MAX_GROWTH:
+        raise ValueError(f"nested replacements may make a text more than {MAX_GROWTH} times longer")
 
 
 def _check_call(before: str, word: str) -> None:
     """Refuses a call of what is no function of the list; a function's name in quotes is none either."""
     if before == "quoted" or (before == "word" and word.lower() not in FUNCTIONS | _KEYWORDS | _TYPES):
         raise ValueError(f"{word}() is no function that may be used: only those that give one value for each row")
+
+
+def in_words(error: Exception) -> str:
+    """Returns what polars says of an expression, in one line, without the Rust structures that it may quote."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    said = " ".join([lines[0], *(line for line in lines[1:] if line.startswith("error:"))])[:300]
+    if isinstance(error, pl.exceptions.StructFieldNotFoundError):
+        return f"no field {said!r}: `->` leads to nothing"
+    if not any(mark in str(error) for mark in _RUST):
+        return said
+    form = re.search(r"^(?:expression|value) (\w+)", said)
+    form_in_words = _FORMS.get(form[1], form[1]) if form else "`->`" if "path-extract" in said else "something in it"
+    return f"{form_in_words} is nothing that can be evaluated"
+
+
+_RUST = ("Span(", "Ident {", "Placeholder(", "ErrString(", "Tuple([")
+_FORMS = {"JsonAccess": "`:`", "SimilarTo": "SIMILAR TO", "Collate": "COLLATE", "IsUnknown": "IS UNKNOWN"}

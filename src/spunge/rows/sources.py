@@ -15,7 +15,7 @@ from typing import Annotated, Any, cast
 import polars as pl
 from pydantic import Field
 
-from spunge.errors import DataError, first_line
+from spunge.errors import DataError
 from spunge.files import files_below, is_local, locate
 from spunge.rows import expressions
 from spunge.rows.readers import SUFFIXES, Reading, read_hub, read_local, stack
@@ -169,9 +169,10 @@ class Corpus:
             with expressions.panics_unheard():
                 values = self.rows.select(pl.sql_expr(expression).alias("_"))["_"]
         except pl.exceptions.PanicException as error:
-            raise DataError(f"{label}: cannot evaluate {shown}: polars panics: {first_line(error)}") from error
+            reason = f"polars panics: {expressions.in_words(error)}"
+            raise DataError(f"{label}: cannot evaluate {shown}: {reason}") from error
         except pl.exceptions.PolarsError as error:
-            reason = f"{first_line(error)}; {_columns_in_words(self.rows)}"
+            reason = f"{expressions.in_words(error)}; {_columns_in_words(self.rows)}"
             names = [name for name in re.findall(r'"([^"]*)"', expression) if name not in self.rows.columns]
             if names:  # SQL's double quotes are for the names of columns
                 reason += f"; text stands in single quotes: '{names[0]}'"
