@@ -75,7 +75,8 @@ WORDS_OF_SQL = (
 )  # fmt: skip
 LINKS = (
     " + _", "+1", " OR _", " AND _", " || _", " || 'a'", ", _", " = _", " % _", "::int", "[1]", ".level", " IS NULL",
-    " IS NOT NULL", " IN (1)", " IN (_, 1)", " BETWEEN _ AND _", " LIKE 'a'", " -> _", " AS _", " WHEN _ THEN _", ")", "]",
+    " IS NOT NULL", " IN (1)", " IN (_, 1)", " BETWEEN _ AND _", " LIKE 'a'", " -> _", " AS _", " WHEN _ THEN _",
+    ")", "]",
 )  # fmt: skip
 CALLS = (
     "(_)", "[_]", "NOT (_)", "NOT _", "-_", "CASE WHEN level > 1 THEN _ END", "CASE _ WHEN 1 THEN 2 END", "cast(_)",

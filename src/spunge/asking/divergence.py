@@ -6,12 +6,15 @@ texts of 128 tokens or more counts, and the whole distribution there.
 
 from __future__ import annotations
 
+import os
+import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import inf, isnan
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -35,11 +38,14 @@ class BasePredictions:
     """What the base model expects at every position of some texts, on disk: 400 positions of 49,152 words are 79 MB."""
 
     texts: tuple[Ids, ...]
-    path: Path
-    """Float32 probabilities [positions, words], one text after the other."""
+    file: BinaryIO
+    """Float32 probabilities [positions, words], one text after the other; nameless, so it goes with its readers."""
     words: int
     expected: float
     """Σ p log p over all positions: what a variant that changes nothing comes to."""
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, self.file.close)
 
     def __len__(self) -> int:
         return sum(map(len, self.texts))
@@ -47,9 +53,9 @@ class BasePredictions:
     def read(self, start: int, stop: int) -> Tensor:
         """Returns probabilities [stop − start, words] of positions counted through all texts."""
         # Read, not mapped: mapped pages count as the process's memory.
-        count = (stop - start) * self.words
-        values = np.fromfile(self.path, dtype=np.float32, count=count, offset=4 * start * self.words)
-        return torch.from_numpy(values.reshape(stop - start, self.words))
+        values = np.empty((stop - start, self.words), dtype=np.float32)
+        os.preadv(self.file.fileno(), [values.data], values.itemsize * start * self.words)
+        return torch.from_numpy(values)
 
 
 def whole_texts(
@@ -86,23 +92,24 @@ def whole_texts(
 
 
 def predict(
-    model: PreTrainedModel, texts: Sequence[Ids], path: Path, *, positions: int = _POSITIONS
+    model: PreTrainedModel, texts: Sequence[Ids], scratch: Path, *, positions: int = _POSITIONS
 ) -> BasePredictions:
     """Writes what the base model expects after every token of the texts to a file, for `kl_per_token` to read.
 
     Args:
         model: The base model in eval mode.
         texts: Token ids, at least one each.
-        path: The file; what is there is written over.
+        scratch: The directory of the file, which has no name in it: whatever becomes of this process, it leaves none.
         positions: How many positions' probabilities are held at once.
     """
     words, expected = 0, 0.0
-    with path.open("wb") as stream:
-        for logs in _predictions(model, texts, positions, None):
-            words, probabilities = logs.shape[-1], logs.exp()
-            expected += _expected(probabilities, logs)
-            stream.write(probabilities.cpu().numpy().tobytes())
-    return BasePredictions(tuple(texts), path, words, expected)
+    file = cast("BinaryIO", tempfile.TemporaryFile(dir=scratch))  # noqa: SIM115 (closed when nobody reads it any more)
+    for logs in _predictions(model, texts, positions, None):
+        words, probabilities = logs.shape[-1], logs.exp()
+        expected += _expected(probabilities, logs)
+        file.write(probabilities.cpu().numpy().tobytes())
+    file.flush()
+    return BasePredictions(tuple(texts), file, words, expected)
 
 
 def kl_per_token(

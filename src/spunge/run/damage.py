@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import random
-import tempfile
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from spunge.interfaces import Evaluator, Forecast, LoadedVariant
@@ -24,7 +20,6 @@ from spunge.weights.shape import shape_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from spunge.asking.divergence import BasePredictions
     from spunge.interfaces import Work
     from spunge.weights.task_vector import TaskVector
 
@@ -141,7 +136,7 @@ class MatchDamage(VariantTask):
         What that predicts, and what its layers below the first that changes return, is computed once for all variants
         and λ; it must not be changed yet.
         """
-        from spunge.asking.divergence import kl_per_token
+        from spunge.asking.divergence import kl_per_token, predict
         from spunge.asking.lower_layers import LowerLayers, unchanged_layers
 
         if rows is None:
@@ -149,7 +144,7 @@ class MatchDamage(VariantTask):
         handle, remembered = self.base.model, work.resident.cached
         model, tokenizer = work.resident.base(handle)
         texts = self.tokens(rows, tokenizer)
-        before = remembered(("predictions", texts, handle), lambda: _Predictions(model, texts))
+        before = remembered(("predictions", texts, handle), lambda: predict(model, texts, work.scratch))
         changed = frozenset(work.resident.names(handle).parameters(change))
         count = remembered(("unchanged", texts, changed, handle), lambda: unchanged_layers(model, changed, texts[0]))
         below = (
@@ -157,19 +152,7 @@ class MatchDamage(VariantTask):
             if count
             else None
         )
-        return lambda changed: kl_per_token(before.read, changed, below=below)
-
-
-class _Predictions:
-    """What the base model expects of some texts, in a file that goes with the process: every variant is held to it."""
-
-    def __init__(self, model: PreTrainedModel, texts: Sequence[tuple[int, ...]]) -> None:
-        from spunge.asking.divergence import predict
-
-        handle, name = tempfile.mkstemp(prefix="spunge-damage-")
-        os.close(handle)
-        weakref.finalize(self, Path(name).unlink, missing_ok=True)
-        self.read: BasePredictions = predict(model, texts, Path(name))
+        return lambda changed: kl_per_token(before, changed, below=below)
 
 
 def _bounded(damage: float) -> float | None:
