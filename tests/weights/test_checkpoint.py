@@ -161,21 +161,30 @@ def test_no_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "entry",
+    ("entry", "message"),
     [
-        {"dtype": "F32", "shape": [2], "data_offsets": [0, 80_000_000_000]},
-        {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]},
-        {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]},
-        {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 6]},
-        {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]},
-        {"dtype": "X9", "shape": [2], "data_offsets": [0, 8]},
-        {"dtype": "F32", "shape": [2]},
-        {"dtype": "F32", "shape": "2", "data_offsets": [0, 8]},
-        [],
+        (
+            {"dtype": "F32", "shape": [2], "data_offsets": [0, 80_000_000_000]},
+            "takes 8 bytes, and its offsets",
+        ),
+        (
+            {"dtype": "F32", "shape": [20_000_000_000], "data_offsets": [0, 80_000_000_000]},
+            "truncated: tensor 'w'",
+        ),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}, "damaged header: tensor 'w'"),
+        ({"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}, "impossible shape"),
+        ({"dtype": "F32", "shape": [1.5], "data_offsets": [0, 6]}, "impossible shape"),
+        ({"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}, "takes 12 bytes, and its offsets, 0 to 8, hold 8"),
+        ({"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}, "tensors 'v' and 'w' overlap: damaged header"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "tensors 'v' and 'w' overlap: damaged header"),
+        ({"dtype": "X9", "shape": [2], "data_offsets": [0, 8]}, "stored as X9"),
+        ({"dtype": "F32", "shape": [2]}, "damaged safetensors header"),
+        ({"dtype": "F32", "shape": "2", "data_offsets": [0, 8]}, "impossible shape"),
+        ([], "damaged safetensors header"),
     ],
 )
-def test_headers_that_lie_are_refused(tmp_path, entry):
-    header = json.dumps({"w": entry}).encode()
+def test_headers_that_lie_are_refused(tmp_path, entry, message):
+    header = json.dumps({"v": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "w": entry}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 8)
-    with pytest.raises(ModelError, match=r"model\.safetensors"):
+    with pytest.raises(ModelError, match=rf"model\.safetensors: .*{message}"):
         Checkpoint.open(tmp_path)

@@ -201,8 +201,13 @@ def _stored_tensor(file: Path, name: str, entry: Mapping[str, Any], data: int, s
             "quantised, or load and save it in another type"
         )
     start, stop = (data + offset for offset in offsets)
-    if not start <= stop <= size or stop - start != math.prod(shape) * _DTYPES[kind].itemsize:
-        raise ModelError(f"{file}: tensor {name!r} lies outside the file: truncated?")
+    if stop - start != (wanted := math.prod(shape) * _DTYPES[kind].itemsize):
+        raise ModelError(
+            f"{file}: damaged header: tensor {name!r} of {shape} in {kind} takes {wanted} bytes, and its offsets, "
+            f"{offsets[0]} to {offsets[1]}, hold {stop - start}"
+        )
+    if stop > size:
+        raise ModelError(f"{file}: truncated: tensor {name!r} ends at byte {stop}, and the file has {size}")
     return StoredTensor(file, start, stop, _DTYPES[kind], shape)
 
 
