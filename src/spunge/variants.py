@@ -8,7 +8,10 @@ from typing import Literal
 
 Control = Literal["joint", "joint_equal_steps", "sequential", "random_split"]
 """The variants that a recipe asks for by name."""
-Kind = Literal["base", "joint", "control", "merged", "subset", "oracle"]
+Kind = Literal["base", "joint", "control", "merged", "subset", "oracle", "audited"]
+
+AUDITED: Kind = "audited"
+"""The kind of a model that somebody else unlearned."""
 
 ELSEWHERE = "elsewhere"
 """The kind of a variant at another point of its curve than the one at which variants are compared."""

@@ -85,8 +85,8 @@ def main() -> None:
 
 
 _LONG = {
-    "demo", "run", "plan", "unlearn", "merge", "export", "evaluate", "finetune", "search", "train-classifier", "report",
-    "compare",
+    "demo", "run", "plan", "unlearn", "merge", "export", "evaluate", "audit", "finetune", "search", "train-classifier",
+    "report", "compare",
 }  # fmt: skip
 """Commands that load libraries, for seconds, before they can say anything of their own."""
 
@@ -312,6 +312,7 @@ for _command in (
     steps.merge,
     steps.export,
     steps.evaluate,
+    steps.audit,
     steps.finetune,
     steps.search,
     steps.train_classifier,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
@@ -13,6 +15,7 @@ from rich.table import Table
 from spunge.cli.options import (
     DTYPES,
     AllowCode,
+    AsJson,
     Columns,
     Device,
     Dtype,
@@ -174,6 +177,58 @@ def evaluate(
         scores = standalone.evaluate(step, evaluators, task_vector)
     if not quiet:
         screen.print(_scored(evaluators, scores))
+
+
+def audit(
+    base: Annotated[str, typer.Argument(help="The base model: a directory or hub id.")],
+    models: Annotated[list[str], typer.Argument(help="MODEL …: checkpoints, adapters or task vectors of it.")],
+    suite: Annotated[str, typer.Option("--suite", help="A recipe, or a YAML list of evaluators.")],
+    out: Annotated[Path, typer.Option("--out", help="The directory; that of an earlier audit is continued.")],
+    forget: Annotated[list[str] | None, typer.Option("--forget", help="Rows of what was to go.")] = None,
+    retain: Annotated[list[str] | None, typer.Option("--retain", help="Rows of what was to stay.")] = None,
+    oracle: Annotated[str | None, typer.Option("--oracle", help="A model that never knew what must go.")] = None,
+    attacks: Annotated[str, typer.Option("--attacks", help="cheap, full, none, or names with commas.")] = "full",
+    by: Annotated[str | None, typer.Option("--by", help="The attribute whose values are told apart.")] = None,
+    columns: Columns = None,
+    allow_code: AllowCode = False,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes to work in.")] = 1,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Asks models that anyone unlearned with anything what they forgot and kept, and what attacks bring back."""
+    from spunge import outside
+    from spunge.recipe import reading
+    from spunge.recipe.schema import attacks_named
+
+    suites = reading.read_suite(suite, allow_code=allow_code)
+    try:
+        with outside.code_from(Path.cwd(), allowed=allow_code):
+            named = attacks if attacks in ("cheap", "full") else [] if attacks == "none" else attacks.split(",")
+            kinds = attacks_named(named)
+    except ValueError as error:
+        raise RecipeError(f"--attacks: {error}") from error
+    rows = sources_of(forget or [], columns)
+    from spunge.run.audit import Audit
+    from spunge.run.audit import audit as run_audit
+    from spunge.run.compute import Compute
+    from spunge.weights.language_model import LanguageModel
+
+    what = Audit(
+        LanguageModel(id=base), models, suites, kinds, sampled=attacks == "cheap", oracle=oracle, forget=rows,
+        retain=retained_of(retain or [], columns), by=by,
+    )  # fmt: skip
+    with watch(quiet, as_json) as display:
+        command = shlex.join(["spunge", *sys.argv[1:]])
+        compute = Compute(device, check_dtype(dtype), jobs)
+        directory = run_audit(
+            what, out, compute=compute, progress=display.step, listener=display.event, command=command
+        )  # fmt: skip
+        display.event("done", {"run": str(directory), "report": str(directory / "report" / "index.html")})
+    if not (quiet or as_json):
+        show_report(directory / "report")
+        write_line(screen, f"report: {directory / 'report' / 'index.html'}")
 
 
 def _scored(evaluators: Sequence[Evaluator], scores: Sequence[Mapping[str, Any]]) -> Table:

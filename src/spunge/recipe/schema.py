@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, WrapValidator, field_validator, model_validator
@@ -335,11 +335,7 @@ class Experiment(Settings):
     @property
     def attacks(self) -> list[type[Attack]]:
         """The attacks that `robustness` names."""
-        if self.robustness is None:
-            return []
-        if isinstance(self.robustness, list):
-            return [attack_named(name) for name in self.robustness]
-        return [attack for attack in ATTACKS.values() if attack.cheap is not None or self.robustness == "full"]
+        return attacks_named(self.robustness or ())
 
     @property
     def joint_unlearner(self) -> Unlearner:
@@ -357,6 +353,17 @@ class Experiment(Settings):
     def subset_unlearner(self, subset: str) -> Unlearner:
         """Returns the method for one subset."""
         return _overridden(self.unlearn, self.subsets.get(subset, {}), dotted(["subsets", subset]))
+
+
+def attacks_named(names: str | Sequence[str]) -> list[type[Attack]]:
+    """Returns the attacks that `cheap`, `full` or a list of names comes to.
+
+    Raises:
+        ValueError: There is none of a name.
+    """
+    if names in ("cheap", "full"):
+        return [attack for attack in ATTACKS.values() if attack.cheap is not None or names == "full"]
+    return [attack_named(name) for name in names]
 
 
 def attack_named(name: str) -> type[Attack]:

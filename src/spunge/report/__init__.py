@@ -12,11 +12,11 @@ from typing import Any
 
 from spunge.errors import ArtifactError
 from spunge.files import replace_text, state_of
-from spunge.report import artifacts, comparing, differing, judges, results, robustness, search
+from spunge.report import artifacts, audit, comparing, differing, judges, results, robustness, search
 from spunge.report.closing import Line, closing
 from spunge.report.findings import Findings
 from spunge.report.tables import all_tables, key_tables
-from spunge.report.verdict import verdict
+from spunge.report.verdict import Verdict, verdict
 from spunge.rows.items import JOURNAL
 
 __all__ = ["Line", "build", "card", "compare", "ending", "summary", "watch", "write"]
@@ -81,13 +81,13 @@ def ending(report: Path) -> list[Line]:
         report: The directory of `results.json`, in the run's own.
     """
     findings = _written(report)
-    return closing(findings, verdict(findings))
+    return closing(findings, _judge(findings))
 
 
 def summary(report: Path) -> dict[str, Any]:
     """Returns the verdict of a written report as JSON has it: sentences, numbers and contests."""
     findings = _written(report)
-    judged = verdict(findings)
+    judged = _judge(findings)
     return {
         "sentences": list(judged.sentences),
         "numbers": [asdict(number) for number in judged.numbers],
@@ -108,16 +108,20 @@ def card(run: Path) -> str:
     from spunge.report.markdown import model_card
 
     findings = Findings(build(run))
-    return model_card(findings, verdict(findings), key_tables(findings))
+    return model_card(findings, _judge(findings), key_tables(findings))
+
+
+def _judge(findings: Findings) -> Verdict:
+    return audit.verdict(findings) if findings.audited else verdict(findings)
 
 
 def _write(run: artifacts.Run, content: dict[str, Any], out: Path) -> Path:
     from spunge.report import markdown, page  # the figures need matplotlib, two seconds to import
 
     findings = Findings(content)
-    judged, tables = verdict(findings), [*all_tables(findings), *search.tables(findings), *differing.tables(findings)]
+    judged, tables = _judge(findings), [*all_tables(findings), *search.tables(findings), *differing.tables(findings)]
     tables += judges.tables(findings)
-    tables += [table for table in robustness.tables(findings) if table.cells]
+    tables += [*(table for table in robustness.tables(findings) if table.cells), *audit.tables(findings)]
     html, figures = page.render(run, findings, judged, tables)
     files = {
         "results.json": json.dumps(content, indent=1, allow_nan=False) + "\n",

@@ -17,6 +17,7 @@ from spunge.errors import ArtifactError, first_line
 from spunge.files import checksum, digest_of, is_locked, refuse_special
 from spunge.metrics import Metric
 from spunge.rows.items import JOURNAL, RUN_FORMAT, SCHEMA
+from spunge.variants import AUDITED
 
 ITEM_COLUMNS = {"variant": pl.String, "seed": pl.Int64, **SCHEMA}
 
@@ -38,6 +39,8 @@ class Variant(_Record):
     task_vector: str | None = None
     scale: float = 1.0
     """What the task vector was multiplied by when this variant was asked."""
+    kl: float | None = None
+    """Of an audited model, its mean divergence per token from the base model on what must stay."""
 
 
 class Suite(_Record):
@@ -54,6 +57,8 @@ class Suite(_Record):
     """The suite that this one asks again after an attack on the model."""
     reference: str | None = None
     """Who says how often the verdicts of a classifier are wrong: a file of labels, or another classifier."""
+    needs_base: bool = False
+    """Whether that attack takes the base model's weights, whose owner needs none."""
     cluster: str | None = None
     """The attribute that says what an item came from, where templates, authors or articles were sampled."""
 
@@ -349,7 +354,7 @@ def read(path: Path, *, ending: bool = False) -> Run:
         missing.append(f"The run is not complete: its status is “{manifest.status}”{why}.")
     recipe_file, items_file = path / "recipe.yaml", path / "items.parquet"
     recipe = recipe_file.read_text(encoding="utf-8", errors="replace") if recipe_file.is_file() else ""
-    if not recipe:
+    if not recipe and not any(variant.kind == AUDITED for variant in manifest.variants):  # its command repeats an audit
         missing.append("recipe.yaml is missing: the run cannot be repeated from this directory.")
     items = pl.DataFrame(schema=ITEM_COLUMNS)
     if not items_file.is_file():

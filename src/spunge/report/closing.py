@@ -11,7 +11,7 @@ from spunge.report.verdict import Verdict
 from spunge.variants import RIVALS, phrase_of
 
 _POINTS = 4
-"""So many sentences of a comparison of runs, which has no rivals; the page has them all."""
+"""So many sentences of a comparison of runs, which has no rivals; the page has them all. An audit is told whole."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ def closing(findings: Findings, judged: Verdict) -> list[Line]:
         figures = f"{number.text}, " if number.value is not None else ""
         lines.append(Line(plain(f"{number.label}: {figures}{number.word}"), number.status))
     lines += contest_lines(judged)
-    if findings.runs:
-        lines += [Line(plain(f"{point.text} {point.figures}."), point.status) for point in judged.points[:_POINTS]]
+    if not (judged.numbers or judged.contests):
+        shown = judged.points[:_POINTS] if findings.runs else judged.points
+        lines += [Line(plain(f"{point.text} {point.figures}."), point.status) for point in shown]
     warnings = len(findings.results["provenance"]["warnings"])
     if warnings:
         lines.append(Line(f"{warnings} warning{'s' * (warnings > 1)}: see the report"))

@@ -11,7 +11,7 @@ from typing import Any
 from spunge.metrics import Metric, read_metric
 from spunge.report.artifacts import Damage
 from spunge.report.rows import Comparison, Score, judged_tasks, read_comparison, read_score
-from spunge.variants import BASE, ELSEWHERE, JOINT, MERGED, RIVALS, ROLES
+from spunge.variants import AUDITED, BASE, ELSEWHERE, JOINT, MERGED, RIVALS, ROLES
 
 Row = dict[str, Any]
 
@@ -117,6 +117,11 @@ class Findings:
     def runs(self) -> list[str]:
         """The labels of the runs that are compared; empty for the results of one run."""
         return list(self.results.get("runs", ()))
+
+    @cached_property
+    def audited(self) -> list[str]:
+        """The models that somebody else unlearned; none where the results are of no audit."""
+        return [row["name"] for row in self.results["variants"] if row["kind"] == AUDITED]
 
     @cached_property
     def shown(self) -> list[str]:

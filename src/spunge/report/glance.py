@@ -28,6 +28,9 @@ def setting(findings: Findings) -> str:
     """Returns in a sentence what was done to what: method, model, data, rows and what was asked."""
     if findings.runs:
         return f"{len(findings.runs)} runs, on the items that all of them were asked."
+    if findings.audited:
+        models = ", ".join(findings.audited)
+        return f"An audit of {models}, beside the base model {findings.results['provenance']['model']['id']}."
     results = findings.results
     recipe, split = read_recipe(results["provenance"]["recipe"]), results["split"]
     method = str(results["provenance"]["method"] or "unlearning")
@@ -48,7 +51,7 @@ def trust(findings: Findings) -> list[Fact]:
     provenance = findings.results["provenance"]
     seeds, warnings = len(provenance["seeds"]), len(provenance["warnings"])
     facts = [Fact("Seeds", str(seeds), GOOD if seeds > 2 else UNSURE), _items(findings)]
-    if not findings.runs:
+    if not (findings.runs or findings.audited):
         facts += [_controls(findings), _damage(findings)]
     overlaps = {suite: counts for suite, counts in provenance.get("seen", {}).items() if counts[0]}
     seen = ", ".join(f"{few} of {all_items} on {suite}" for suite, (few, all_items) in overlaps.items())

@@ -119,6 +119,7 @@ def _sections(run: Run, findings: Findings, tables: Sequence[Table]) -> list[Sec
     shelf = {table.key: table for table in tables}
     diagnostics: Mapping[str, Any] = next(iter(findings.results["provenance"]["merge"].values()), None) or {}
     return [
+        Section("audit", "Audit", "What do the models come to?", "Each beside the base model.", _table(shelf, "audit")),
         Section("forget", "Forgot?", "Did it forget?", "What every variant still does of what must go.",
                 _forgot(findings, shelf)),
         Section("keep", "Kept?", "Did it keep the rest?", "What is gone against what is kept.",
@@ -140,7 +141,11 @@ def _sections(run: Run, findings: Findings, tables: Sequence[Table]) -> list[Sec
 
 
 def _better_title(findings: Findings) -> str:
-    return "Is one better than another?" if findings.runs else "Is SPUNGE better than joint unlearning?"
+    return (
+        "Is one better than another?"
+        if findings.runs or findings.audited
+        else "Is SPUNGE better than joint unlearning?"
+    )
 
 
 def _forgot(findings: Findings, shelf: Mapping[str, Table]) -> list[Block]:

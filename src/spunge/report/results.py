@@ -69,7 +69,13 @@ def compute(run: Run, *, pairs: Sequence[tuple[str, str]] | None = None) -> dict
         ],
         "split": manifest.split.model_dump(mode="json"),
         "variants": [
-            {"name": variant.name, "kind": variant.kind, "subset": variant.subset, "seed": variant.seed}
+            {
+                "name": variant.name,
+                "kind": variant.kind,
+                "subset": variant.subset,
+                "seed": variant.seed,
+                **({} if variant.kl is None else {"kl": variant.kl}),
+            }
             for variant in manifest.variants
         ],
         "scores": [written(score) for score in scores],

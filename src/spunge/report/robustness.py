@@ -66,7 +66,9 @@ def worst_cases(findings: Findings, value: str | None = None) -> dict[tuple[str,
     worst: dict[tuple[str, Column], Worst] = {}
     for row in findings.results["attacks"]:
         about = (row["attribute"], row["attribute_value"])
-        if row["goal"] != "forget" or row["recovered"] is None or about != wanted or not _counts(row):
+        if row["goal"] != "forget" or row["recovered"] is None or about != wanted or row["needs_base"]:
+            continue
+        if not _counts(row):
             continue
         column = findings.column(row["attacks"], row["task"], row["metric"], row["goal"])
         key = (row["variant"], column)
@@ -100,8 +102,8 @@ def tables(findings: Findings) -> list[Table]:
         "robustness",
         "The most that an attack brought back",
         f"Of up to {tried} settings that were tried on a suite, the one that brought most back; the interval is "
-        "widened for their number, and holds for all of them at once. Those that left less than 90 % of what must stay "
-        "are not counted.",
+        "widened for their number, and holds for all of them at once. Not counted are those that left less than 90 % "
+        "of what must stay, and those that take the base model's weights, whose owner needs no attack.",
         ["On", "Model", "Before", "Under attack", "Brought back", "By", "n"],
         cells,
     )
@@ -163,7 +165,7 @@ def heat(findings: Findings) -> Iterator[tuple[Column, list[str], list[str], lis
         for row in rows:
             if row["recovered"] is None or not _counts(row) or column.goal != "forget":
                 continue
-            name = attack.removeprefix(f"{column.suite}: ").replace("_", " ")
+            name = attack.removeprefix(f"{column.suite}: ").replace("_", " ") + " *" * row["needs_base"]
             levels = best.setdefault(column, {}).setdefault(name, {})
             levels[row["variant"]] = max(100 * row["recovered"], levels.get(row["variant"], -math.inf))
     for column, attacks in best.items():

@@ -36,8 +36,8 @@ def match(
 ) -> tuple[list[Match], dict[float, float]]:
     """Finds for each budget the λ whose damage lies within the tolerance below it.
 
-    Every λ is asked once and serves all budgets. The damage is taken to be 0 at λ = 0, and over budget for good once it
-    is: of several crossings the lowest that was met counts, which is the safe one.
+    λ = 1 is always asked, every λ once, and it serves all budgets. The damage is taken to be 0 at λ = 0, and over
+    budget for good once it is: of several crossings the lowest that was met counts, which is the safe one.
 
     Args:
         damage_at: The damage of a λ; infinite where nothing is left, never nan.
@@ -63,6 +63,7 @@ def match(
                 raise ValueError(f"the damage at λ = {scale:g} is not a number")
         return line[scale]
 
+    ask(min(1.0, longest))
     by_budget = {budget: _match(ask, line, budget, longest, tolerance, finest) for budget in sorted(budgets)}
     return [by_budget[budget] for budget in budgets], dict(sorted(line.items()))
 
@@ -76,7 +77,6 @@ def _match(
     finest: float,
 ) -> Match:
     """Widens until the budget is passed, then narrows until it is met."""
-    ask(min(1.0, longest))
     middle = (1 - tolerance / 2) * budget
     guesses = 0
     while True:

@@ -227,7 +227,7 @@ def pick(context: Context, tried: Sequence[Candidates]) -> tuple[list[Variant], 
     variants = [Variant("base", "base", context.seed)]
     variants += [replace(variant, name=_titled(variant.name, point)) for some in tried for point, variant in some]
     tasks = [Evaluate(variant, evaluator, context.base) for variant in variants for evaluator in evaluators]
-    artifacts = iter(_evaluate(context.executor, tasks))
+    artifacts = iter(evaluated(context.executor, tasks))
     files = [{evaluator.suite: next(artifacts).path / "items.parquet" for evaluator in evaluators} for _ in variants]
     if not all(file.exists() for suites in files for file in suites.values()):
         return first, []
@@ -316,10 +316,10 @@ def evaluate(
     suites = [*asked, *context.rows.robustness.attacks]
     tasks = [Evaluate(variant, suite, context.base) for variant in variants for suite in suites]
     tasks += [Evaluate(variant, suite, context.base) for variant in elsewhere for suite in forget]
-    return [(task.variant, artifact) for task, artifact in zip(tasks, _evaluate(context.executor, tasks), strict=True)]
+    return [(task.variant, artifact) for task, artifact in zip(tasks, evaluated(context.executor, tasks), strict=True)]
 
 
-def _evaluate(executor: Executor, tasks: Sequence[Evaluate]) -> list[Artifact]:
+def evaluated(executor: Executor, tasks: Sequence[Evaluate]) -> list[Artifact]:
     """Runs evaluations; before those in steps, all that their variants write, then all that scorers say of it."""
     writing = {
         number: Generate(task.variant, generation, task.base, task.evaluator.suite)

@@ -66,7 +66,8 @@ class Attack(Evaluator):
     """The settings with which `robustness: cheap` asks it, few enough for a sample of items to say something; None
     where it does not, as it trains, or another stands for its kind."""
     of_change: ClassVar[bool] = False
-    """Whether it works on what a variant adds to the base model: on the base itself it then changes nothing."""
+    """Whether it works on what a variant adds to the base model: on the base itself it then changes nothing. Whoever
+    has that needs no attack, so it tells how shallow an edit is, and counts for no worst case."""
 
     of: Asked
     """The suite to ask. Name it like one of the recipe's own with the same items: what that one finds is what this
@@ -143,8 +144,13 @@ class Attack(Evaluator):
 
     @property
     def described(self) -> dict[str, Any]:
-        """As for any suite, and which one it asks again."""
-        return {**super().described, "offensive": self.of.offensive, "attacks": self.of.suite}
+        """As for any suite, which one it asks again, and whether by the base model's weights."""
+        return {
+            **super().described,
+            "offensive": self.of.offensive,
+            "attacks": self.of.suite,
+            "needs_base": self.of_change,
+        }
 
 
 def multiple_choice(attack: Attack) -> MultipleChoice:

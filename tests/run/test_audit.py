@@ -1,0 +1,117 @@
+"""An audit of models from anywhere: a checkpoint, an adapter's task vector and an oracle, on one page, and again."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
+
+from spunge import report
+from spunge.asking.divergence import kl_per_token, predict, whole_texts
+from spunge.cli.commands import main
+from spunge.errors import SpungeError
+from spunge.evaluators.attacks import Quantization, Relearning
+from spunge.recipe.schema import Experiment
+from spunge.rows.sources import load_corpus
+from spunge.run.audit import Audit, audit
+from spunge.weights.checkpoint import export
+from spunge.weights.language_model import LanguageModel
+from spunge.weights.task_vector import TaskVector
+
+
+@pytest.fixture
+def what(world: dict[str, Any], tmp_path: Path) -> Audit:
+    """The tiny world's base, with a checkpoint and a task vector of it."""
+    [hazards] = world["evaluate"]
+    read = Experiment.model_validate({**world, "evaluate": [hazards, {**hazards, "suite": "kept", "goal": "retain"}]})
+    torch.manual_seed(0)
+    checkpoint = read.model.checkpoint()
+    name = next(name for name in sorted(checkpoint.tensors) if name.endswith("down_proj.weight"))
+    for directory in ("checkpoint", "vector"):
+        change = TaskVector({name: 0.5 * torch.randn(checkpoint.tensors[name].shape)})
+        if directory == "vector":
+            change.save(tmp_path / directory)
+        else:
+            export(checkpoint.directory, change, tmp_path / directory)
+    assert read.retain is not None
+    return Audit(
+        read.model, [str(tmp_path / "checkpoint"), str(tmp_path / "vector")], read.evaluate,
+        [Quantization, Relearning], forget=read.forget.sources, retain=read.retain.sources, by="domain",
+    )  # fmt: skip
+
+
+def test_models_from_anywhere_stand_side_by_side_and_are_asked_once(what: Audit, tmp_path: Path) -> None:
+    told: list[str] = []
+    where = audit(what, tmp_path / "audit", listener=lambda kind, content: told.append(kind))
+    assert told.count("planned") == 1
+    results = json.loads((where / "report" / "results.json").read_text())
+    kinds = {row["name"]: row["kind"] for row in results["variants"]}
+    assert kinds == {"base": "base", "checkpoint": "audited", "vector": "audited"}
+    suites = {row["suite"] for row in results["attacks"]}
+    assert suites == {"hazards: quantization", "hazards: relearning", "hazards: benign text"}
+    assert {row["attribute_value"] for row in results["attacks"]} == {None, "a", "b"}
+    page = (where / "report" / "index.html").read_text()
+    assert "The models side by side" in page
+    assert "What comes back of hazards" in page
+
+    # The damage is the divergence of the weights that were added, on the retain rows.
+    base = what.base.load()
+    changed = LanguageModel(id=str(tmp_path / "checkpoint")).load()
+    rows = load_corpus(what.retain).texts
+    texts = whole_texts(what.base.load_tokenizer(), random.Random(0).sample(rows, len(rows)), tokens=256, length=128)
+    expected = kl_per_token(predict(base, texts, tmp_path / "before"), changed)
+    noted = {row["name"]: row.get("kl") for row in results["variants"]}
+    assert noted["checkpoint"] == pytest.approx(expected, rel=1e-4)
+    assert noted["base"] is None
+
+    again: list[Any] = []
+    audit(what, where, listener=lambda kind, content: again.append((kind, content)))
+    assert {content["status"] for kind, content in again if kind == "finished"} == {"reused"}
+    assert any("checkpoint" in line.text for line in report.ending(where / "report"))
+
+
+def test_an_oracle_gives_the_scale_and_is_no_rival(what: Audit, tmp_path: Path) -> None:
+    with_one = replace(what, models=what.models[:1], oracle=what.models[1], attacks=[Quantization])
+    where = audit(with_one, tmp_path / "audit")
+    results = json.loads((where / "report" / "results.json").read_text())
+    assert {row["name"]: row["kind"] for row in results["variants"]}["oracle"] == "oracle"
+    assert "oracle" in (where / "report" / "index.html").read_text()
+
+
+def test_what_does_not_fit_is_said_in_a_line_before_anything_is_written(what: Audit, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    weights = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    save_file({name: weight[:3] for name, weight in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    (other / "config.json").write_text((tmp_path / "checkpoint" / "config.json").read_text())
+    for models, suites in (([str(other)], what.suites), ([str(tmp_path / "none")], what.suites), (what.models, [])):
+        with pytest.raises(SpungeError):
+            audit(replace(what, models=models, suites=suites), tmp_path / "audit")
+        assert not (tmp_path / "audit").exists()
+
+
+def test_the_command_takes_a_suite_of_yaml_and_names_of_attacks(
+    what: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = [{**one.model_dump(mode="json", exclude_unset=True), "method": "multiple_choice"} for one in what.suites]
+    with (tmp_path / "suite.yaml").open("w") as stream:
+        YAML().dump(suite, stream)
+    words = ["spunge", "audit", what.base.id, *what.models, "--suite", str(tmp_path / "suite.yaml")]
+    words += ["--out", str(tmp_path / "audit"), "--attacks", "quantization,noise", "--by", "domain"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert "checkpoint" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", [*words, "--attacks", "quantisation"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "--attacks: 'quantisation' is no attack; did you mean 'quantization'?" in capsys.readouterr().err
