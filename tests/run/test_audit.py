@@ -66,7 +66,7 @@ def test_models_from_anywhere_stand_side_by_side_and_are_asked_once(what: Audit,
     changed = LanguageModel(id=str(tmp_path / "checkpoint")).load()
     rows = load_corpus(what.retain).texts
     texts = whole_texts(what.base.load_tokenizer(), random.Random(0).sample(rows, len(rows)), tokens=256, length=128)
-    expected = kl_per_token(predict(base, texts, tmp_path / "before"), changed)
+    expected = kl_per_token(predict(base, texts, tmp_path), changed)
     noted = {row["name"]: row.get("kl") for row in results["variants"]}
     assert noted["checkpoint"] == pytest.approx(expected, rel=1e-4)
     assert noted["base"] is None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from spunge.report.changes import HIDDEN, forgotten, keeping, recovery
 from spunge.report.damage import kl
 from spunge.report.findings import Column, Findings
+from spunge.report.points import BAD, GOOD, MARGIN, UNSURE, Point, where
 from spunge.report.robustness import Worst, worst_cases
 from spunge.report.tables import Cell, Table, decimals, signed
-from spunge.report.verdict import BAD, GOOD, HIDDEN, MARGIN, UNSURE, Point, Verdict, forgotten, keeping, recovery, where
+from spunge.report.verdict import Verdict
 from spunge.variants import BASE
 
 
