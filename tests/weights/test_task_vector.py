@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,38 @@ def test_an_unwritable_directory_is_one_clear_error(tmp_path, task_vector):
     (tmp_path / "file").touch()
     with pytest.raises(ArtifactError, match="cannot be written"):
         task_vector.save(tmp_path / "file/tv")
+
+
+def test_algebra_is_that_of_the_dense_deltas(task_vector):
+    other = TaskVector({"scalar": torch.tensor(5.0), "only.here": torch.ones(2)}, 2.0)
+    total = task_vector + other
+    assert set(total) == {*task_vector, "only.here"}
+    for name in total:
+        parts = [each.delta(name) for each in (task_vector, other) if name in each]
+        assert torch.equal(total[name], sum(parts[1:], parts[0]))
+    assert total.provenance["base"] == {"id": "m", "tensors": {}}
+    assert torch.equal((2 * task_vector)["scalar"], 2 * task_vector["scalar"])
+    assert torch.equal((task_vector * 2)["scalar"], (task_vector + task_vector)["scalar"])
+    assert torch.equal((-task_vector)["layers.0.w"], -task_vector["layers.0.w"])
+    assert (task_vector - task_vector).norm == 0
+
+
+def test_the_cosine_is_that_of_all_deltas_as_one(task_vector):
+    generator = torch.Generator().manual_seed(1)
+    other = TaskVector({name: torch.randn(task_vector.shape(name), generator=generator) for name in task_vector}, -3.0)
+    flat = [torch.cat([each[name].double().reshape(-1) for name in task_vector]) for each in (task_vector, other)]
+    assert task_vector.cosine(other) == pytest.approx(float(torch.cosine_similarity(*flat, dim=0)))
+    assert task_vector.cosine(-task_vector) == pytest.approx(-1)
+    assert math.isnan(task_vector.cosine(TaskVector({})))
+
+
+def test_task_vectors_of_two_bases_are_neither_added_nor_compared(task_vector):
+    foreign = TaskVector({"scalar": torch.tensor(1.0)}, 1.0, {"base": {"id": "another"}})
+    wide = TaskVector({"scalar": torch.ones(3)})
+    for other, message in ((foreign, "different base models"), (wide, "scalar: the base model's shape")):
+        with pytest.raises(IncompatibleTaskVectors, match=message):
+            task_vector + other
+        with pytest.raises(IncompatibleTaskVectors, match=message):
+            task_vector.cosine(other)
+    with pytest.raises(TypeError):
+        task_vector + 1

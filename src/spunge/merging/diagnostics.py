@@ -13,9 +13,9 @@ from torch import Tensor
 from spunge.errors import RecipeError
 from spunge.merging.job import BLOCK, Job
 from spunge.merging.kernels import as_array, as_integers, count_nonzero
-from spunge.merging.sources import unlike_base
 from spunge.merging.thresholds import Counts, Thresholds
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.origin import unlike_base
 from spunge.weights.task_vector import TaskVector, add
 
 MUCH_LOST = 0.5

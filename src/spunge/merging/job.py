@@ -16,8 +16,9 @@ from torch import Tensor
 from spunge.errors import IncompatibleTaskVectors, RecipeError
 from spunge.interfaces import RETAIN, Merger, Needs, Progress, silent
 from spunge.merging.grams import Grams
-from spunge.merging.sources import check_base, refuse_twice
+from spunge.merging.sources import refuse_twice
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.origin import check_base, common_base
 from spunge.weights.safetensors_files import OpenFiles, StoredTensor
 from spunge.weights.task_vector import ROWS, Difference, LowRank, TaskVector
 
@@ -260,7 +261,7 @@ def _shapes(variants: Mapping[str, TaskVector], base: Checkpoint | None) -> dict
 
 def provenance(job: Job) -> dict[str, Any]:
     """Returns where the merged task vector comes from: method, settings, seed, variants and base."""
-    bases = [v.provenance["base"] for v in job.variants.values() if isinstance(v.provenance.get("base"), Mapping)]
+    common = common_base(job.variants.values())
     made: dict[str, Any] = {
         "method": job.merger.dump().get("method", type(job.merger).__qualname__),
         "settings": job.merger.dump(),
@@ -270,14 +271,15 @@ def provenance(job: Job) -> dict[str, Any]:
             for name, variant in job.variants.items()
         },
     }
-    # `check_base` has held these against the base already: none of its tensors is read for its digest a second time.
-    known = {name: digest for base in bases for name, digest in (base.get("tensors") or {}).items()}
     if job.base is not None:
+        common = common or {"id": str(job.base.directory), "revision": None, "tensors": {}}
+        # `check_base` has held these against the base already: none of its tensors is read for its digest again.
+        known = common["tensors"]
         made["base"] = {
-            **(bases[0] if bases else {"id": str(job.base.directory), "revision": None}),
+            **common,
             "fingerprint": job.base.fingerprint(),
             "tensors": {name: known.get(name) or job.base.digest(name) for name in job.shapes},
         }
-    elif bases:
-        made["base"] = {**bases[0], "tensors": known}
+    elif common is not None:
+        made["base"] = common
     return made

@@ -15,7 +15,7 @@ from typing import Annotated, Any, cast
 import polars as pl
 from pydantic import Field
 
-from spunge.errors import DataError
+from spunge.errors import DataError, first_line
 from spunge.files import files_below, is_local, locate
 from spunge.rows import expressions
 from spunge.rows.readers import SUFFIXES, Reading, read_hub, read_local, stack
@@ -221,6 +221,42 @@ def load_corpus(sources: Sequence[Source], *, require: str = "text") -> Corpus:
     return corpus
 
 
+def corpus_of(source: Source, data: Any) -> Corpus:
+    """Makes a corpus of rows in memory, with what a source says of columns and rows done to them.
+
+    Args:
+        source: What to do; its path is what errors call the rows.
+        data: A list of texts or of rows as mappings, or a frame of polars, pandas or `datasets`.
+
+    Raises:
+        DataError: They are none of these, none at all, or lack a text.
+    """
+    frame = _prepared(source, _frame(source, data), "text")
+    if not frame.height:
+        raise DataError(f"{source.path}: no rows")
+    return Corpus(frame)
+
+
+def _frame(source: Source, data: Any) -> pl.DataFrame:
+    if isinstance(data, Sequence) and all(isinstance(row, str) for row in data):
+        if file := next((text for text in data if text.endswith(SUFFIXES) and "\n" not in text), None):
+            raise DataError(f"{source.path}: {file!r} in a list is a text, not a file: read each file by itself")
+        return pl.DataFrame({"text": list(data)}, schema={"text": pl.String})
+    try:
+        if isinstance(data, pl.DataFrame):
+            return data
+        if isinstance(data, Sequence):
+            return pl.DataFrame([dict(row) for row in data], infer_schema_length=None)
+        if hasattr(data, "to_polars"):  # a data set of `datasets`
+            return data.to_polars()
+        return pl.DataFrame(data.to_dict("list"))  # a frame of pandas, without pyarrow's own idea of its index
+    except (pl.exceptions.PolarsError, AttributeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{source.path}: a {type(data).__name__} is no rows ({first_line(error)}): give a list of texts or of "
+            "mappings, a frame of polars or pandas, or a Dataset"
+        ) from error
+
+
 def _digest(rows: pl.DataFrame) -> str:
     # Polars panics where bytes are to become JSON: cells that hold some (images, hashes) are hashed one by one.
     for name, dtype in rows.schema.items():
@@ -260,7 +296,12 @@ def _as_json(cell: Any) -> str:
 
 
 def _read(source: Source, require: str) -> pl.DataFrame:
-    rows = _unnested(source, _raw(source))
+    return _prepared(source, _raw(source), require)
+
+
+def _prepared(source: Source, raw: pl.DataFrame, require: str) -> pl.DataFrame:
+    """Does to rows what their source says, and checks that there is a text where one is required."""
+    rows = _unnested(source, raw)
     missing = [name for name in source.columns.values() if name not in rows.columns]
     if missing:
         raise DataError(f"{source.path}: no column {missing[0]!r}; {_columns_in_words(rows)}")

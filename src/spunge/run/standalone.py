@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 class Step:
     """What every step is told beside its own task: from which model, to where, and how to compute it."""
 
-    model: str
-    """The model's directory or hub id."""
+    model: str | LanguageModel
+    """The model's directory or hub id, or its handle."""
     out: Path
     """The new directory; after an error it is not there."""
     seed: int = 0
@@ -61,6 +61,8 @@ class Step:
     @property
     def base(self) -> LanguageModel:
         """The handle of the model."""
+        if isinstance(self.model, LanguageModel):
+            return self.model if self.dtype is None else self.model.model_copy(update={"dtype": self.dtype})
         return LanguageModel.model_validate({"id": self.model, "dtype": self.dtype or "auto"})
 
 
@@ -74,9 +76,30 @@ def unlearn(
     Raises:
         SpungeError: Something is missing or wrong; `step.out` does not exist afterwards.
     """
-    base = Base(step.base)
-    base.model.directory(weights=False)
-    rows, retained = _load(step, forget, retain)
+    step.base.directory(weights=False)  # before the rows, which may take long to read
+    loaded = {name: load_corpus(sources) for name, sources in forget.items()}
+    retained = load_corpus(retain) if retain else None
+    return unlearn_rows(step, unlearner, loaded, retained, [*chain.from_iterable(forget.values()), *retain])
+
+
+def unlearn_rows(
+    step: Step,
+    unlearner: Unlearner,
+    forget: Mapping[str, Corpus],
+    retained: Corpus | None,
+    sources: Sequence[Source] = (),
+) -> TaskVector:
+    """Unlearns rows that are loaded already; see `unlearn`.
+
+    Args:
+        step: From which model, to where, and how.
+        unlearner: The method.
+        forget: The rows to forget by topic; "" where there is one without a name.
+        retained: The rows to keep.
+        sources: Where the rows come from, for what is odd in the files.
+    """
+    base, rows = Base(step.base), _topics(forget)
+    _check_sets(step, sources, rows, retained)
     name = f"subset:{next(iter(forget))}" if len(forget) == 1 and "" not in forget else "forget"
     task = Unlearn("subset", name, base, unlearner, rows, retained, step.seed)
     task_key = key(task.stage, task.inputs)
@@ -131,11 +154,11 @@ def merge(
     checkpoint = base.checkpoint()
     opened = merging.open_variants(variants, checkpoint, only=only, without=without)
     if isinstance(form, AsAdapter):
-        form = replace(form, model=step.model, names=linear_names(base.outline(), checkpoint.tensors))
+        form = replace(form, model=base.id, names=linear_names(base.outline(), checkpoint.tensors))
     if isinstance(form, AsCheckpoint):
         method = getattr(merger, "method", type(merger).__name__)
         what = f"the {method} merge of {len(opened)} task vectors: {', '.join(opened)}"
-        form = replace(form, card=card(step.model, what, {"merge": merger.dump(), "seed": step.seed}))
+        form = replace(form, card=card(base.id, what, {"merge": merger.dump(), "seed": step.seed}))
     options = merging.Options(choose_device(step.device), step.seed, progress=step.progress)
     return merging.write(merger, opened, step.out, base=checkpoint, form=form, options=options)
 
@@ -225,7 +248,7 @@ def evaluate(step: Step, evaluators: Sequence[Evaluator], task_vector: Path | No
         items.write_parquet(directory / "items.parquet")
         manifest = {
             "format": RUN_FORMAT, "experiment": step.out.name, "status": "done",
-            "model": {"id": step.model, "revision": None, "digest": base.digest}, "seeds": [0],
+            "model": {"id": base.model.id, "revision": base.model.revision, "digest": base.digest}, "seeds": [0],
             "suites": [evaluator.described for evaluator in evaluators],
             "variants": [{"name": name, "kind": variant.kind, "subset": None, "seed": 0}],
             "environment": environment(resident.device),
@@ -273,27 +296,30 @@ def search(
     from spunge.steering.search import search as find
 
     forget_rows, retain_rows = _load(step, forget, retain)
-    assert retain_rows is not None  # the command requires it
     resident = Resident(choose_device(step.device))
     with new_directory(step.out) as directory, tempfile.TemporaryDirectory() as scratch:
         work = Work(resident, directory, Path(scratch), step.seed, step.progress)
         return find(settings, step.base, forget_rows, retain_rows, work, Grid(layers))
 
 
-def _load(step: Step, forget: Mapping[str, Sequence[Source]], retain: Sequence[Source]) -> tuple[Corpus, Corpus | None]:
-    """Loads both sets, warns of what is odd in them and refuses what the model cannot read: a recipe's plan does so."""
-    rows, retained = _topics(forget), load_corpus(retain) if retain else None
-    for caution in cautions_of_sets([*chain.from_iterable(forget.values()), *retain], rows, retained):
-        warnings.warn(caution, stacklevel=2)
-    for corpus in (rows, retained):
-        check_tokens(step.base, corpus.texts if corpus is not None else ())
+def _load(step: Step, forget: Mapping[str, Sequence[Source]], retain: Sequence[Source]) -> tuple[Corpus, Corpus]:
+    rows = _topics({name: load_corpus(sources) for name, sources in forget.items()})
+    retained = load_corpus(retain)
+    _check_sets(step, [*chain.from_iterable(forget.values()), *retain], rows, retained)
     return rows, retained
 
 
-def _topics(forget: Mapping[str, Sequence[Source]]) -> Corpus:
-    """Loads a forget set of named topics, or of a single one without a name."""
-    loaded = {name: load_corpus(sources) for name, sources in forget.items()}
-    return concatenate(rows.with_subset(name) if name else rows for name, rows in loaded.items())
+def _check_sets(step: Step, sources: Sequence[Source], rows: Corpus, retained: Corpus | None) -> None:
+    """Warns of what is odd in both sets, and refuses what the model cannot read: a recipe's plan does so."""
+    for caution in cautions_of_sets(sources, rows, retained):
+        warnings.warn(caution, stacklevel=2)
+    for corpus in (rows, retained):
+        check_tokens(step.base, corpus.texts if corpus is not None else ())
+
+
+def _topics(forget: Mapping[str, Corpus]) -> Corpus:
+    """Stacks a forget set of named topics, or of a single one without a name."""
+    return concatenate(rows.with_subset(name) if name else rows for name, rows in forget.items())
 
 
 def card(model: str, what: str, made: Mapping[str, Any]) -> str:

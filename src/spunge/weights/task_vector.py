@@ -6,17 +6,23 @@ import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from spunge.errors import ArtifactError, IncompatibleTaskVectors
 from spunge.files import checksum, refuse_special
-from spunge.weights import seal
+from spunge.weights import origin, seal
 from spunge.weights.safetensors_files import PIECE, StoredTensor, create, read_header
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from spunge.weights.language_model import LanguageModel
 
 FILE = "task_vector.safetensors"
 MANIFEST = "manifest.json"
@@ -132,6 +138,76 @@ class TaskVector:
     def scaled(self, factor: float) -> TaskVector:
         """Returns the same task vector times `factor`; nothing is copied."""
         return replace(self, scale=self.scale * factor)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The dense delta of one parameter; see `delta`."""
+        return self.delta(name)
+
+    def __mul__(self, factor: float) -> TaskVector:
+        """The same task vector times a number; see `scaled`."""
+        return self.scaled(factor)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> TaskVector:
+        """What it added, taken away."""
+        return self.scaled(-1.0)
+
+    def __add__(self, other: TaskVector) -> TaskVector:
+        """The sum of two task vectors of one base, dense and in memory; `merge` streams, and has better ways.
+
+        Raises:
+            IncompatibleTaskVectors: They were made from different base models, or a parameter's shapes differ.
+        """
+        if not isinstance(other, TaskVector):
+            return NotImplemented
+        origin.check_base({"the first": self, "the second": other}, None)
+        entries: dict[str, Entry] = {}
+        for name in sorted({*self, *other}):
+            deltas = [each.delta(name) for each in (self, other) if name in each]
+            check_shape(name, deltas[0].shape, deltas[-1].shape, "the other task vector")
+            entries[name] = deltas[0] if len(deltas) == 1 else deltas[0] + deltas[1]
+        for each in (self, other):
+            each.verify()
+        base = origin.common_base((self, other))
+        return TaskVector(entries, 1.0, {"method": "sum", "settings": {}, **({} if base is None else {"base": base})})
+
+    def __sub__(self, other: TaskVector) -> TaskVector:
+        """The sum with the other taken away."""
+        return self + -other if isinstance(other, TaskVector) else NotImplemented
+
+    def cosine(self, other: TaskVector) -> float:
+        """The cosine of the angle between two task vectors, over all parameters; NaN where one of them is zero.
+
+        Raises:
+            IncompatibleTaskVectors: They were made from different base models, or a parameter's shapes differ.
+        """
+        origin.check_base({"the first": self, "the second": other}, None)
+        inner = 0.0
+        for name in self:
+            if name in other:
+                check_shape(name, self.shape(name), other.shape(name), "the other task vector")
+                inner += float((self.delta(name).double() * other.delta(name).double()).sum())
+        lengths = self.norm * other.norm
+        return inner / lengths if lengths else math.nan
+
+    @contextmanager
+    def on(self, model: str | Path | LanguageModel, *, device: str = "cpu") -> Iterator[PreTrainedModel]:
+        """Gives the base model with this task vector added, as a plain model of transformers: within `with` alone.
+
+        Args:
+            model: The base model, or its directory or hub id.
+            device: Where to put it.
+
+        Raises:
+            IncompatibleTaskVectors: The task vector was made from another base model.
+        """
+        from spunge.weights.language_model import LanguageModel, Resident
+
+        handle = model if isinstance(model, LanguageModel) else LanguageModel(id=str(model))
+        origin.check_base({"the task vector": self}, handle.checkpoint())
+        with Resident(device).variant(handle, self) as changed:
+            yield changed
 
     def multiplied_out(self, most: int) -> TaskVector:
         """Returns the same task vector with factors multiplied, as far as `most` bytes hold their products."""

@@ -1,0 +1,68 @@
+"""A run in Python: what its report shows, as polars frames and sentences."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from spunge.report import artifacts, results
+from spunge.report.findings import Findings
+from spunge.report.verdict import Verdict, verdict
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedRun:
+    """A run that was read; a notebook shows its verdict."""
+
+    run: artifacts.Run
+    """The run as it lies on disk: its path, manifest and recipe, and what is missing of it."""
+
+    @classmethod
+    def read(cls, directory: Path) -> OpenedRun:
+        """Reads a run's directory.
+
+        Raises:
+            ArtifactError: There is no run here, another version of Spunge wrote it, or its files are damaged.
+        """
+        return cls(artifacts.read(directory))
+
+    @property
+    def items(self) -> pl.DataFrame:
+        """Every answer: one row for each variant, seed, item and metric, with the item's attributes."""
+        return self.run.items
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """What `report/results.json` holds, computed from the answers."""
+        return results.compute(self.run)
+
+    @property
+    def scores(self) -> pl.DataFrame:
+        """One row for each variant, suite, metric, seed and value of an attribute, with its interval."""
+        return _frame(self.results["scores"])
+
+    @property
+    def comparisons(self) -> pl.DataFrame:
+        """One row for each pair of variants and metric: the paired difference a − b, its interval and p."""
+        return _frame(self.results["comparisons"])
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What the run shows: sentences, three numbers, a contest a rival."""
+        return verdict(Findings(self.results))
+
+    def __repr__(self) -> str:
+        return f"{self.run.manifest.experiment} ({self.run.manifest.status}): {self.verdict.headline}"
+
+    def _repr_html_(self) -> str:
+        said = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in self.verdict.sentences)
+        return f"<b>{html.escape(self.run.manifest.experiment)}</b> ({self.run.manifest.status})<ul>{said}</ul>"
+
+
+def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, infer_schema_length=None)
