@@ -49,7 +49,7 @@ def suites() -> list[artifacts.Suite]:
 
 
 def rows_of(scores: dict[tuple[str, str], np.ndarray], kept: dict[str, float]) -> dict[str, dict]:
-    found = recovered(suites(), list(matrices(items(scores, kept))))
+    found = recovered(suites(), list(matrices(items(scores, kept).lazy())))
     return {row["setting"]: row for row in found if row["attribute"] is None and row["variant"] == "unlearned"}
 
 

@@ -89,27 +89,23 @@ class Answers:
         return [(row, seeds_b[seed]) for seed, row in seeds_a.items() if seed in seeds_b]
 
 
-def matrices(items: pl.DataFrame, clusters: Mapping[str, str] | None = None) -> Iterator[Answers]:
+def matrices(items: pl.LazyFrame, clusters: Mapping[str, str] | None = None) -> Iterator[Answers]:
     """Yields the answers of every suite by every metric that can be scored, in order of appearance.
+
+    One model's answers to one suite are read at once, and only their numbers.
 
     Args:
         items: The item table, with variants and seeds.
         clusters: Suite → the attribute that says what each of its items came from.
     """
     numbers = items.filter(pl.col("value").is_not_null() & ~pl.col("metric").str.contains(":", literal=True))
-    for (suite,), part in numbers.group_by(["suite"], maintain_order=True):
-        index = part.select("task", "item", "attributes").unique(["task", "item"], maintain_order=True)
-        index = index.with_row_index("row")
-        models = part.select("variant", "seed").unique(maintain_order=True).with_row_index("model")
-        part = part.join(index.select("row", "task", "item"), on=["task", "item"])
-        part = part.join(models, on=["variant", "seed"], nulls_equal=True)
-        scopes, labels = _scopes(index), _clusters(index, (clusters or {}).get(str(suite)))
+    asked = in_order(numbers, "suite", "variant", "seed")
+    for (suite,), models in asked.group_by(["suite"], maintain_order=True):
+        of_suite = numbers.filter(pl.col("suite") == suite)
         names = [(str(name), seed) for name, seed in models.select("variant", "seed").iter_rows()]
+        index, grids = read_grids(of_suite, names)
+        scopes, labels = _scopes(index), _clusters(index, (clusters or {}).get(str(suite)))
         keys = list(index.select("task", "item").iter_rows())
-        grids = {
-            str(metric): _grid(rows, len(names), len(keys))
-            for (metric,), rows in part.group_by(["metric"], maintain_order=True)
-        }
         broken = _broken(grids, keys)
         for metric, grid in grids.items():
             if metric != NAN:
@@ -118,6 +114,37 @@ def matrices(items: pl.DataFrame, clusters: Mapping[str, str] | None = None) -> 
                 yield Answers(str(suite), metric, names, grid, None, keys, scopes, labels)
         if "nll" in grids and "tokens" in grids:
             yield Answers(str(suite), "perplexity", names, grids["nll"], grids["tokens"], keys, scopes, labels)
+
+
+def in_order(items: pl.LazyFrame, *columns: str) -> pl.DataFrame:
+    """Returns the different values of some columns, in order of appearance."""
+    placed = items.with_row_index("place").group_by(columns).agg(pl.col("place").min())
+    return placed.collect(engine="streaming").sort("place").select(columns)
+
+
+def read_grids(items: pl.LazyFrame, models: Sequence[Model]) -> tuple[pl.DataFrame, dict[str, np.ndarray]]:
+    """Returns the items of one suite with their attributes, and for every metric its values [models, items].
+
+    One model is read at a time.
+    """
+    index = pl.DataFrame(schema={"task": pl.String, "item": pl.String, "attributes": pl.String})
+    columns: dict[str, dict[int, np.ndarray]] = {}
+    for number, (variant, seed) in enumerate(models):
+        mine = items.filter((pl.col("variant") == variant) & pl.col("seed").eq_missing(pl.lit(seed)))
+        answers = mine.select("task", "item", "attributes", "metric", "value").collect(engine="streaming")
+        new = answers.select("task", "item", "attributes").unique(["task", "item"], maintain_order=True)
+        index = pl.concat([index, new.join(index, on=["task", "item"], how="anti", maintain_order="left")])
+        rows = answers.join(index.with_row_index("row").select("row", "task", "item"), on=["task", "item"])
+        for (metric,), part in rows.group_by(["metric"], maintain_order=True):
+            values = np.full(len(index), np.nan)
+            values[part["row"].to_numpy()] = part["value"].to_numpy()
+            columns.setdefault(str(metric), {})[number] = values
+    grids = {}
+    for metric in list(columns):
+        grids[metric] = np.full((len(models), len(index)), np.nan)
+        for number, values in columns.pop(metric).items():
+            grids[metric][number, : len(values)] = values
+    return index, grids
 
 
 def _clusters(index: pl.DataFrame, attribute: str | None) -> np.ndarray | None:
@@ -140,12 +167,6 @@ def _broken(grids: Mapping[str, np.ndarray], keys: Sequence[tuple[str, str]]) ->
     for setting in np.unique(settings[nan.any(axis=0)]):
         broken[:, settings == setting] |= nan[:, settings == setting].any(axis=1, keepdims=True)
     return np.broadcast_to(broken, next(iter(grids.values())).shape)
-
-
-def _grid(rows: pl.DataFrame, models: int, items: int) -> np.ndarray:
-    grid = np.full((models, items), np.nan)
-    grid[rows["model"].to_numpy(), rows["row"].to_numpy()] = rows["value"].to_numpy()
-    return grid
 
 
 def attribute_values(attributes: str | None) -> dict[str, list[str]]:

@@ -309,12 +309,13 @@ def _shown(kind: type[_Record], value: Any) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's directory in memory."""
+    """A run's directory in memory, all but the items, which are read as they are needed."""
 
     path: Path
     manifest: Manifest
     recipe: str
-    items: pl.DataFrame
+    items: pl.LazyFrame
+    """In the columns of `ITEM_COLUMNS`: of 200,000 items with all their texts several gigabytes."""
     missing: tuple[str, ...] = ()
     """What a finished run holds and this one does not, one sentence each."""
 
@@ -356,13 +357,17 @@ def read(path: Path, *, ending: bool = False) -> Run:
     recipe = recipe_file.read_text(encoding="utf-8", errors="replace") if recipe_file.is_file() else ""
     if not recipe and not any(variant.kind == AUDITED for variant in manifest.variants):  # its command repeats an audit
         missing.append("recipe.yaml is missing: the run cannot be repeated from this directory.")
-    items = pl.DataFrame(schema=ITEM_COLUMNS)
+    items = pl.LazyFrame(schema=ITEM_COLUMNS)
     if not items_file.is_file():
         missing.append("items.parquet is missing: there are no answers to report.")
     else:
         try:
-            items = pl.read_parquet(items_file)
-            items = items.select(pl.col(name).cast(kind) for name, kind in ITEM_COLUMNS.items())
+            scanned = pl.scan_parquet(items_file)
+            scanned = scanned.select(pl.col(name).cast(kind) for name, kind in ITEM_COLUMNS.items())
+            if not ending and (manifest.status != "done" or items_file.name not in manifest.files):
+                # Whose bytes were not compared with what was written: a damaged page is met here, not later.
+                scanned.select(pl.all().is_null().sum()).collect(engine="streaming")
+            items = scanned
         except (pl.exceptions.PolarsError, OSError) as error:
             missing.append(f"items.parquet cannot be read ({first_line(error, 200)}).")
     trained = [stage.path for stage in manifest.stages if stage.stage == "unlearn" and stage.path is not None]

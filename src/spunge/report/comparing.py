@@ -90,8 +90,8 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     return [f"{name} ({count + 1})" if count else name for name, count in zip(names, earlier, strict=True)]
 
 
-def _common(runs: Sequence[Run], labels: Sequence[str]) -> tuple[list[pl.DataFrame], int]:
-    questions = [run.items.select(_KEY).unique() for run in runs]
+def _common(runs: Sequence[Run], labels: Sequence[str]) -> tuple[list[pl.LazyFrame], int]:
+    questions = [run.items.select(_KEY).unique().collect(engine="streaming") for run in runs]
     common = questions[0]
     for other in questions[1:]:
         common = common.join(other, on=_KEY, how="semi")
@@ -100,7 +100,7 @@ def _common(runs: Sequence[Run], labels: Sequence[str]) -> tuple[list[pl.DataFra
             f"{' and '.join(labels)} have no item in common: compare runs that were asked the same questions"
         )
     every = pl.concat(questions).unique()
-    frames = [run.items.join(common, on=_KEY, how="semi", maintain_order="left") for run in runs]
+    frames = [run.items.join(common.lazy(), on=_KEY, how="semi", maintain_order="left") for run in runs]
     return frames, len(every) - len(common)
 
 

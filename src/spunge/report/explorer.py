@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from spunge.report.answers import attribute_values
+from spunge.report.answers import attribute_values, in_order, read_grids
 from spunge.report.artifacts import Run
 from spunge.report.findings import Column, Findings
 from spunge.report.tables import plain
@@ -35,6 +35,8 @@ PIECE = 200
 BUDGET = 8_000_000
 """Bytes of packed texts that a page takes: with more it could no longer be mailed. Those of items whose answers changed
 go first; what is left out is in items.parquet, and the page says so."""
+_BLOCK = 16_000
+"""Items whose texts are held at once, a whole number of pieces: most of a large run's find no room on the page."""
 _NO_SCORE = 255
 
 
@@ -77,7 +79,7 @@ def pack(run: Run, findings: Findings, *, budget: int = BUDGET) -> Explorer | No
     for done, column in enumerate(columns.values()):
         share = packer.left // (len(columns) - done)
         if (
-            suite := _suite(run.items.lazy().filter(pl.col("suite") == column.suite), column, findings, packer, share)
+            suite := _suite(run.items.filter(pl.col("suite") == column.suite), column, findings, packer, share)
         ) is not None:
             suites.append(suite)
     if not suites:
@@ -99,19 +101,17 @@ def _suite(
     first = items.select(pl.col("seed").min()).collect().item()
     items = items.filter(pl.col("seed").is_null() | (pl.col("seed") == first))
     measured = items.filter((pl.col("metric") == column.metric.name) & pl.col("value").is_not_null())
-    scored = measured.select("variant", "task", "item", "attributes", "value").collect()
-    if not len(scored):
+    seeds = dict(in_order(measured, "variant", "seed").iter_rows())
+    variants = [name for name in findings.variants if name in seeds]
+    index, grids = read_grids(measured, [(name, seeds[name]) for name in variants])
+    if not grids:
         return None
-    index = scored.select("task", "item", "attributes").unique(["task", "item"], maintain_order=True)
-    scored = scored.join(index.with_row_index("row").select("row", "task", "item"), on=["task", "item"])
-    variants = [name for name in findings.variants if name in set(scored["variant"].unique())]
-    scores = _grid(scored, variants, len(index))
+    scores = grids[column.metric.name].astype(np.float32)
     order = _changed_first(scores, variants)
     index, scores = index[order].with_row_index("row"), scores[:, order]
     binary = bool(np.isin(scores[~np.isnan(scores)], (0.0, 1.0)).all())
     tag_sets: dict[str | None, int] = {}
     tags = np.array([tag_sets.setdefault(each, len(tag_sets)) for each in index["attributes"]], "<u4")
-    texts = _Texts(items, index.select("row", "task", "item"), variants)
     return {
         "name": plain(column.suite),
         "variants": [plain(label_of(name)) for name in variants],
@@ -124,29 +124,34 @@ def _suite(
         "tags": packer.add(tags.tobytes()),
         "scores": [packer.add(_encoded(row, binary=binary)) for row in scores],
         "piece": PIECE,
-        "texts": list(_add_texts(texts, len(index), packer, share)),
+        "texts": list(_add_texts(items, index.select("row", "task", "item"), variants, packer, share)),
     }
 
 
-def _add_texts(texts: _Texts, count: int, packer: _Packer, share: int) -> Iterator[int]:
+def _add_texts(
+    items: pl.LazyFrame, index: pl.DataFrame, variants: Sequence[str], packer: _Packer, share: int
+) -> Iterator[int]:
     """Packs the texts piece by piece until the share is spent; yields the pieces' numbers."""
-    for start in range(0, count, PIECE):
-        number = packer.add(_packed(texts.rows(start, min(start + PIECE, count))))
-        size = len(packer.pieces[number])
-        if size > share:
-            packer.pieces.pop()
-            return
-        share -= size
-        packer.left -= size
-        yield number
+    for begin in range(0, len(index), _BLOCK):
+        block = index[begin : begin + _BLOCK].with_columns(pl.col("row") - begin)
+        texts = _Texts(items, block, variants)
+        for start in range(0, len(block), PIECE):
+            number = packer.add(_packed(texts.rows(start, min(start + PIECE, len(block)))))
+            size = len(packer.pieces[number])
+            if size > share:
+                packer.pieces.pop()
+                return
+            share -= size
+            packer.left -= size
+            yield number
 
 
 class _Texts:
-    """What was asked and answered on every item of a suite, in the order of its rows."""
+    """What was asked and answered on some items of a suite, in the order of its rows."""
 
     def __init__(self, items: pl.LazyFrame, index: pl.DataFrame, variants: Sequence[str]) -> None:
         self._items, self._index, self._variants = items, index, variants
-        names = items.select(pl.col("metric").unique()).collect()["metric"].to_list()
+        names = items.select(pl.col("metric").unique()).collect(engine="streaming")["metric"].to_list()
         prompts = self._read(pl.col("metric").is_in(PROMPTS)).unique("row", keep="first", maintain_order=True)
         self._prompts = self._column(prompts, "text")
         self._choices = self._column(self._read(pl.col("metric") == CHOICES).unique("row", keep="first"), "text")
@@ -183,8 +188,8 @@ class _Texts:
         return content
 
     def _read(self, condition: pl.Expr) -> pl.DataFrame:
-        columns = self._items.filter(condition).select("variant", "task", "item", "value", "text").collect()
-        return columns.join(self._index, on=["task", "item"]).select("variant", "row", "value", "text")
+        found = self._items.filter(condition).join(self._index.lazy(), on=["task", "item"], maintain_order="left")
+        return found.select("variant", "row", "value", "text").collect(engine="streaming")
 
     def _column(self, frame: pl.DataFrame, name: str) -> pl.Series:
         """A column in the order of the rows, null where a row has none."""

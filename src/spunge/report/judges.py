@@ -17,7 +17,7 @@ from spunge.variants import label_of
 _KEY = ("variant", "seed", "suite", "task", "item")
 
 
-def judged(suites: Sequence[Suite], items: pl.DataFrame) -> Iterator[dict[str, Any]]:
+def judged(suites: Sequence[Suite], items: pl.LazyFrame) -> Iterator[dict[str, Any]]:
     """Yields, for each suite whose verdicts a better reader has seen some of, the error and every corrected rate.
 
     The error is counted over all variants' answers together: a sample of each would say too little.
@@ -26,7 +26,8 @@ def judged(suites: Sequence[Suite], items: pl.DataFrame) -> Iterator[dict[str, A
         metric = suite.headline
         if suite.reference is None or metric is None:
             continue
-        mine = items.filter((pl.col("suite") == suite.suite) & pl.col("value").is_not_null())
+        read = pl.col("metric").is_in([metric.name, REFERENCE]) & pl.col("value").is_not_null()
+        mine = items.filter((pl.col("suite") == suite.suite) & read).select(*_KEY, "metric", "value").collect()
         verdicts = mine.filter(pl.col("metric") == metric.name).select(*_KEY, pl.col("value").alias("verdict"))
         reference = mine.filter(pl.col("metric") == REFERENCE).select(*_KEY, pl.col("value").alias("truth"))
         both = verdicts.join(reference, on=_KEY, nulls_equal=True)

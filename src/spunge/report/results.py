@@ -13,7 +13,7 @@ import polars as pl
 
 from spunge.metrics import Metric
 from spunge.report import artifacts
-from spunge.report.answers import Answers, Scope, matrices
+from spunge.report.answers import Answers, Scope, in_order, matrices
 from spunge.report.artifacts import Damage, Run, Suite
 from spunge.report.damage import traced
 from spunge.report.estimates import Estimate, bounded, difference, estimate, macro
@@ -46,9 +46,7 @@ def compute(run: Run, *, pairs: Sequence[tuple[str, str]] | None = None) -> dict
         pairs: Which variants to compare; by default all with base, and SPUNGE with its rivals.
     """
     manifest = run.manifest
-    names = list(
-        dict.fromkeys([*(v.name for v in manifest.variants), *run.items["variant"].unique(maintain_order=True)])
-    )
+    names = list(dict.fromkeys([*(v.name for v in manifest.variants), *in_order(run.items, "variant")["variant"]]))
     suites = {suite.suite: suite for suite in manifest.suites}
     measured = list(matrices(run.items, {name: suite.cluster for name, suite in suites.items() if suite.cluster}))
     scores = [score for answers in measured for score in _scores(answers)]
@@ -230,26 +228,28 @@ def _settled(tests: Sequence[_Tested]) -> list[Comparison]:
     return settled
 
 
-def _unscored(items: pl.DataFrame) -> list[dict[str, Any]]:
+def _unscored(items: pl.LazyFrame) -> list[dict[str, Any]]:
     """Which variants gave NaN on a suite, on how many of its answers: they have no score there."""
-    answers = items.filter((pl.col("metric") == NAN) & pl.col("value").is_not_null())
-    counts = answers.group_by("suite", "variant", maintain_order=True).agg(
-        pl.len().alias("n"), (pl.col("value") > 0).sum().alias("nan")
+    answers = items.filter((pl.col("metric") == NAN) & pl.col("value").is_not_null()).with_row_index("place")
+    counts = answers.group_by("suite", "variant").agg(
+        pl.len().alias("n"), (pl.col("value") > 0).sum().alias("nan"), pl.col("place").min()
     )
+    counts = counts.collect(engine="streaming").sort("place")
     return counts.filter(pl.col("nan") > 0).select("suite", "variant", "nan", "n").to_dicts()
 
 
-def _chances(items: pl.DataFrame) -> dict[str, float]:
+def _chances(items: pl.LazyFrame) -> dict[str, float]:
     """The accuracy of a guess on each multiple-choice suite."""
     choices = items.filter(pl.col("metric").str.starts_with("choice_loglikelihood:"))
     counts = choices.group_by("suite", "variant", "seed", "task", "item").len()
     means = counts.group_by("suite").agg((1 / pl.col("len")).mean().alias("chance"))
-    return dict(means.sort("suite").iter_rows())
+    return dict(means.sort("suite").collect(engine="streaming").iter_rows())
 
 
-def _letters(items: pl.DataFrame) -> dict[str, dict[str, list[float]]]:
+def _letters(items: pl.LazyFrame) -> dict[str, dict[str, list[float]]]:
     """Suite → variant → the share of items on which it chose the first, second … answer."""
     chosen = items.filter((pl.col("metric") == "chosen") & pl.col("value").is_not_null())
+    chosen = chosen.select("suite", "variant", "value").collect(engine="streaming")
     shares: dict[str, dict[str, list[float]]] = {}
     for (suite, variant), part in chosen.group_by(["suite", "variant"], maintain_order=True):
         counts = np.bincount(part["value"].to_numpy().astype(int))

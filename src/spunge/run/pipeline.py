@@ -99,10 +99,10 @@ def _noting_failure(journal: Journal) -> Iterator[None]:
 def write_items(directory: Path, evaluations: Sequence[tuple[Variant, Artifact]]) -> None:
     """Writes the one long item table that every figure and table derives from."""
     tables = [
-        pl.read_parquet(artifact.path / "items.parquet").select(
+        pl.scan_parquet(artifact.path / "items.parquet").select(
             pl.lit(variant.name).alias("variant"), pl.lit(variant.seed).alias("seed"), pl.all()
         )
         for variant, artifact in evaluations
     ]
     with replaced(directory / "items.parquet") as building:
-        pl.concat(tables).write_parquet(building)
+        pl.concat(tables).sink_parquet(building)
