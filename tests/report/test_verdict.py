@@ -208,6 +208,16 @@ def test_the_sentence_tells_which_it_was(tmp_path: Path, case: str) -> None:
         assert not re.search(pattern, told), told
 
 
+def test_what_a_suite_shows_of_the_same_damage_is_told_beside_the_comparison(tmp_path: Path) -> None:
+    shares = {**FORGOT, "base": (0.624, 0.634), "spunge": (0.32, 0.634), "joint": (0.32, 0.50)}
+    told = judged(simulated(tmp_path, shares)).headline.replace("\u00a0", " ")
+    assert "cannot be compared" not in told
+    assert re.search(r"At the same damage to the rest .* it is (no different from|not told apart from) joint", told)
+    assert re.search(
+        r"Joint unlearning lost more there than 5 % of what must stay \(accuracy .*\), the other did not", told
+    )
+
+
 def test_a_destroyed_joint_model_wins_nothing_where_damage_was_not_matched(tmp_path: Path) -> None:
     shares = {**FORGOT, "base": (0.624, 0.634), "spunge": (0.624, 0.634), "joint": (0.28, 0.271)}
     run = simulated(tmp_path, shares)

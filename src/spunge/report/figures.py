@@ -170,9 +170,14 @@ def trade_off(findings: Findings) -> Figure | None:
 
 def retained(findings: Findings) -> Figure | None:
     """What every variant kept of each suite that must stay, as a share of the base model's score there."""
-    columns = [*findings.leading("retain"), *findings.fluency()]
     variants = [name for name in findings.main_variants if name != BASE.name]
-    if not columns or not any(_kept(findings, name, column) for name in variants for column in columns):
+    # Of a score that is 0 to begin with, as of degenerate completions, there is no share.
+    columns = [
+        column
+        for column in [*findings.leading("retain"), *findings.fluency()]
+        if any(_kept(findings, name, column) for name in variants)
+    ]
+    if not columns:
         return None
 
     def paint(canvas: Canvas) -> None:
@@ -229,7 +234,9 @@ def curve(findings: Findings) -> Figure | None:
             leads = budget == measured.headline
             axes.axvline(budget, color=INK if leads else MUTED, linewidth=1.2 if leads else 0.8, linestyle=(0, (2, 2)))
         for name, points in lines.items():
-            axes.plot(*zip(*points, strict=True), **line_of(findings, name), markersize=size_of(name) - 2,
+            # Between nothing and a single point nobody has looked.
+            style = line_of(findings, name) if len(points) > 2 else {**line_of(findings, name), "linestyle": ""}
+            axes.plot(*zip(*points, strict=True), **style, markersize=size_of(name) - 2,
                       markeredgecolor=PAPER, markeredgewidth=0.6)  # fmt: skip
         axes.set_xlim(left=0)
         axes.tick_params(length=0)
@@ -241,9 +248,9 @@ def curve(findings: Findings) -> Figure | None:
         Caption(
             "curve",
             "What is forgotten, at what damage to the rest",
-            f"Each line is a variant over its strength λ; damage is measured on {measured.near}. The darker "
-            "dotted line is "
-            f"the budget at which variants are compared ({measured.headline:g}); higher at the same damage is better.",
+            f"Each line is a variant over its strength λ, or each mark one that was asked at a single strength; damage "
+            f"is measured on {measured.near}. The darker dotted line is the budget at which variants are compared "
+            f"({measured.headline:g}); higher at the same damage is better.",
         ),
         (5.0, 4.3),
         paint,

@@ -173,8 +173,13 @@ def _damaged(findings: Findings) -> list[str]:
 def _compared(findings: Findings, contests: Sequence[Contest], beside: Sequence[Point]) -> list[str]:
     """What the contests come to, as far as they are of models that left the rest as it was."""
     merged, joint = damages(findings, MERGED.name), damages(findings, JOINT.name)
-    if bool(merged) == bool(joint) and (not merged or damage.matched(findings, JOINT.name)):
+    matched = damage.matched(findings, JOINT.name) and not destroyed(findings)
+    if bool(merged) == bool(joint) and (not merged or matched):
         return [*_against_joint(findings, contests), *_controls(contests), *_beside(beside)]
+    if matched:  # by the divergence; what a suite shows of it may still differ
+        lost, who = (merged, "SPUNGE") if merged else (joint, "joint unlearning")
+        at = f"{who} lost more there than {100 * MARGIN:.0f} % of what must stay ({'; '.join(lost)})"
+        return [*_against_joint(findings, contests), f"{_capital(at)}, the other did not.", *_controls(contests)]
     if JOINT.name not in findings.main_variants:
         return ["A model that lost so much cannot be compared."]
     if joint:
