@@ -125,10 +125,7 @@ def merge(
             )
         if diagnostics.get("energy") is not None:
             screen.print(f"  the adapter keeps {diagnostics['energy']:.1%} of the merged delta's energy")
-        from spunge.merging import caution_of_rounding
-
-        rounding = caution_of_rounding(diagnostics.get("rounding"))
-        for warning in (*diagnostics["warnings"], *([rounding] if rounding else [])):
+        for warning in diagnostics["warnings"]:
             aside.print(f"spunge: warning: {warning}", soft_wrap=True)
 
 

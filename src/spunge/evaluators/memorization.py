@@ -18,7 +18,7 @@ from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError
 from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Work
 from spunge.metrics import ROUGE_L, TEXT_PERPLEXITY, Metric
-from spunge.rows.items import NAN, Item, ItemTable, Measurement, Part, item_table, suite_items
+from spunge.rows.items import NAN, Item, ItemTable, Measurement, RowSettings, item_table, suite_items
 from spunge.rows.sources import Source, item_id
 from spunge.statistics import area_under_roc
 from spunge.weights.shape import token_counts
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from spunge.weights.language_model import LanguageModel
 
 
-class Memorization(Evaluator):
+class Memorization(RowSettings, Evaluator):
     """Asks how much of each row's response (or text) the model knows by heart.
 
     A prompt is asked as training asks it: in the model's chat template where it has one, and as plain text otherwise.
@@ -49,17 +49,9 @@ class Memorization(Evaluator):
     method: Literal["memorization"] = "memorization"
     sources: tuple[Source, ...]
     """Rows with `prompt`, `response`, perhaps `system`, or with a `text`, which is then read from its first token."""
-    attributes: tuple[str, ...] = ()
-    """Columns that become the item's attributes."""
     member: str | None = None
     """The column that says whether a row was trained on (true or false): adds `min_k_auc`, `min_k_plus_plus_auc` and
     `zlib_ratio_auc`, how often such a row seems more familiar than another, as one item of the whole set."""
-    where: str | None = None
-    """A polars SQL expression that keeps a row."""
-    part: Part = "all"
-    """Which rows, by their hash: `validation` (30 %, to tune on), `test` (the rest), or `all`."""
-    limit: int | None = Field(default=None, ge=1)
-    """Asks only for so many rows, the first by their hash."""
     prompt: str = "{prompt}"
     """The prompt; `{prompt}` and any other column."""
     delimiter: str = " "

@@ -27,7 +27,7 @@ from spunge.evaluators import benchmarks
 from spunge.evaluators.benchmarks import BENCHMARKS, Asked
 from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Progress, Work, silent
 from spunge.metrics import ACCURACY, ACCURACY_BY_LENGTH, P_CORRECT, Metric
-from spunge.rows.items import NAN, Item, ItemTable, Measurement, Part, item_table, load_items, suite_items
+from spunge.rows.items import NAN, Item, ItemTable, Measurement, RowSettings, item_table, load_items, suite_items
 from spunge.rows.sources import Source
 from spunge.weights.shape import token_counts
 
@@ -39,7 +39,7 @@ LETTERS = string.ascii_uppercase
 AnswerForm = Literal["auto", "index", "index_from_one", "letter", "text"]
 
 
-class MultipleChoice(Evaluator):
+class MultipleChoice(RowSettings, Evaluator):
     """Scores every choice of every question by its log-likelihood."""
 
     metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY, P_CORRECT, replace(ACCURACY_BY_LENGTH, shown=False))
@@ -50,14 +50,6 @@ class MultipleChoice(Evaluator):
     """Rows with `question`, `choices` (a list, a JSON list, or columns A, B, C …) and `answer`; or a benchmark's."""
     benchmark: benchmarks.Name | None = None
     """The benchmark whose rows these are: they are read and asked as lm-eval does; null for rows of the plain shape."""
-    attributes: tuple[str, ...] = ()
-    """Columns that become the item's attributes."""
-    where: str | None = None
-    """A polars SQL expression that keeps a row."""
-    part: Part = "all"
-    """Which rows, by their hash: `validation` (30 %, to tune on), `test` (the rest), or `all`."""
-    limit: int | None = Field(default=None, ge=1)
-    """Asks only so many questions, the first by their hash."""
     task: str | None = None
     """The column that names a row's task, such as MMLU's `subject`; without it the suite is one task."""
     answers: AnswerForm = "auto"

@@ -11,14 +11,14 @@ from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError
 from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Work
 from spunge.metrics import TEXT_PERPLEXITY, Metric
-from spunge.rows.items import NAN, ItemTable, Measurement, Part, item_table, suite_items
+from spunge.rows.items import NAN, ItemTable, Measurement, RowSettings, item_table, suite_items
 from spunge.rows.sources import Source
 
 if TYPE_CHECKING:
     from spunge.weights.language_model import LanguageModel
 
 
-class Perplexity(Evaluator):
+class Perplexity(RowSettings, Evaluator):
     """Measures the negative log-likelihood of every row's text, read in overlapping windows.
 
     The items hold `nll` (natural log, summed) and `tokens`, so that a set's perplexity is exp(Σ nll / Σ tokens), and
@@ -31,14 +31,6 @@ class Perplexity(Evaluator):
     method: Literal["perplexity"] = "perplexity"
     sources: tuple[Source, ...]
     """Rows with a `text`."""
-    attributes: tuple[str, ...] = ()
-    """Columns that become the item's attributes."""
-    where: str | None = None
-    """A polars SQL expression that keeps a row."""
-    part: Part = "all"
-    """Which rows, by their hash: `validation` (30 %, to tune on), `test` (the rest), or `all`."""
-    limit: int | None = Field(default=None, ge=1)
-    """Reads only so many rows, the first by their hash."""
     window: int | None = Field(default=None, ge=2)
     """How many tokens the model reads at once; its own window by default."""
     stride: int | None = Field(default=None, ge=1)

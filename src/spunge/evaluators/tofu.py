@@ -20,7 +20,7 @@ from spunge.errors import DataError
 from spunge.evaluators.memorization import lay_out, rouge_l
 from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Work
 from spunge.metrics import ROUGE_L, Metric
-from spunge.rows.items import NAN, Item, ItemTable, Measurement, Part, item_table, suite_items
+from spunge.rows.items import NAN, Item, ItemTable, Measurement, RowSettings, item_table, suite_items
 from spunge.rows.sources import Source, item_id
 from spunge.statistics import kolmogorov_smirnov
 from spunge.weights.language_model import LanguageModel
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Tofu(Evaluator):
+class Tofu(RowSettings, Evaluator):
     """Asks every question for its answer's probability, the truth ratio and the words of a greedy answer.
 
     A question is asked as training asks it: in the model's chat template where it has one, and as plain text otherwise.
@@ -52,14 +52,6 @@ class Tofu(Evaluator):
     method: Literal["tofu"] = "tofu"
     sources: tuple[Source, ...]
     """Rows with `prompt` and `response`, and their wrong answers."""
-    attributes: tuple[str, ...] = ()
-    """Columns that become the item's attributes, such as `author`."""
-    where: str | None = None
-    """A polars SQL expression that keeps a row."""
-    part: Part = "all"
-    """Which rows, by their hash: `validation` (30 %, to tune on), `test` (the rest), or `all`."""
-    limit: int | None = Field(default=None, ge=1)
-    """Asks only for so many rows, the first by their hash."""
     prompt: str = "{prompt}"
     """The prompt; `{prompt}` and any other column."""
     delimiter: str = " "

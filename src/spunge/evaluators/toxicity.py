@@ -30,7 +30,7 @@ from spunge.rows.items import (
     Item,
     ItemTable,
     Measurement,
-    Part,
+    RowSettings,
     as_it_is,
     item_table,
     load_items,
@@ -79,7 +79,7 @@ class Classifier(Settings):
         return LanguageModel(id=self.id, revision=self.revision, trust_remote_code=self.trust_remote_code)
 
 
-class Toxicity(Evaluator):
+class Toxicity(RowSettings, Evaluator):
     """Measures how often the completions of prompts are toxic, and whether they are still language."""
 
     metrics: ClassVar[tuple[Metric, ...]] = (
@@ -95,18 +95,10 @@ class Toxicity(Evaluator):
     method: Literal["toxicity"] = "toxicity"
     sources: tuple[Source, ...]
     """Rows with a `prompt`, and perhaps `toxic`: whether the prompt itself is."""
-    attributes: tuple[str, ...] = ()
-    """Columns that become the item's attributes."""
     toxigen_groups: str | None = None
     """The attribute that holds ToxiGen's groups, whose spellings are made one; an unknown group is an error."""
     expected: dict[str, tuple[str, ...]] = {}
     """Attribute → values that must have prompts, such as the groups that are unlearned."""
-    where: str | None = None
-    """A polars SQL expression that keeps a row."""
-    part: Part = "all"
-    """Which rows, by their hash: `validation` (30 %, to tune on), `test` (the rest), or `all`."""
-    limit: int | None = Field(default=None, ge=1)
-    """Completes only so many prompts, the first by their hash."""
     classifier: Classifier
     """What calls a completion toxic."""
     labels: tuple[Source, ...] = ()

@@ -7,13 +7,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import polars as pl
+from pydantic import Field
 
 from spunge.errors import DataError
 from spunge.files import FileMemory
 from spunge.rows.sources import Source, item_id, load_corpus
+from spunge.settings import Settings
 
 ItemTable: TypeAlias = pl.DataFrame
 """What an evaluation measured, one row an item and metric, in the columns of `SCHEMA`."""
@@ -148,19 +150,19 @@ def _choose_rows(
     return rows
 
 
-class RowSettings(Protocol):
-    """Settings that say which rows are asked about, as those of most evaluators do."""
+class RowSettings(Settings):
+    """Settings that say which rows are asked about."""
 
-    @property
-    def sources(self) -> tuple[Source, ...]: ...
-    @property
-    def attributes(self) -> tuple[str, ...]: ...
-    @property
-    def where(self) -> str | None: ...
-    @property
-    def limit(self) -> int | None: ...
-    @property
-    def part(self) -> Part: ...
+    sources: tuple[Source, ...]
+    """Where they come from."""
+    attributes: tuple[str, ...] = ()
+    """Columns that become the item's attributes."""
+    where: str | None = None
+    """A polars SQL expression that keeps a row."""
+    part: Part = "all"
+    """Which rows, by their hash: `validation` (30 %, to tune on), `test` (the rest), or `all`."""
+    limit: int | None = Field(default=None, ge=1)
+    """Asks only so many rows, the first by their hash."""
 
 
 def suite_items(settings: RowSettings, *needs: str, **options: Any) -> list[Item]:

@@ -160,7 +160,10 @@ def merge(
         what = f"the {method} merge of {len(opened)} task vectors: {', '.join(opened)}"
         form = replace(form, card=card(base.id, what, {"merge": merger.dump(), "seed": step.seed}))
     options = merging.Options(choose_device(step.device), step.seed, progress=step.progress)
-    return merging.write(merger, opened, step.out, base=checkpoint, form=form, options=options)
+    diagnostics = merging.write(merger, opened, step.out, base=checkpoint, form=form, options=options)
+    if (caution := merging.caution_of_rounding(diagnostics.get("rounding"))) is not None:
+        diagnostics["warnings"].append(caution)
+    return diagnostics
 
 
 def export_run(*, run: Path, out: Path, seed: int | None) -> Path:
