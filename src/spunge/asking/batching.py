@@ -53,6 +53,7 @@ class AnswerLog:
         """Returns the logged answers of the next batch, or else asks, and logs what comes."""
         if self._answers:
             return self._answers.popleft()
+        # Written whole and in one go, so that a kill tears a line at most; the reader above drops that.
         answers = ask()
         if self._file is not None:
             with self._file.open("a", encoding="utf-8") as stream:

@@ -85,6 +85,7 @@ def _complete_batch(
         chosen = _next_words(logits[:, -1])
         for index, token in zip(active, chosen, strict=True):
             written[index].append(token)
+        # Rows leave as they end: with their cache kept, one long completion would cost as much as all being long.
         going = [row for row, token in enumerate(chosen) if token not in stop]
         if not going:
             break

@@ -32,6 +32,7 @@ class Request:
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:
     """Tokenises texts that will be read on from: with the token that begins a text, without one that ends it."""
+    # Some tokenizers end every text (add_eos_token): what is read on from must not have ended.
     eos, end = tokenizer.eos_token, tokenizer.eos_token_id
     return [
         tuple(row[:-1] if len(row) > 1 and row[-1] == end and not text.endswith(str(eos)) else row)
@@ -84,6 +85,7 @@ def fit_to_window(request: Request, length: int) -> tuple[Request, bool]:
         return request, False
     if excess < len(request.context):
         return Request(request.context[excess:], request.continuation), True
+    # Not even the continuation fits: its last tokens are scored, behind the one before them.
     rest = request.continuation[excess - len(request.context) + 1 :]
     return Request(request.continuation[excess - len(request.context) :][:1], rest), True
 

@@ -221,6 +221,8 @@ def room_for_prompts(window: int, max_new_tokens: int) -> int:
 
 def newline_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Returns every token that holds a line break."""
+    # All of the vocabulary: a line break is also part of tokens such as ".\n" and "\n\n", and of some that no rule
+    # names.
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     return frozenset(token for token, text in enumerate(texts) if "\n" in text)
 

@@ -226,6 +226,7 @@ def prepare(
         merger=merger,
         needs=needs,
         variants=opened,
+        # All of them fit each other before the first block is read: what is refused is refused at once.
         shapes=_shapes(opened, base),
         weights=weights,
         scale=merger.lambda_ * (scales.pop() if factored else 1.0),

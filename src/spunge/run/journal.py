@@ -117,6 +117,7 @@ class Journal:
     def _append(self, line: Mapping[str, Any]) -> None:
         """Appends a line; it is not brought to the disk, as the store alone says what need not be made again."""
         path = self.directory / JOURNAL
+        # One write a line: who reads meanwhile sees lines that are whole, but for the last.
         with writing(path), path.open("a", encoding="utf-8") as journal:
             journal.write(redacted(json.dumps(line, ensure_ascii=False)) + "\n")
 

@@ -152,6 +152,7 @@ class Store:
         Each attempt has its own, so that two at once do not write into each other's files. A new one takes over what a
         dead one on this machine left, and copies what one elsewhere, dead or cut off, has so far.
         """
+        # By the key, so that what is taken over is of the very same task: another recipe, another directory.
         attempts = self.root / ".scratch" / name
         scratch = attempts / unique_name()
         for left in newest_first(attempts):

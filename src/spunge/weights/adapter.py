@@ -67,6 +67,7 @@ def read(directory: str | Path, base: Checkpoint) -> TaskVector:
     embedded: set[str] = set()
     for key, stored in sorted(tensors.items()):
         inner = key.removeprefix(_PREFIX)
+        # The factors of an embedding have no `.weight` in their names, and stand the other way round.
         if matched := _FACTOR.fullmatch(inner):
             factors.setdefault(matched["module"], {})[matched["side"]] = stored
             embedded |= {matched["module"]} if matched["embedding"] else set()

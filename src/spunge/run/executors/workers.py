@@ -167,6 +167,7 @@ class Workers:
         deadline = time.monotonic() + _GRACE
         for worker in self._started:
             worker.process.join(max(0.0, deadline - time.monotonic()))
+            # Whoever has not gone by now is stuck in native code, and hears of no signal that can be caught.
             worker.process.kill()
             worker.process.join()
             worker.line.close()
