@@ -13,7 +13,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import hypothesis
 import pytest
+
+# A busy machine misses any deadline, and says nothing of the code by it.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 WORDS = [f"{letter}{number}" for letter in "abcdefgh" for number in range(10)] + list(".?:")
 
