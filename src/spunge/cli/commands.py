@@ -169,7 +169,7 @@ def run(
     from spunge.run import pipeline
     from spunge.run.compute import Compute
 
-    compute = Compute(device, check_dtype(dtype), jobs, executor, address)
+    compute, typed = Compute(device, check_dtype(dtype), jobs, executor, address), shlex.join(["spunge", *sys.argv[1:]])
 
     def listen(kind: str, content: Mapping[str, Any], /) -> None:
         if kind == "warned" and not as_json:
@@ -178,12 +178,7 @@ def run(
 
     with watch(quiet, as_json) as display, tracked(display.step, track, experiment.name) as progress:
         directory = pipeline.run(
-            experiment,
-            out=out,
-            compute=compute,
-            progress=progress,
-            listener=listen,
-            command=shlex.join(["spunge", *sys.argv[1:]]),
+            experiment, out=out, compute=compute, progress=progress, listener=listen, command=typed
         )
         page = directory / "report" / "index.html"
         display.event("done", {"run": str(directory), "report": str(page), "verdict": summary(page.parent)})
