@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^\s/@\"']+(?=@)")
+_LONGEST = 1500
 _SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)$")
 
 
@@ -39,9 +40,9 @@ def first_line(error: BaseException, limit: int = 300) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
 
 
-def shortened(message: str, limit: int = 1500) -> str:
+def shortened(message: str) -> str:
     """Returns a message with its middle left out where it quotes more than anybody reads; its end says what to do."""
-    return message if len(message) <= limit else f"{message[: limit // 2]} … {message[-limit // 4 :]}"
+    return message if len(message) <= _LONGEST else f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 4 :]}"
 
 
 class SpungeError(Exception):

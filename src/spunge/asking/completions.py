@@ -16,6 +16,9 @@ from spunge.errors import PredictsNothing
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_WORK = "generating"
+"""What a user reads of it; it is in the names of the files of answers so far, too."""
+
 
 @torch.inference_mode()
 def complete(
@@ -25,7 +28,6 @@ def complete(
     *,
     max_new_tokens: int,
     stop: Collection[int],
-    what: str = "generating",
 ) -> list[Ids]:
     """Returns the greedy completion of every prompt, in the order of the prompts.
 
@@ -37,7 +39,6 @@ def complete(
         batching: How many prompts go through the model at once.
         max_new_tokens: Where a completion ends at the latest.
         stop: A completion ends after the first of these tokens, which it keeps.
-        what: The name of the work, for progress.
     """
     completions: list[Ids] = [()] * len(prompts)
     # The longest first: what does not fit into memory fails at once, and rows of a batch are of about one length.
@@ -45,13 +46,13 @@ def complete(
     shared = can_share_cache(model, max(map(len, prompts), default=0) + max_new_tokens)
     ask = _complete_batch if shared else _complete_plainly
     done = 0
-    log = AnswerLog(batching, what, [max_new_tokens, sorted(stop), *prompts])
+    log = AnswerLog(batching, _WORK, [max_new_tokens, sorted(stop), *prompts])
     for batch in chunks(order, batching.size):
         rows = [prompts[index] for index in batch]
         for index, ids in zip(batch, log.next(partial(ask, model, rows, max_new_tokens, stop)), strict=True):
             completions[index] = tuple(ids)
         done += len(batch)
-        batching.progress(what, done, len(prompts))
+        batching.progress(_WORK, done, len(prompts))
     return completions
 
 

@@ -85,7 +85,6 @@ def train_classifier(
     *,
     settings: ClassifierTraining | None = None,
     seed: int = 0,
-    device: str = "cpu",
     progress: Progress = silent,
 ) -> ClassifierReport:
     """Trains a classifier and writes it as a Hugging Face directory with `classifier.json` beside the weights.
@@ -97,7 +96,6 @@ def train_classifier(
         out: The new directory.
         settings: How to train; the defaults when None.
         seed: Of the initial weights, the order of the texts and the dropout.
-        device: Where to train.
         progress: Told after every epoch.
 
     Raises:
@@ -112,7 +110,7 @@ def train_classifier(
         tokenizer = _tokenizer(train.texts, settings.vocab_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = _untrained(settings, tokenizer, examples.labels).to(device)  # pyright: ignore[reportArgumentType]
+            model = _untrained(settings, tokenizer, examples.labels)
             _train(SequenceClassifier(model.train(), tokenizer, examples.labels), train, settings, seed, progress)
         classifier = SequenceClassifier(model.eval(), tokenizer, examples.labels)
         scores = probabilities(classifier, test.texts, batch_size=64)[:, 1].tolist()
