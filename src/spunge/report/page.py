@@ -182,7 +182,8 @@ def _attacked(findings: Findings, shelf: Mapping[str, Table]) -> list[Block]:
         for (attack, column), rows in findings.attacks.items()
         if any("steps" in row["setting"] for row in rows)
     ]
-    blocks = [*_table(shelf, "robustness"), *_pictures(*heats, *curves), *_table(shelf, "recovery", open=False)]
+    blocks = [*_table(shelf, "robustness"), *_table(shelf, "robustness-values", open=False)]
+    blocks += [*_pictures(*heats, *curves), *_table(shelf, "recovery", open=False)]
     blocks += [*_table(shelf, "recovery-values", open=False), *_table(shelf, "robustness-beside", open=False)]
     return blocks or [Block(text=_NO_ATTACK)]
 

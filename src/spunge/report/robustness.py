@@ -91,23 +91,25 @@ def values_of(findings: Findings) -> list[str]:
 
 def tables(findings: Findings) -> list[Table]:
     """The worst case of every variant, overall and by value; and what each attack does to the base and the oracle."""
-    cells = [
-        _worst_cells(one, value)
-        for value in (None, *values_of(findings))
-        for one in worst_cases(findings, value).values()
-        if one.variant in findings.variants
-    ]
     tried = max((row["tried"] for row in findings.results["attacks"]), default=0)
-    worst = Table(
-        "robustness",
-        "The most that an attack brought back",
+    note = (
         f"Of up to {tried} settings that were tried on a suite, the one that brought most back; the interval is "
         "widened for their number, and holds for all of them at once. Not counted are those that left less than 90 % "
-        "of what must stay, and those that take the base model's weights, whose owner needs no attack.",
-        ["On", "Model", "Before", "Under attack", "Brought back", "By", "n"],
-        cells,
+        "of what must stay, and those that take the base model's weights, whose owner needs no attack."
     )
-    return [worst, _beside(findings)]
+    title = "The most that an attack brought back"
+    header = ["On", "Model", "Before", "Under attack", "Brought back", "By", "n"]
+    by_value = [cells for value in values_of(findings) for cells in _worst(findings, value)]
+    return [
+        Table("robustness", title, note, header, _worst(findings, None)),
+        Table("robustness-values", f"{title}, by value", note, header, by_value),
+        _beside(findings),
+    ]
+
+
+def _worst(findings: Findings, value: str | None) -> list[list[Cell]]:
+    cases = worst_cases(findings, value).values()
+    return [_worst_cells(one, value) for one in cases if one.variant in findings.variants]
 
 
 def _worst_cells(one: Worst, value: str | None) -> list[Cell]:
