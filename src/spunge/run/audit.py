@@ -100,11 +100,7 @@ def audit(
     device = compute.chosen_device
     model = what.base if compute.dtype is None else what.base.model_copy(update={"dtype": compute.dtype})
     base = Base(model)
-    if not any(suite.goal == "forget" for suite in what.suites):
-        raise DataError("audit: no suite asks for what must go (`goal: forget`)")
-    for suite in what.suites:
-        suite.check()
-        suite.forecast(model)
+    _check(what.suites, model)
     variants = [Variant(BASE.name, BASE.kind, 0), *_published(what, model)]
     kept = next((suite for suite in what.suites if suite.goal == "retain" and not isinstance(suite, Attack)), None)
     material = Material(tuple(what.forget), tuple(what.retain), what.by, kept)
@@ -112,11 +108,7 @@ def audit(
     if found.left_out:
         listener("warned", {"warnings": [f"not asked: {attack}: {why}" for attack, why in found.left_out.items()]})
     asked = [*what.suites, *found.attacks]
-    length = min(Damage().length, shape_of(model).window)
-    texts = load_corpus(what.retain) if what.retain else None
-    measured = [
-        MatchDamage(one, Damage(length=length), (), texts, None, base) for one in variants[1:] if texts is not None
-    ]
+    measured = _measured(what, base, variants[1:])
     tasks = [Evaluate(one, suite, base) for one in variants for suite in asked]
     store = Store(out / "store")
     with Planned(store, device) as planned:  # what is wrong is found before anything is written
@@ -125,13 +117,8 @@ def audit(
     refuse_foreign(out)
     noted = _Noted(listener)
     with locked(out, "another audit is at work there; wait for it, or give another --out"), store.held():
-        manifest: dict[str, Any] = {
-            "format": RUN_FORMAT, "status": "running", "experiment": out.resolve().name, "command": command,
-            "version": metadata.version("spunge"), "seeds": [0],
-            "model": {**model.model_dump(include={"id", "revision"}), "digest": base.digest},
-            "suites": [one.described for one in asked], "split": {"attribute": what.by or _attribute(what.suites)},
-            "environment": environment(device), "not_run": [f"{name}: {why}" for name, why in found.left_out.items()],
-        }  # fmt: skip
+        manifest = _manifest(what, base, asked, found.left_out, device)
+        manifest |= {"experiment": out.resolve().name, "command": command}
         _write(out, manifest)
         listener("planned", {"steps": planned.steps})
         with compute.start(store, progress, noted.note) as executor:
@@ -146,6 +133,36 @@ def audit(
         _write(out, manifest)
         report.write(out, ending=True)
     return out
+
+
+def _check(suites: Sequence[Evaluator], model: LanguageModel) -> None:
+    """Refuses suites that cannot be asked, or of which none asks for what must go."""
+    if not any(suite.goal == "forget" for suite in suites):
+        raise DataError("audit: no suite asks for what must go (`goal: forget`)")
+    for suite in suites:
+        suite.check()
+        suite.forecast(model)
+
+
+def _measured(what: Audit, base: Base, variants: Sequence[Variant]) -> list[MatchDamage]:
+    """The tasks that measure what each model did to texts of what must stay, where there are any."""
+    if not what.retain:
+        return []
+    damage, texts = Damage(length=min(Damage().length, shape_of(base.model).window)), load_corpus(what.retain)
+    return [MatchDamage(variant, damage, (), texts, None, base) for variant in variants]
+
+
+def _manifest(
+    what: Audit, base: Base, asked: Sequence[Evaluator], left_out: Mapping[str, str], device: str
+) -> dict[str, Any]:
+    """What the manifest says before anything is asked."""
+    model = base.model
+    return {
+        "format": RUN_FORMAT, "status": "running", "version": metadata.version("spunge"), "seeds": [0],
+        "model": {**model.model_dump(include={"id", "revision"}), "digest": base.digest},
+        "suites": [one.described for one in asked], "split": {"attribute": what.by or _attribute(what.suites)},
+        "environment": environment(device), "not_run": [f"{name}: {why}" for name, why in left_out.items()],
+    }  # fmt: skip
 
 
 @dataclass
