@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import typer
 
+import spunge
 from spunge.cli.commands import app
 
 ROOT = Path(__file__).parent.parent
@@ -69,3 +70,16 @@ def test_every_link_and_every_file_that_is_named_leads_somewhere(page: Path) -> 
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     named = re.findall(r"`((?:docs|src|tests|benchmarks)/[\w/.-]+\.(?:md|py|sh|toml))", text)
     assert not missing + [name for name in named if not (ROOT / name).exists()]
+
+
+@pytest.mark.long
+def test_the_notebook_of_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"), re.M | re.S
+    )
+    monkeypatch.chdir(tmp_path)
+    spunge.run("lab-knowledge")
+    names: dict[str, Any] = {}
+    exec(compile(block, "tutorial.md", "exec"), names)
+    assert names["run"].verdict.sentences[0].startswith("SPUNGE forgot")
+    assert names["merged"].norm > 0

@@ -269,7 +269,7 @@ def evaluate(
     with _new_or_temporary(out) as directory, _on_disk(vector) as path:
         step = standalone.Step(_handle(model), directory, 0, device, progress=progress)
         standalone.evaluate(step, evaluators, path)
-        return OpenedRun.read(directory)
+        return OpenedRun.read(directory, whole=out is None)
 
 
 def export(

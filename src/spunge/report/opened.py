@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,23 @@ class OpenedRun:
     """The run as it lies on disk: its path, manifest and recipe, and what is missing of it."""
 
     @classmethod
-    def read(cls, directory: Path) -> OpenedRun:
+    def read(cls, directory: Path, *, whole: bool = False) -> OpenedRun:
         """Reads a run's directory.
+
+        Args:
+            directory: The run's.
+            whole: Whether its answers are read now, as the directory will not stay; else when they are needed.
 
         Raises:
             ArtifactError: There is no run here, another version of Spunge wrote it, or its files are damaged.
         """
-        return cls(artifacts.read(directory))
+        run = artifacts.read(directory)
+        return cls(replace(run, items=run.items.collect().lazy()) if whole else run)
 
-    @property
+    @cached_property
     def items(self) -> pl.DataFrame:
         """Every answer: one row for each variant, seed, item and metric, with the item's attributes."""
-        return self.run.items
+        return self.run.items.collect()
 
     @cached_property
     def results(self) -> dict[str, Any]:
