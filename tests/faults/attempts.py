@@ -212,7 +212,7 @@ def made(runs: Path) -> dict[str, Any]:
             measured = {"command": None, "checksum": None}
             found[name] = {**manifest, **measured, "stages": stages, "files": [*manifest["files"]]}
         elif file.name == "results.json":
-            found[name] = {**json.loads(file.read_text()), "provenance": None}
+            found[name] = {**json.loads(file.read_text()), "provenance": None, "checksum": None}
         else:
             found[name] = digest_of(file)["sha256"]  # its bytes, of whatever size
     return found

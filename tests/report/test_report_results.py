@@ -258,17 +258,27 @@ def test_files_that_are_not_those_the_run_wrote_are_refused_by_all_who_read_them
     run = write_run(tmp_path, items=40)
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["files"] = {name: digest_of(run / name) for name in ("recipe.yaml", "items.parquet")}
-    (run / "manifest.json").write_text(json.dumps(manifest))
     report.write(run)
+    manifest["files"]["report/results.json"] = digest_of(run / "report/results.json")
+    (run / "manifest.json").write_text(json.dumps(manifest))
     for name in manifest["files"]:
         whole = (run / name).read_bytes()
         status = (run / name).stat()
         (run / name).write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
         os.utime(run / name, ns=(status.st_atime_ns, status.st_mtime_ns))
         for reading in (report.write, report.card, lambda path: report.compare([path, path], tmp_path / "out")):
-            with pytest.raises(ArtifactError, match=f"{name}: damaged, or changed since the run wrote it"):
+            with pytest.raises(ArtifactError, match=f"{name}: damaged, or changed"):
                 reading(run)
         (run / name).write_bytes(whole)
+    # A report that was written anew is no longer the run's, and agrees with itself.
+    (run / "report/results.json").unlink()
+    report.write(run)
+    changed = json.loads((run / "report/results.json").read_text())
+    (run / "report/results.json").write_text(json.dumps({**changed, "seeds": [7]} | {"checksum": checksum(changed)}))
+    with pytest.raises(
+        ArtifactError, match=r"results\.json: damaged, or changed by hand: remove it, and `spunge report"
+    ):
+        report.card(run)
 
 
 def test_a_manifest_that_is_not_the_one_the_run_wrote_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spunge.errors import ArtifactError
-from spunge.files import replace_text, state_of
+from spunge.files import checksum, replace_text, state_of
 from spunge.report import artifacts, audit, comparing, differing, judges, results, robustness, search
 from spunge.report.closing import Line, closing
 from spunge.report.findings import Findings
@@ -123,8 +123,9 @@ def _write(run: artifacts.Run, content: dict[str, Any], out: Path) -> Path:
     tables += judges.tables(findings)
     tables += [*(table for table in robustness.tables(findings) if table.cells), *audit.tables(findings)]
     html, figures = page.render(run, findings, judged, tables)
+    content = json.loads(json.dumps(content, allow_nan=False))  # as it is read back: no key is a number
     files = {
-        "results.json": json.dumps(content, indent=1, allow_nan=False) + "\n",
+        "results.json": json.dumps({**content, "checksum": checksum(content)}, indent=1, allow_nan=False) + "\n",
         "results.md": markdown.render(findings, judged, key_tables(findings)),
         "index.html": html,
         **{f"figures/{figure.key}.svg": figure.svg for figure in figures},

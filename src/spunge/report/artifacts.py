@@ -380,14 +380,27 @@ def _verify(path: Path, manifest: Manifest) -> None:
     """Refuses a finished run whose files are not those that it wrote; one that is missing is told of elsewhere."""
     for name, written in manifest.files.items():
         file = path / name
-        # The report is written anew from the other files, so its own may have been made by a later version.
-        if name.startswith("report/") or not file.is_file():
+        if not file.is_file() or digest_of(file)["sha256"] == written.get("sha256"):
             continue
-        if digest_of(file)["sha256"] != written.get("sha256"):
+        if not name.startswith("report/"):
             raise ArtifactError(
                 f"{file}: damaged, or changed since the run wrote it; run the experiment again: what the store holds "
                 "is used again"
             )
+        if not _agrees_with_itself(file):
+            raise ArtifactError(
+                f"{file}: damaged, or changed by hand: remove it, and `spunge report {path}` writes it anew from the "
+                "answers"
+            )
+
+
+def _agrees_with_itself(results: Path) -> bool:
+    """Whether a report's figures are as they were written: by the run, or anew since then, by a later version say."""
+    try:
+        content = json.loads(results.read_text(encoding="utf-8"))
+        return content["checksum"] == checksum(content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def curves(run: Run, stage: Stage) -> list[dict[str, float]]:
