@@ -63,6 +63,8 @@ def test_run_twice_then_report(world: dict[str, Any], write_recipe: Write, tmp_p
     told = spunge("run", "recipe.yaml", "--json", cwd=tmp_path)
     events = [json.loads(line) for line in told.stdout.splitlines()]
     assert [events[0]["event"], events[-1]["event"], events[-1]["run"]] == ["planned", "done", "runs/tiny"]
+    assert events[-1]["verdict"]["sentences"]
+    assert len(events[-1]["verdict"]["numbers"]) == 3
     assert told.stderr == ""
     planned = spunge("plan", "recipe.yaml", "merge.density=0.9", cwd=tmp_path)
     assert "merger.density" in planned.stdout
