@@ -1,4 +1,4 @@
-"""Content-addressed artifacts, found by their key (see `keys`): a manifest written last, publication by rename."""
+"""Content-addressed artifacts by their key (see `keys`): a lock, a manifest written last, publication by rename."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run takes, and what keeping hidden states spares it, known before any weight is read."""
+"""What steering takes (memory, disk, operations), and what keeping hidden states spares, before any weight is read."""
 
 from __future__ import annotations
 

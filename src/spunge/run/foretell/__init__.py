@@ -1,1 +1,1 @@
-"""What a run would compute and what that takes, said before it begins."""
+"""What a run would compute, and what that takes: the `forecast` of each kind of task, added up before it begins."""
