@@ -16,6 +16,7 @@ from spunge.cli import steps
 from spunge.errors import RecipeError
 from spunge.recipe.schema import Experiment
 from spunge.run import pipeline
+from spunge.splitters import AtRandom
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_the_steps_by_themselves_do_what_the_command_line_does(
 
     (suite,) = world["evaluate"]
     run = spunge.evaluate(base, merged, [suite], out=tmp_path / "scores")
-    again = spunge.evaluate(exported, suites=[suite])
+    again = spunge.evaluate(exported, suites=suite)
     assert run.items["value"].to_list() == again.items["value"].to_list()
     assert spunge.open(tmp_path / "scores").scores.equals(run.scores)
     assert run.scores["n"].max() == 12
@@ -168,6 +169,10 @@ def test_steps_refuse_what_they_cannot_do(base: spunge.LanguageModel, forget: sp
         spunge.unlearn(base, forget, out=tmp_path / "tv", **RMU)
     with pytest.raises(spunge.SpungeError, match="no suites"):
         spunge.evaluate(base)
+    with pytest.raises(spunge.SpungeError, match=r"split\.column: AtRandom holds its settings"):
+        spunge.split(forget, AtRandom(sizes=[4, 4]), column="domain")
+    with pytest.raises(spunge.SpungeError, match="hazard"):
+        spunge.evaluate(base, suites="hazard")
     with pytest.raises(spunge.SpungeError, match=r"as model="):
         spunge.export(spunge.TaskVector({}), tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from spunge.errors import RecipeError
 from spunge.interfaces import Progress, silent
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from spunge.rows.sources import Corpus
     from spunge.weights.language_model import LanguageModel
     from spunge.weights.task_vector import TaskVector
+
+    Suite: TypeAlias = str | Path | Mapping[str, Any] | Evaluator
 
 __all__ = ["evaluate", "export", "load", "merge", "open", "rows", "run", "split", "unlearn"]
 
@@ -144,14 +146,13 @@ def split(
         DataError: The rows have not what the splitter reads.
     """
     from spunge.interfaces import Work
-    from spunge.recipe import reading
     from spunge.recipe.schema import AnySplit
     from spunge.run.compute import choose_device
     from spunge.run.split import Split
     from spunge.run.variant import Base
     from spunge.weights.language_model import LanguageModel, Resident
 
-    splitter: Splitter = reading.validate(AnySplit, {"by": by, **settings}, "split") if isinstance(by, str) else by
+    splitter: Splitter = _chosen(AnySplit, "split", "by", by, settings)
     if splitter.asks_base and model is None:
         raise RecipeError("split: this splitter asks the base model: give one as model=…")
     # No splitter that does not ask the base model looks at this handle.
@@ -191,14 +192,11 @@ def unlearn(
     Raises:
         SpungeError: Something is missing or wrong; `out` does not exist afterwards.
     """
-    from spunge.recipe import reading
     from spunge.recipe.schema import AnyUnlearn
     from spunge.run import standalone
     from spunge.weights.task_vector import TaskVector
 
-    unlearner = (
-        reading.validate(AnyUnlearn, {"method": method, **settings}, "unlearn") if isinstance(method, str) else method
-    )
+    unlearner = _chosen(AnyUnlearn, "unlearn", "method", method, settings)
     with _new_or_temporary(out) as directory:
         step = standalone.Step(_handle(model), directory, seed, device, progress=progress)
         topics = forget if isinstance(forget, Mapping) else {"": forget}
@@ -223,10 +221,9 @@ def merge(
         IncompatibleTaskVectors: They do not belong to one base model.
     """
     from spunge.merging import merge as merge_task_vectors
-    from spunge.recipe import reading
     from spunge.recipe.schema import AnyMerge
 
-    merger = reading.validate(AnyMerge, {"method": method, **settings}, "merge") if isinstance(method, str) else method
+    merger = _chosen(AnyMerge, "merge", "method", method, settings)
     if not isinstance(task_vectors, Mapping):
         task_vectors = {f"task_vector_{number}": vector for number, vector in enumerate(task_vectors, 1)}
     return merge_task_vectors(merger, task_vectors).task_vector
@@ -235,7 +232,7 @@ def merge(
 def evaluate(
     model: str | Path | LanguageModel,
     vector: TaskVector | str | Path | None = None,
-    suites: Sequence[str | Path | Mapping[str, Any] | Evaluator] = (),
+    suites: Suite | Sequence[Suite] = (),
     *,
     out: str | Path | None = None,
     device: str = "auto",
@@ -247,8 +244,8 @@ def evaluate(
     Args:
         model: The base model.
         vector: What to add to it; None asks the base model itself.
-        suites: Each a recipe or a YAML list of evaluators in a file, a suite that ships with Spunge, the settings of
-            an evaluator as a mapping, or an evaluator.
+        suites: One or several, each a recipe or a YAML list of evaluators in a file, a suite that ships with Spunge,
+            the settings of an evaluator as a mapping, or an evaluator.
         out: A new directory for answers and scores; None keeps them in memory alone.
         device: Where to compute.
         progress: Told of every step.
@@ -263,7 +260,8 @@ def evaluate(
     from spunge.report.opened import OpenedRun
     from spunge.run import standalone
 
-    evaluators = [evaluator for suite in suites for evaluator in _evaluators(suite, allow_code=allow_code)]
+    listed = suites if isinstance(suites, Sequence) and not isinstance(suites, str) else [suites]
+    evaluators = [evaluator for suite in listed for evaluator in _evaluators(suite, allow_code=allow_code)]
     if not evaluators:
         raise RecipeError("evaluate: no suites: name a recipe, a suite, or an evaluator's settings")
     with _new_or_temporary(out) as directory, _on_disk(vector) as path:
@@ -312,7 +310,18 @@ def _handle(model: str | Path | LanguageModel) -> LanguageModel:
     return load(model) if isinstance(model, str | Path) else model
 
 
-def _evaluators(suite: str | Path | Mapping[str, Any] | Evaluator, *, allow_code: bool) -> list[Evaluator]:
+def _chosen(kind: Any, section: str, discriminator: str, method: Any, settings: Mapping[str, Any]) -> Any:
+    """A method by name with its settings, or one that is whole already."""
+    from spunge.recipe import reading
+
+    if isinstance(method, str):
+        return reading.validate(kind, {discriminator: method, **settings}, section)
+    if settings:
+        raise RecipeError(f"{section}.{next(iter(settings))}: {type(method).__name__} holds its settings: set it there")
+    return method
+
+
+def _evaluators(suite: Suite, *, allow_code: bool) -> list[Evaluator]:
     from spunge.recipe import reading
     from spunge.recipe.schema import AnyEvaluate
 
