@@ -6,11 +6,14 @@ import os
 import resource
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from spunge import memory
+from spunge.cli import commands
 from spunge.cli.surroundings import prepare, spell
 from spunge.errors import SpungeError
 
@@ -72,3 +75,17 @@ def test_where_there_is_no_utf8_the_text_is_spelt_in_ascii() -> None:
 @pytest.mark.parametrize(("letter", "spelt"), [("λ", "lambda"), ("é", "e"), ("┏", "+"), ("─", "-"), ("漢", "?")])
 def test_letters_are_spelt(letter: str, spelt: str) -> None:
     assert spell(letter) == spelt
+
+
+def test_what_users_of_command_lines_expect() -> None:
+    runner = CliRunner()
+    version = runner.invoke(commands.app, ["--version"])
+    assert version.exit_code == 0
+    assert version.stdout.startswith(f"spunge {metadata.version('spunge')}\n")
+    assert {line.split()[0] for line in version.stdout.splitlines()} >= {"python", "torch", "transformers", "peft"}
+    for command in (["run"], ["plan"], ["merge"], ["store", "ls"], ["report"]):
+        short, long = (runner.invoke(commands.app, [*command, help]) for help in ("-h", "--help"))
+        assert (short.exit_code, short.stdout) == (0, long.stdout)
+    read = runner.invoke(commands.app, ["plan", "lab-knowledge", "--set", "merge.density=7", "-o", "nowhere"])
+    assert "merge.density" in str(read.exception)
+    assert not Path("nowhere").exists()

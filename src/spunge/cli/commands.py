@@ -28,6 +28,7 @@ from spunge.cli.options import (
     OfflineRoot,
     Out,
     Quiet,
+    Sets,
     Track,
     Words,
     aside,
@@ -51,7 +52,27 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    from spunge.run.journal import environment
+
+    versions = {name: version for name, version in environment("").items() if version}
+    screen.print("\n".join(f"{name} {versions[name]}" for name in sorted(versions, key=lambda name: name != "spunge")))
+    raise typer.Exit
+
+
+@app.callback()
+def begin(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show versions, and the commit.")
+    ] = False,
+) -> None:
+    """Takes what is said before a command."""
 
 
 def main() -> None:
@@ -93,7 +114,7 @@ _LONG = {
 
 def _greet(words: Sequence[str]) -> None:
     """Says at once that a command has begun; elsewhere than on a terminal an error stays one line."""
-    if words and words[0] in _LONG and aside.is_terminal and not {"--quiet", "--json", "--help"} & set(words):
+    if words and words[0] in _LONG and aside.is_terminal and not {"--quiet", "--json", "--help", "-h"} & set(words):
         named = words[1] if len(words) > 1 and not words[1].startswith("-") else ""
         aside.print(f"spunge {words[0]} {named}".rstrip() + " …", soft_wrap=True)
 
@@ -131,6 +152,7 @@ def demo(
 def run(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships with Spunge.")],
     words: Words = None,
+    sets: Sets = None,
     out: Out = Path("runs"),
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes to run independent tasks in.")] = 1,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Run seeds 0 … N−1.")] = None,
@@ -150,6 +172,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Splits, unlearns, merges, evaluates and reports; what is there already is not computed again."""
+    words = [*(words or []), *(sets or [])]
     if executor not in ("local", "ray"):
         raise RecipeError(f"--executor {executor}: use local or ray")
     if sweep:
@@ -189,6 +212,7 @@ def run(
 def plan(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships with Spunge.")],
     words: Words = None,
+    sets: Sets = None,
     out: Out = Path("runs"),
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Plan seeds 0 … N−1.")] = None,
     offline_root: OfflineRoot = None,
@@ -200,6 +224,7 @@ def plan(
     every_task: Annotated[bool, typer.Option("--all", help="Say it of each task.")] = False,
 ) -> None:
     """Says what a run would fetch, compute or reuse and why, how long that takes, and what would not fit."""
+    words = [*(words or []), *(sets or [])]
     experiment = _read(recipe, words, seeds, offline_root, allow_code=allow_code)
     from spunge.cli.plan import show_fetches, show_plan
     from spunge.recipe.fetching import to_fetch
@@ -226,7 +251,7 @@ def report(
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Two or more run directories.")],
     out: Annotated[
-        Path, typer.Option("--out", help="A new directory, or that of an earlier comparison of the same runs.")
+        Path, typer.Option("--out", "-o", help="A new directory, or that of an earlier comparison of the same runs.")
     ] = Path("comparison"),
 ) -> None:
     """Writes one page over several runs, matched by item."""

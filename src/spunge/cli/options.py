@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 screen = Console(highlight=False, markup=False, emoji=False)
 aside = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
-Out = Annotated[Path, typer.Option("--out", help="The runs root; an existing one is continued.")]
-NewOut = Annotated[Path, typer.Option("--out", help="The new directory.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="The runs root; an existing one is continued.")]
+NewOut = Annotated[Path, typer.Option("--out", "-o", help="The new directory.")]
 Model = Annotated[str, typer.Option("--model", help="A model directory or hub id.")]
 Device = Annotated[str, typer.Option("--device", help="A torch device; auto takes a GPU if there is one.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="What to compute in; default: the checkpoint's own.")]
 Seed = Annotated[int, typer.Option("--seed", help="The seed of everything drawn.")]
 Words = Annotated[list[str] | None, typer.Argument(help="Settings: key=value …", show_default=False)]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value, as the words after the recipe; may be repeated.")
+]
 Columns = Annotated[
     list[str] | None,
     typer.Option("--columns", help="text=body: Spunge's name for a column, and the file's own; may be repeated."),
