@@ -141,8 +141,13 @@ def gone(findings: Findings, name: str, seed: int) -> float | None:
     for column in findings.leading("forget"):
         base = findings.score_of_seed(BASE.name, seed, column)
         score, floor = findings.score_of_seed(name, seed, column), findings.chance(column) or 0.0
-        if base is None or score is None or column.higher_is_better or base.value <= floor:
+        if base is None or score is None or base.value <= floor:
             return None
+        if column.higher_is_better:  # a perplexity that should rise counts as its ratio, turned over
+            if column.share or score.value <= 0:
+                return None
+            shares.append(1 - base.value / score.value)
+            continue
         shares.append((base.value - score.value) / (base.value - floor))
     return sum(shares) / len(shares) if shares else None
 

@@ -221,7 +221,8 @@ def curve(findings: Findings) -> Figure | None:
     for point in measured.curve:
         if point.near is not None and point.forgotten is not None:
             lines.setdefault(point.variant, [(0.0, 0.0)]).append((point.near, 100 * point.forgotten))
-    lines = {name: sorted(lines[name]) for name in findings.main_variants if name in lines}
+    # Of a variant whose share forgotten is not known anywhere there is only the origin.
+    lines = {name: sorted(set(lines[name])) for name in findings.main_variants if len(set(lines.get(name, ()))) > 1}
     if not lines:
         return None
     known = [

@@ -61,16 +61,17 @@ def two_scores(findings: Findings, column: Column, rival: str, one: str = MERGED
 
 def difference(row: Comparison, column: Column) -> str:
     """Writes a difference as tables have it, SPUNGE minus the other, with interval, p and items."""
-    return f"difference {_apart(row, column, 1)}"
+    return f"difference {_apart(row, column, 1, '')}"
 
 
 def lead(row: Comparison, column: Column) -> str:
     """Writes by how much SPUNGE is better, as the numbers of a first screen have it: below 0 it is worse."""
-    return f"better by {_apart(row, column, 1 if column.higher_is_better else -1)}"
+    sign = 1 if column.higher_is_better else -1
+    return f"better by {_apart(row, column, sign, f' in {column.metric.in_words}')}"
 
 
-def _apart(row: Comparison, column: Column, sign: int) -> str:
-    factor, unit = (100 * sign, " points") if column.share else (sign, "")
+def _apart(row: Comparison, column: Column, sign: int, unit: str) -> str:
+    factor, unit = (100 * sign, " points") if column.share else (sign, unit)
     ends = None if row.ends is None else tuple(sorted(factor * end for end in row.ends))
     digits = decimals(*ends) if ends else 1
     text = f"{signed(row.difference * factor, digits)}{unit}"
