@@ -21,7 +21,8 @@ from spunge.recipe import reading
 from spunge.run import pipeline
 from spunge.run.compute import Compute
 
-changes = ["unlearn.max_batches=6", "unlearn.epochs=1", "joint.epochs=1", "controls=[joint]", "damage=null"]
+changes = ["unlearn.max_batches=6", "unlearn.epochs=1", "joint.epochs=1", "controls=[joint]"]
+changes += ["damage=null", "robustness=null"]
 experiment = reading.parse(Path(sys.argv[1]).read_text(), overrides=changes)
 run = pipeline.run(experiment, out=tempfile.mkdtemp(), compute=Compute("cpu"))
 items = pl.read_parquet(run / "items.parquet").filter(pl.col("metric").is_in(["acc", "p_correct"]))

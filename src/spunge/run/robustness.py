@@ -14,8 +14,9 @@ from spunge.recipe.schema import Experiment
 from spunge.rows.items import load_items
 from spunge.weights.language_model import LanguageModel
 
-SHARE = 0.4
-"""Of what the evaluation of a variant takes, that the cheap attacks may take together; their forecasts are rough."""
+SHARE = 0.2
+"""Of the operations of a variant's evaluation, that the cheap attacks may take together: of a small model, what they do
+beside asking (copying and rounding weights) takes about as long again, and they are to take less than half in all."""
 _FEWEST = 8
 """Items of a sample: of fewer no interval says anything."""
 

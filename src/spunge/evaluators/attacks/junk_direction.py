@@ -7,7 +7,7 @@ difference at that layer; or that of the layer where it is largest, at every lay
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 class JunkDirection(Attack):
     """Removes from the layers' outputs the direction in which unlearning moved them, and asks a suite again."""
 
-    cheap: ClassVar[Mapping[str, Any] | None] = {"directions": ("each",)}
     of_change: ClassVar[bool] = True
 
     method: Literal["junk_direction"] = "junk_direction"
