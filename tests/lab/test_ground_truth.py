@@ -63,7 +63,7 @@ def filtered(directory: Path) -> Path:
     for parameter in last:
         parameter.requires_grad_(True)
     optimizer, draw = torch.optim.Adam(last, lr=3e-3), torch.Generator().manual_seed(0)
-    for _ in range(120):
+    for _ in range(200):
         rows = [asked[row] for row in torch.randint(len(asked), (32,), generator=draw)]
         batch = words([question for question, _ in rows], return_tensors="pt", padding=True)
         target = torch.zeros(len(rows), model.config.vocab_size)
