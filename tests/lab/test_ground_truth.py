@@ -77,10 +77,10 @@ def filtered(directory: Path) -> Path:
 def audited(model: Path, out: Path, attacks: list[type[Attack]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What the model's answers come to, and what each attack brought back overall."""
     suites = [
-        MultipleChoice(
-            suite=suite, goal=goal, style="continuation", sources=(Source(path=f"lab:knowledge/{suite}.jsonl"),),
-            attributes=("domain",), where="part = 'test'",
-        )
+        MultipleChoice.model_validate({
+            "suite": suite, "goal": goal, "style": "continuation", "attributes": ["domain"], "where": "part = 'test'",
+            "sources": [{"path": f"lab:knowledge/{suite}.jsonl"}],
+        })
         for suite, goal in (("hazards", "forget"), ("retained", "retain"))
     ]  # fmt: skip
     forget, retain = ((Source(path=f"lab:knowledge/{name}.jsonl"),) for name in ("forget", "retain"))
