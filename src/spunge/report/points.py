@@ -65,9 +65,9 @@ def difference(row: Comparison, column: Column) -> str:
 
 
 def lead(row: Comparison, column: Column) -> str:
-    """Writes by how much SPUNGE is better, as the numbers of a first screen have it: below 0 it is worse."""
+    """Writes by how much SPUNGE leads, as the numbers of a first screen have it: below 0 it is behind."""
     sign = 1 if column.higher_is_better else -1
-    return f"better by {_apart(row, column, sign, f' in {column.metric.in_words}')}"
+    return f"a lead of {_apart(row, column, sign, f' in {column.metric.in_words}')}"
 
 
 def _apart(row: Comparison, column: Column, sign: int, unit: str) -> str:
