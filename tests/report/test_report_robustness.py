@@ -111,3 +111,10 @@ def test_the_largest_wins_but_not_what_ruins_the_model_nor_what_has_not_begun(tm
 def test_what_is_kept_is_a_mean_over_seeds(scores) -> None:
     rows = rows_of(scores, {"10 steps": 0.8, "20 steps": 0.95})
     assert (rows["10 steps"]["kept"], rows["20 steps"]["kept"], rows["0 steps"]["kept"]) == (0.8, 0.95, None)
+
+
+def test_one_item_that_went_is_nothing_to_bring_back(scores) -> None:
+    lost = scores["base", ""].copy()
+    lost[np.flatnonzero(lost)[0]] = False
+    row = rows_of({**scores, ("unlearned", ""): lost}, {})["20 steps"]
+    assert (row["recovered"], row["worst_low"]) == (None, None)

@@ -11,7 +11,7 @@ import numpy as np
 from spunge.report.answers import AT, Answers
 from spunge.report.artifacts import Suite
 from spunge.report.estimates import bounded, estimate, per_item
-from spunge.statistics import mean_interval, ratio_interval
+from spunge.statistics import compare, ratio_interval
 from spunge.variants import BASE, ORACLE
 
 KEPT = "kept"
@@ -122,7 +122,8 @@ def _row(
     original, unlearned, again = (per_item(*each).mean(0) for each in scores.values())
     forgotten = per_item(plain, oracle, before).mean(0) if oracle else unlearned
     clusters = plain.clusters_of(before)
-    if 0 in mean_interval(original - forgotten, clusters=clusters):
+    # Wilson's interval of a share never holds 0 once a single item differs: whether anything went is a paired test.
+    if 0 in compare(original, forgotten, clusters=clusters).interval():
         return row
     for name, confidence in (("recovered", 0.95), ("worst", 1 - 0.05 / tried)):
         share, interval = ratio_interval(
