@@ -13,6 +13,7 @@ import pytest
 from report_runs import write_run
 
 from spunge import report
+from spunge.report.closing import closing
 from spunge.report.findings import Findings
 from spunge.report.verdict import Verdict, verdict
 
@@ -77,10 +78,12 @@ def said(root: Path, shares: Shares | Callable[[int], Shares], **options: Any) -
     return judged(simulated(root, shares, **options)).headline.replace("\u00a0", " ")
 
 
-def with_answers(run: Path, variant: str, metric: str, value: float, *, group: str = "") -> Path:
-    """The run with another answer of one variant on what must go, of one group or of all."""
+def with_answers(
+    run: Path, variant: str, metric: str, value: float, *, group: str = "", suite: str = "hazards"
+) -> Path:
+    """The run with another answer of one variant on a suite, of one group or of all."""
     items = pl.read_parquet(run / "items.parquet")
-    mine = (pl.col("variant") == variant) & (pl.col("metric") == metric) & (pl.col("suite") == "hazards")
+    mine = (pl.col("variant") == variant) & (pl.col("metric") == metric) & (pl.col("suite") == suite)
     mine &= pl.col("attributes").str.contains(group, literal=True)
     items.with_columns(value=pl.when(mine).then(value).otherwise("value")).write_parquet(run / "items.parquet")
     return run
@@ -225,7 +228,7 @@ def test_a_destroyed_joint_model_wins_nothing_where_damage_was_not_matched(tmp_p
     (run / "manifest.json").write_text(json.dumps({**manifest, "damage": None}))
     told = judged(run).headline.replace("\u00a0", " ")
     assert re.match(r"SPUNGE forgot nothing measurable \(at most \d+ % of what it should\)\. It kept the rest", told)
-    assert "cannot be compared: joint unlearning damaged the model (accuracy on “general” 6" in told
+    assert "cannot be compared: joint unlearning destroyed the model (accuracy on “general” 6" in told
     assert "forgot more" not in told
     assert "kept more" not in told
 
@@ -292,3 +295,122 @@ def test_which_group_is_worst_is_said_where_it_is_no_chance(tmp_path: Path) -> N
     items.with_columns(value=pl.when(right).then(1.0).otherwise("value")).write_parquet(run / "items.parquet")
     told = judged(run).headline.replace("\u00a0", " ")
     assert re.search(r"Of 2 groups most is left of “cyber” \(\d+ %\), least of “bio” \(\d+ %\)\.", told), told
+
+
+def ending(run: Path) -> list[str]:
+    """The whole end that a terminal shows, each line after its mark."""
+    findings = Findings(report.build(run))
+    marks = {"good": "✓ ", "bad": "✗ ", "unsure": "? "}
+    lines = closing(findings, verdict(findings))
+    return [marks.get(line.status, "") + line.text.replace("\u00a0", " ") for line in lines]
+
+
+def with_perplexity(run: Path, goal: str, ratios: Mapping[str, float], *, suite: str = "wiki") -> Path:
+    """The run with another suite, of texts of which each variant's perplexity is so many times the base model's."""
+    table = pl.read_parquet(run / "items.parquet")
+    asked = table.filter((pl.col("metric") == "acc") & (pl.col("suite") == "general"))
+    asked = asked.filter(pl.col("item").str.slice(-6).cast(pl.Int64) < 60)
+    surprise = 3.0 + pl.col("item").str.slice(-6).cast(pl.Int64) % 7 * 0.1
+    log = surprise + pl.col("variant").replace_strict(ratios, default=1.0).log()
+    columns = {"perplexity": log.exp(), "nll": 10 * log, "tokens": pl.lit(10.0)}
+    named = {"suite": pl.lit(suite), "task": pl.lit(suite)}
+    extra = [asked.with_columns(**named, metric=pl.lit(name), value=value) for name, value in columns.items()]
+    pl.concat([table, *extra]).write_parquet(run / "items.parquet")
+    return changed(
+        run, lambda m: m["suites"].append(
+            {"suite": suite, "method": "perplexity", "goal": goal, "headline": ["perplexity"]}
+        )
+    )  # fmt: skip
+
+
+def with_degenerate(run: Path, counts: Mapping[str, int]) -> Path:
+    """The run with so many degenerate completions of each variant."""
+    items = pl.read_parquet(run / "items.parquet")
+    count = pl.col("variant").replace_strict(counts, default=0)
+    mine = (pl.col("suite") == "toxigen") & pl.col("metric").is_in(["degenerate", "empty"])
+    value = (pl.col("item").str.slice(-6).cast(pl.Int64) < count).cast(pl.Float64)
+    items.with_columns(value=pl.when(mine).then(value).otherwise("value")).write_parquet(run / "items.parquet")
+    return changed(run, lambda m: m.update(damage=spent()))
+
+
+def changed(run: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """The run with another manifest."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    change(manifest)
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    return run
+
+
+def toxicity(root: Path) -> Path:
+    return write_run(root, kind="toxicity", items=600, seeds=(0, 1, 2))
+
+
+BROKEN: dict[str, Callable[[Path], Path]] = {
+    "destroyed": CASES["destroyed"],
+    "a perplexity that must stay ten times": lambda root: with_perplexity(
+        simulated(root, GOOD), "retain", {"spunge": 10.6}
+    ),
+    "no fluent text": lambda root: with_degenerate(toxicity(root), {"spunge": 100}),
+    "NaN on what must go": CASES["NaN"],
+    "NaN on what must stay": lambda root: with_answers(
+        simulated(root, GOOD), "spunge", "nan", 1.0, suite="general"
+    ),
+    "one letter": lambda root: with_answers(simulated(root, GOOD), "spunge", "chosen", 1.0),
+    "both destroyed": lambda root: simulated(root, {**FORGOT, "spunge": (0.25, 0.26), "joint": (0.26, 0.26)}),
+    "destroyed, damage not measured": lambda root: changed(CASES["destroyed"](root), lambda m: m.update(damage=None)),
+}  # fmt: skip
+"""Name → the run of a merged model that is no model to judge."""
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_no_line_praises_a_model_that_another_calls_broken(tmp_path: Path, case: str) -> None:
+    headline, *lines = ending(BROKEN[case](tmp_path))
+    assert not re.search(r"SPUNGE forgot|better|it forgot more|gains|brought little", headline), headline
+    assert not [line for line in lines if line.startswith("✓") and "Kept" not in line]
+    numbers = [line for line in lines if re.match(r". (Forgotten|Better)", line)]
+    assert re.fullmatch(r"✗ Forgotten: (\d+ % \[\d+, \d+\], )?no sign of forgetting", numbers[0]), numbers
+    assert re.fullmatch(r"\? Better than joint( at the same damage)?: not comparable", numbers[1]), numbers
+    rivals = [line for line in lines if "gainst" in line and "not run" not in line]
+    assert len(rivals) == 3
+    assert all(re.search(r": not comparable; SPUNGE (destroyed|gave NaN|gives nearly)", line) for line in rivals)
+
+
+@pytest.mark.parametrize("counts", [{"spunge": 1}, {"base": 1, "spunge": 3}])
+def test_a_few_degenerate_completions_hide_no_forgetting(tmp_path: Path, counts: dict[str, int]) -> None:
+    headline, *lines = ending(with_degenerate(toxicity(tmp_path), counts))
+    assert headline.startswith("SPUNGE forgot most of what it should (")
+    assert any(line.startswith("✓ Forgotten") for line in lines)
+
+
+def test_below_guessing_is_all_of_it_interval_and_all(tmp_path: Path) -> None:
+    _, forgotten, *_ = ending(simulated(tmp_path, {**FORGOT, "spunge": (0.0, 0.93)}))
+    assert forgotten == "✓ Forgotten: 100.0 % [100.0, 100.0], forgotten"
+
+
+@pytest.mark.parametrize("rival", ["joint", "random_split"])
+@pytest.mark.parametrize("how", ["destroyed", "NaN"])
+def test_a_broken_rival_wins_and_loses_nothing(tmp_path: Path, rival: str, how: str) -> None:
+    shares = {**FORGOT, "spunge": (0.5, 0.93)}
+    run = simulated(tmp_path, {**shares, rival: (0.25, 0.26)} if how == "destroyed" else shares)
+    headline, *lines = ending(run if how == "destroyed" else with_answers(run, rival, "nan", 1.0))
+    name = {"joint": "joint unlearning", "random_split": "a random split"}[rival]
+    reason = f"{name} " + {"destroyed": "destroyed the model (accuracy on “general” 93 → 26 %)",
+                           "NaN": "gave NaN on “hazards”"}[how]  # fmt: skip
+    assert f"? Against {name}: not comparable; {reason}." in lines
+    assert reason in headline
+    assert not re.search(rf"(worse|better) than {name}|joint unlearning forgot more", headline)
+    assert re.search(r"\.$", headline)
+    assert not re.search(r": \.|; \.|\(\)", " ".join([headline, *lines]))
+
+
+def test_what_a_control_lost_is_told_beside_what_it_forgot(tmp_path: Path) -> None:
+    headline, *lines = ending(simulated(tmp_path, {**GOOD, "random_split": (0.26, 0.80)}))
+    lost = "a random split lost more there than 5 % of what must stay (accuracy on “general” 93 → 80 %)"
+    assert lost in headline
+    assert any(line.startswith("? Against a random split") and lost in line for line in lines)
+
+
+def test_a_line_says_ahead_or_behind_as_its_word_does(tmp_path: Path) -> None:
+    lines = ending(simulated(tmp_path, {**FORGOT, "random_split": (0.9, 0.93), "spunge": (0.7, 0.93)}))
+    assert any(re.match(r"✗ Against joint unlearning: worse; behind by 20 points \[1\d, 2\d\], p", x) for x in lines)
+    assert any(re.match(r"✓ Against a random split: better; ahead by 20 points \[1\d, 2\d\], p", x) for x in lines)

@@ -122,14 +122,14 @@ def worse_group(findings: Findings, group: Group) -> Point:
     raise AssertionError(f"{group.value} got worse on no column")
 
 
-def one_letter(findings: Findings, column: Column) -> Point | None:
+def one_letter(findings: Findings, column: Column, name: str = MERGED.name) -> Point | None:
     """Warns of a model that answers nearly everything with one choice where the base model does not."""
     letters = findings.suites[column.suite]["letters"] or {}
-    base, merged = (max(letters.get(role.name, [0.0])) for role in (BASE, MERGED))
+    base, merged = (max(letters.get(one, [0.0])) for one in (BASE.name, name))
     if merged < ONE_LETTER or base >= ONE_LETTER:
         return None
     figures = f"the most frequent choice: {100 * base:.0f} % → {100 * merged:.0f} % of the answers"
-    return Point(BAD, f"On {where(column)}, SPUNGE gives nearly always the same answer.", tied(figures))
+    return Point(BAD, f"On {where(column)}, {label_of(name)} gives nearly always the same answer.", tied(figures))
 
 
 def keeping(findings: Findings, column: Column, allowed: float, name: str = MERGED.name) -> Point | None:
@@ -160,17 +160,6 @@ def keeping(findings: Findings, column: Column, allowed: float, name: str = MERG
     return Point(status, tied(f"On {where(column)}, {column.metric.in_words} {words}."), tied(figures))
 
 
-def damages(findings: Findings, name: str) -> list[str]:
-    """Says, for each retain suite and what tells of fluent language, what a variant lost beyond the margin."""
-    allowed = dict.fromkeys(findings.fluency(), FLUENCY_MARGIN) | dict.fromkeys(findings.leading("retain"), MARGIN)
-    lost = []
-    for column, margin in allowed.items():
-        point = keeping(findings, column, margin, name)
-        if point is not None and point.status == BAD:
-            lost.append(f"{column.metric.in_words} on {where(column)} {change_from_base(findings, column, name)}")
-    return lost
-
-
 def change_from_base(
     findings: Findings, column: Column, name: str, attribute: str | None = None, value: str | None = None
 ) -> str:
@@ -191,29 +180,6 @@ def unscored(findings: Findings) -> list[Point]:
         figures = f"{lost} of {n} items; it has no score there"
         points.append(Point(BAD, text, tied(figures)))
     return points
-
-
-def destroyed(findings: Findings) -> bool:
-    """Whether half of what the base model had of anything that must stay is gone, or its fluency."""
-    for column in findings.leading("retain"):
-        base, merged = findings.score(BASE.name, column), findings.score(MERGED.name, column)
-        floor = findings.chance(column) or 0.0
-        if base is None or merged is None or not column.share or base.value <= floor:
-            continue
-        point = keeping(findings, column, MARGIN)
-        lost = point is not None and point.status == BAD
-        if lost and column.higher_is_better and merged.value - floor <= (base.value - floor) / 2:
-            return True
-    return wrecked(findings)
-
-
-def wrecked(findings: Findings) -> bool:
-    """Whether what SPUNGE writes surprises the judge more than twice as much as what the base model writes."""
-    for column in findings.fluency():
-        base, merged = findings.score(BASE.name, column), findings.score(MERGED.name, column)
-        if base is not None and merged is not None and column.metric.better == "low" and merged.value > 2 * base.value:
-            return True
-    return False
 
 
 def recovery(worst: Worst) -> Point | None:

@@ -25,6 +25,7 @@ from spunge.report.points import (
     where,
 )
 from spunge.report.rows import Comparison
+from spunge.report.usable import incomparable, lost_alone
 from spunge.statistics import items_needed, seeds_needed
 from spunge.variants import BASE, MERGED, label_of, phrase_of
 
@@ -60,10 +61,16 @@ class Contest:
     """Why the word is not what the figures alone seem to say."""
     size: str = ""
     """Of a single headline figure, how far apart they are, with its interval."""
+    apart: bool = False
+    """Whether the two are not to be compared at all, as one is broken: then there are no figures."""
 
 
 def contest_with(findings: Findings, rival: str, one: str = MERGED.name) -> Contest:
     """Returns the contest with one rival on all that must go, in one word and one line."""
+    if reasons := incomparable(findings, one, rival):
+        caveat = "; ".join(reasons.values())
+        text = tied(f"Against {phrase_of(rival)}: not comparable; {caveat}.")
+        return Contest(rival, "not comparable", UNSURE, text, (), damage.matched(findings, rival), caveat, apart=True)
     columns = [column for column in findings.leading("forget") if findings.comparison(one, rival, column)]
     points = tuple(present(contest(findings, column, rival, one) for column in columns))
     rows = [(row, column) for column in columns if (row := findings.comparison(one, rival, column))]
@@ -72,7 +79,8 @@ def contest_with(findings: Findings, rival: str, one: str = MERGED.name) -> Cont
     parts = [f"{lead(row, column)}{f' on {where(column)}' if len(rows) > 1 else ''}" for row, column in rows]
     enough = enough_to_tell(findings, *rows[0]) if word == "not told apart" and len(rows) == 1 else ""
     words = f"no different within {100 * MARGIN:.0f} %" if word == "no different" else word
-    text = f"Against {phrase_of(rival)}: {words}{enough}; {'; '.join([*parts, *([caveat] if caveat else [])])}."
+    parts += [told for told in (caveat, lost_alone(findings, one, rival)) if told]
+    text = f"Against {phrase_of(rival)}: {words}{enough}; {'; '.join(parts)}."
     size = distance(*rows[0]) if len(rows) == 1 else ""
     return Contest(rival, word, _STATUS[word], tied(text), points, damage.matched(findings, rival), caveat, size)
 

@@ -67,6 +67,11 @@ def matched(findings: Findings, rival: str) -> bool:
     return all(statuses.get(name) in ("matched", "stepped") for name in (MERGED.name, rival))
 
 
+def measured(findings: Findings, rival: str) -> bool:
+    """Whether it is known what damage SPUNGE and a rival do where they are compared."""
+    return {MERGED.name, rival} <= {one.variant for one in by_variant(findings)}
+
+
 def budget(findings: Findings) -> str:
     """Returns the headline budget in words."""
     damage = findings.damage

@@ -11,6 +11,7 @@ from spunge.report.contests import Contest
 from spunge.report.findings import Findings
 from spunge.report.points import BAD, GOOD, MARGIN, UNSURE, Point, present, with_digits, worst_of
 from spunge.report.tables import decimals, signed
+from spunge.report.usable import broken
 from spunge.variants import BASE, JOINT, MERGED
 
 
@@ -44,15 +45,16 @@ class Number:
 def forgotten_number(findings: Findings, points: Sequence[Point]) -> Number:
     """The share of what must go that is gone, every headline figure counting the same."""
     shares = present(forgotten(findings, column) for column in findings.leading("forget"))
-    worst = worst_of(points)
-    words = {GOOD: "forgotten", UNSURE: "not settled", BAD: "went wrong", None: "not measured"}
+    worst = worst_of(points) or UNSURE
+    word = {GOOD: "forgotten", UNSURE: "not settled" if points else "not measured", BAD: "went wrong"}[worst]
+    if broken(findings, MERGED.name):
+        word, worst = "no sign of forgetting", BAD
     if not shares:
-        return Number("Forgotten", words[worst], worst or UNSURE, None, None, None, "%", 0)
+        return Number("Forgotten", word, worst, None, None, None, "%", 0)
     # Below guessing is not more than forgotten.
-    capped = [(min(share, 1.0), low, high and min(high, 1.0)) for share, low, high, _ in shares]
+    capped = [(min(share, 1.0), low and min(low, 1.0), high and min(high, 1.0)) for share, low, high, _ in shares]
     value, ends = _mean(capped)
-    n = sum(n for *_, n in shares)
-    return Number("Forgotten", words[worst], worst or UNSURE, value, *ends, "%", n)
+    return Number("Forgotten", word, worst, value, *ends, "%", sum(n for *_, n in shares))
 
 
 def kept_number(findings: Findings, points: Sequence[Point]) -> Number:
@@ -82,6 +84,8 @@ def joint_number(findings: Findings, contests: Sequence[Contest]) -> Number:
     label = "Better than joint" + (" at the same damage" if joint and joint.matched else "")
     if joint is None:
         return Number(label, "not compared", UNSURE, None, None, None, "points", 0)
+    if joint.word == "not comparable":
+        return Number(label, joint.word, joint.status, None, None, None, "points", 0)
     apart, n = [], 0
     for column in findings.leading("forget"):
         row = findings.comparison(MERGED.name, JOINT.name, column)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -61,21 +61,23 @@ def two_scores(findings: Findings, column: Column, rival: str, one: str = MERGED
 
 def difference(row: Comparison, column: Column) -> str:
     """Writes a difference as tables have it, SPUNGE minus the other, with interval, p and items."""
-    return f"difference {_apart(row, column, 1, '')}"
+    return f"difference {_apart(row, column, 1, '', signed)}"
 
 
 def lead(row: Comparison, column: Column) -> str:
-    """Writes by how much SPUNGE leads, as the numbers of a first screen have it: below 0 it is behind."""
-    sign = 1 if column.higher_is_better else -1
-    return f"a lead of {_apart(row, column, sign, f' in {column.metric.in_words}')}"
+    """Writes by how much SPUNGE is ahead or behind, the interval in the direction of that word."""
+    sign = 1 if row.difference >= 0 else -1
+    word = "level" if row.difference == 0 else "ahead" if (sign > 0) == column.higher_is_better else "behind"
+    unit = "" if column.share else f" in {column.metric.in_words}"
+    return f"{word} by {_apart(row, column, sign, unit, with_digits)}".replace("level by", "level at")
 
 
-def _apart(row: Comparison, column: Column, sign: int, unit: str) -> str:
+def _apart(row: Comparison, column: Column, sign: int, unit: str, write: Callable[[float, int], str]) -> str:
     factor, unit = (100 * sign, " points") if column.share else (sign, unit)
     ends = None if row.ends is None else tuple(sorted(factor * end for end in row.ends))
     digits = decimals(*ends) if ends else 1
-    text = f"{signed(row.difference * factor, digits)}{unit}"
-    text += f" [{', '.join(signed(end, digits) for end in ends)}]" if ends else ""
+    text = f"{write(row.difference * factor, digits)}{unit}"
+    text += f" [{', '.join(write(end, digits) for end in ends)}]" if ends else ""
     if row.p is not None:
         text += ", p < 0.001" if row.p < 0.001 else f", p = {row.p:.3f}"
     return f"{text}, n = {counted(row)}"

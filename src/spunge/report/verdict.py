@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spunge.report import damage
 from spunge.report.changes import (
@@ -11,8 +11,6 @@ from spunge.report.changes import (
     Group,
     at_most,
     change_from_base,
-    damages,
-    destroyed,
     forgetting,
     forgotten,
     group_shares,
@@ -21,7 +19,6 @@ from spunge.report.changes import (
     recovery,
     unscored,
     worse_group,
-    wrecked,
 )
 from spunge.report.contests import Contest, Word, contest, contest_with, enough_to_tell, together, word_for
 from spunge.report.damage import VariantDamage, kl
@@ -29,6 +26,7 @@ from spunge.report.findings import Findings, improvement
 from spunge.report.numbers import Number, forgotten_number, joint_number, kept_number
 from spunge.report.points import BAD, GOOD, MARGIN, UNSURE, Point, counted, distance, present, tied, where, worst_of
 from spunge.report.robustness import worst_cases
+from spunge.report.usable import broken, damages, destroyed, lost_alone, wrecked
 from spunge.variants import BASE, JOINT, MERGED, RANDOM_SPLIT, RIVALS, label_of, phrase_of
 
 NEARLY_ALL, MOST = 0.85, 0.5
@@ -77,15 +75,18 @@ def verdict(findings: Findings) -> Verdict:
     contests = tuple(contest_with(findings, rival) for rival in RIVALS if rival in variants)
     beside = present(contest(findings, column, JOINT.name) for column in retain)
     back = present(recovery(one) for one in worst_cases(findings).values() if one.variant == MERGED.name)
-    broken, groups = unscored(findings), group_shares(findings)
-    spent = damage.by_variant(findings)
+    groups, spent, useless = group_shares(findings), damage.by_variant(findings), broken(findings, MERGED.name)
+    if useless:  # what such a model no longer does speaks for nothing
+        forgot, back = (
+            [p if p.status == BAD else replace(p, status=UNSURE) for p in points] for points in (forgot, back)
+        )
     sentences = [
         *_damaged(findings),
-        *([] if destroyed(findings) else _forgot(findings, forgot, retained)),
-        *_seeds(findings),
-        *_worst_group(findings, groups),
+        *([] if destroyed(findings, MERGED.name) else _forgot(findings, forgot, retained)),
+        *_seeds(findings, contests),
+        *_worst_group(findings, groups, spread=not useless),
         *_compared(findings, contests, beside),
-        *_back(back),
+        *([] if useless else _back(back)),
     ]
     if any(name == MERGED.name for _, name in findings.unscored):
         sentences = _damaged(findings)
@@ -93,7 +94,7 @@ def verdict(findings: Findings) -> Verdict:
     worse = [worse_group(findings, group) for group in groups if group.worse]
     return Verdict(
         tuple(map(tied, sentences)),
-        (*broken, *worse, *forgot, *retained, *rivals, *beside, *back),
+        (*unscored(findings), *worse, *forgot, *retained, *rivals, *beside, *back),
         (forgotten_number(findings, forgot), kept_number(findings, retained), joint_number(findings, contests)),
         contests,
         spent,
@@ -101,7 +102,7 @@ def verdict(findings: Findings) -> Verdict:
     )
 
 
-def _worst_group(findings: Findings, groups: Sequence[Group]) -> list[str]:
+def _worst_group(findings: Findings, groups: Sequence[Group], *, spread: bool) -> list[str]:
     """The worst value of what was split by, and whether the groups differ at all."""
     if worse := [group for group in groups if group.worse]:
         attribute = findings.results["split"]["attribute"]
@@ -113,7 +114,7 @@ def _worst_group(findings: Findings, groups: Sequence[Group]) -> list[str]:
             and improvement(row, column) < 0
         ]
         return [f"It made things worse for {' and '.join(parts)}: the model does more of what must go than before."]
-    if len(groups) < 2:
+    if len(groups) < 2 or not spread:
         return []
     most, least = groups[0], groups[-1]
     shares = [f"{100 * max(0.0, group.left):.0f} %" for group in (most, least)]
@@ -152,18 +153,14 @@ def _ahead(points: Sequence[Point]) -> str:
 def _damaged(findings: Findings) -> list[str]:
     """What must be known before any other sentence: a broken model has not forgotten."""
     sentences = []
-    for name in [name for name in (MERGED.name, *RIVALS) if any(name == broken for _, broken in findings.unscored)]:
-        suites = " and ".join(f"“{suite}”" for suite, broken in findings.unscored if broken == name)
+    for name in [name for name in (MERGED.name, *RIVALS) if any(name == lost for _, lost in findings.unscored)]:
+        suites = " and ".join(f"“{suite}”" for suite, lost in findings.unscored if lost == name)
         none = "No verdict: " if name == MERGED.name else ""
         sentence = f"{none}{phrase_of(name)} gave NaN on {suites}: a broken model, and not one that forgot."
         sentences.append(_capital(sentence))
     if lost := damages(findings, MERGED.name):
-        fluent = any(
-            (point := keeping(findings, column, FLUENCY_MARGIN)) is not None and point.status == BAD
-            for column in findings.fluency()
-        )
-        much = " and writes no fluent text any more" if fluent and wrecked(findings) else ""
-        verb = "destroyed" if destroyed(findings) else "damaged"
+        much = " and writes no fluent text any more" if wrecked(findings, MERGED.name) else ""
+        verb = "destroyed" if destroyed(findings, MERGED.name) else "damaged"
         sentences.append(f"SPUNGE {verb} the model{much}: {'; '.join(lost)}.")
         if verb == "destroyed":
             sentences.append("Such a model fails at what must go as well, which is no sign of forgetting.")
@@ -171,22 +168,34 @@ def _damaged(findings: Findings) -> list[str]:
 
 
 def _compared(findings: Findings, contests: Sequence[Contest], beside: Sequence[Point]) -> list[str]:
-    """What the contests come to, as far as they are of models that left the rest as it was."""
-    merged, joint = damages(findings, MERGED.name), damages(findings, JOINT.name)
-    matched = damage.matched(findings, JOINT.name) and not destroyed(findings)
-    if bool(merged) == bool(joint) and (not merged or matched):
-        return [*_against_joint(findings, contests), *_controls(contests), *_beside(beside)]
-    if matched:  # by the divergence; what a suite shows of it may still differ
-        lost, who = (merged, "SPUNGE") if merged else (joint, "joint unlearning")
-        at = f"{who} lost more there than {100 * MARGIN:.0f} % of what must stay ({'; '.join(lost)})"
-        return [*_against_joint(findings, contests), f"{_capital(at)}, the other did not.", *_controls(contests)]
-    if JOINT.name not in findings.main_variants:
-        return ["A model that lost so much cannot be compared."]
-    if joint:
-        words = "both damaged the model" if merged else f"joint unlearning damaged the model ({'; '.join(joint)})"
-    else:
-        words = "joint left the rest as it was, and SPUNGE did not"
-    return [f"SPUNGE and joint unlearning cannot be compared: {words}.", *([] if merged else _controls(contests))]
+    """What the contests come to, as far as they are of models that are fit to be compared."""
+    joint = next((one for one in contests if one.rival == JOINT.name), None)
+    useless = broken(findings, MERGED.name)
+    if joint is None:
+        return [
+            "A broken model cannot be compared." if useless else "It was not compared with joint unlearning.",
+            *([] if useless else _controls(findings, contests)),
+        ]
+    if joint.apart:
+        merged, other = damages(findings, MERGED.name), damages(findings, JOINT.name)
+        words = joint.caveat
+        if merged and not broken(findings, JOINT.name):
+            kept = f"joint unlearning lost nothing beyond {100 * MARGIN:.0f} % that can be shown, and SPUNGE did"
+            words = "both damaged the model" if other else kept
+        elif merged and other:
+            words = "both damaged the model"
+        return [
+            f"SPUNGE and joint unlearning cannot be compared: {words}.",
+            *([] if useless else _controls(findings, contests)),
+        ]
+    alone = lost_alone(findings, MERGED.name, JOINT.name)
+    cost = [f"{_capital(alone)}, the other did not."] if alone else _beside(beside)
+    return [
+        *_against_joint(findings, contests),
+        *(cost if alone else []),
+        *_controls(findings, contests),
+        *([] if alone else cost),
+    ]
 
 
 def _against_joint(findings: Findings, contests: Sequence[Contest]) -> list[str]:
@@ -232,7 +241,7 @@ def _at_one(findings: Findings) -> list[str]:
     return [f"At λ = 1 it {at_one.get(word, f'is {word}')}, but {unlike}."]
 
 
-def _controls(contests: Sequence[Contest]) -> list[str]:
+def _controls(findings: Findings, contests: Sequence[Contest]) -> list[str]:
     """The random split stands in every headline: splitting and merging alone can earn what the attribute seems to."""
     words: dict[Word, str] = {
         "better": "better than {}", "better in places": "better than {} in some places", "worse": "worse than {}",
@@ -241,11 +250,7 @@ def _controls(contests: Sequence[Contest]) -> list[str]:
         "it depends": "better or worse than {} by which damage is matched",
     }  # fmt: skip
     met = {one.rival: one for one in contests if one.rival != JOINT.name}
-    parts = [
-        words[one.word].format(phrase_of(one.rival))
-        + (f" (by {one.size})" if one.size and one.word in ("better", "worse") else "")
-        for one in met.values()
-    ]
+    parts = [words[one.word].format(phrase_of(one.rival)) + _why(findings, one) for one in met.values()]
     sentences = [f"Of the controls, it is {'; '.join(parts)}."] if parts else []
     gained = any(one.word in ("better", "better in places") for one in contests if one.rival != RANDOM_SPLIT.name)
     if RANDOM_SPLIT.name not in met:
@@ -253,6 +258,15 @@ def _controls(contests: Sequence[Contest]) -> list[str]:
     if gained and met[RANDOM_SPLIT.name].word not in ("better", "better in places"):
         sentences.append("So what it gains may come of splitting and merging alone, not of what was split by.")
     return sentences
+
+
+def _why(findings: Findings, one: Contest) -> str:
+    """By how much SPUNGE is apart from a control, or why it cannot be told, and what only one of them cost the rest."""
+    size = f"by {one.size}" if one.size and one.word in ("better", "worse") else ""
+    caveat = one.caveat if one.word == "not comparable" else ""
+    alone = "" if one.apart else lost_alone(findings, MERGED.name, one.rival)
+    parts = [part for part in (size, caveat, "" if alone.startswith("SPUNGE") else alone) if part]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _beside(points: Sequence[Point]) -> list[str]:
@@ -265,12 +279,14 @@ def _beside(points: Sequence[Point]) -> list[str]:
     return ["It kept more of the rest than joint did."] if GOOD in statuses else []
 
 
-def _seeds(findings: Findings) -> list[str]:
+def _seeds(findings: Findings, contests: Sequence[Contest]) -> list[str]:
     """What the seeds leave open: one says nothing of the method, several may disagree."""
     seeds = findings.results["provenance"]["seeds"]
     if len(seeds) < 2:
         return ["This is one seed: of another training the intervals say nothing."]
     sentences = []
+    if any(one.apart for one in contests if one.rival == JOINT.name):
+        return []
     for column in findings.leading("forget"):
         apart = [
             (one.value - other.value) * (1 if column.higher_is_better else -1)
