@@ -59,7 +59,7 @@ def test_models_from_anywhere_stand_side_by_side_and_are_asked_once(what: Audit,
     assert {row["attribute_value"] for row in results["attacks"]} == {None, "a", "b"}
     page = (where / "report" / "index.html").read_text()
     assert "The models side by side" in page
-    assert "What comes back of hazards" in page
+    assert "What the attacks do to a model that forgot nothing" in page  # a few items' chance has no shares to draw
 
     # The damage is the divergence of the weights that were added, on the retain rows.
     base = what.base.load()
