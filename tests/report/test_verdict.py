@@ -56,13 +56,14 @@ def spent(
     far: Mapping[str, float] | None = None,
     at_one: Mapping[str, float] | None = None,
     status: Mapping[str, str] | None = None,
+    near: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """What a manifest notes of variants at a KL of 0.03 per token."""
     matches, curve = [], []
     for seed in seeds:
         for name in COMPARED:
             who = {"variant": name, "seed": seed}
-            where = {"scale": 2.0, "near": 0.0295, "far": (far or {}).get(name, 0.01)}
+            where = {"scale": 2.0, "near": (near or {}).get(name, 0.0295), "far": (far or {}).get(name, 0.01)}
             matches.append(
                 {**who, **where, "matching": "near", "budget": 0.03, "status": (status or {}).get(name, "matched")}
             )
@@ -245,9 +246,9 @@ def test_better_is_better_under_both_matchings(tmp_path: Path) -> None:
 
 
 def test_a_rival_that_never_does_so_much_damage_is_not_beaten_by_it(tmp_path: Path) -> None:
-    found = judged(simulated(tmp_path, GOOD, damage=spent(status={"joint": "unreached"})))
+    found = judged(simulated(tmp_path, GOOD, damage=spent(status={"joint": "unreached"}, near={"joint": 0.01})))
     assert found.contests[0].word == "not comparable"
-    assert "joint unlearning never does so much damage (0.029 at most)" in found.headline
+    assert "joint unlearning never does so much damage (0.01 at most)" in found.headline
 
 
 def test_three_numbers_with_their_intervals_and_items(tmp_path: Path) -> None:
@@ -414,3 +415,131 @@ def test_a_line_says_ahead_or_behind_as_its_word_does(tmp_path: Path) -> None:
     lines = ending(simulated(tmp_path, {**FORGOT, "random_split": (0.9, 0.93), "spunge": (0.7, 0.93)}))
     assert any(re.match(r"✗ Against joint unlearning: worse; behind by 20 points \[1\d, 2\d\], p", x) for x in lines)
     assert any(re.match(r"✓ Against a random split: better; ahead by 20 points \[1\d, 2\d\], p", x) for x in lines)
+
+
+def with_suite(run: Path, shares: Mapping[str, float], *, name: str = "poisons") -> Path:
+    """The run with a second suite of what must go, its answers those of the first but for the shares that are given."""
+    items = pl.read_parquet(run / "items.parquet")
+    extra = items.filter(pl.col("suite") == "hazards").with_columns(suite=pl.lit(name), task=pl.lit(name))
+    count, value = extra["item"].n_unique(), pl.col("value")
+    place = pl.col("item").str.slice(-6).cast(pl.Int64) * 37 % count
+    for variant, share in shares.items():
+        mine = (pl.col("variant") == variant) & (pl.col("metric") == "acc")
+        value = pl.when(mine).then((place < round(share * count)).cast(pl.Float64)).otherwise(value)
+    pl.concat([items, extra.with_columns(value=value)]).write_parquet(run / "items.parquet")
+    return changed(run, lambda m: m["suites"].append({**m["suites"][0], "suite": name}))
+
+
+def test_what_the_base_model_never_knew_is_left_out_by_name(tmp_path: Path) -> None:
+    chance = {"base": 0.25, "joint": 0.25, "joint_equal_steps": 0.25, "random_split": 0.25, "spunge": 0.26}
+    headline, forgotten, _, better, *rivals = ending(with_suite(simulated(tmp_path / "one", GOOD), chance))
+    assert headline.startswith("SPUNGE forgot nearly all of what it should (97 % [")
+    assert "On “poisons” the base model shows nothing that could be forgotten." in headline
+    assert re.match(r"✓ Forgotten: 97 % \[\d+, 100\], forgotten", forgotten)
+    assert re.match(r"✓ Better than joint at the same damage: \+23 points \[", better)
+    assert not [line for line in rivals if "poisons" in line]
+    nothing = {name: (share, 0.93) for name, share in {**chance, "base": 0.267}.items()}
+    headline, forgotten, *rest = ending(simulated(tmp_path / "all", nothing))
+    assert (
+        headline
+        == "On “hazards” the base model shows nothing that could be forgotten. SPUNGE kept the rest within 5 %."
+    )
+    assert forgotten == "? Forgotten: not measured"
+    assert "? Against joint unlearning: not comparable; the base model shows nothing that could be forgotten." in rest
+
+
+def test_less_damage_is_no_excuse_and_more_no_merit(tmp_path: Path) -> None:
+    held = spent(status={"spunge": "unreached"}, near={"spunge": 0.01})
+    headline, _, _, better, *lines = ending(simulated(tmp_path / "ahead", GOOD, damage=held))
+    at = "(0.01 against 0.029 KL per token, the most it does at any λ)"
+    assert f"At less damage to the rest than joint unlearning {at}, it forgot more than joint unlearning" in headline
+    assert "not measured" not in headline
+    assert better.startswith("✓ Better than joint: +23 points")
+    assert any(line.startswith("✓ Against joint") and "at less damage to the rest" in line for line in lines)
+    worse = simulated(tmp_path / "behind", {**FORGOT, "spunge": (0.7, 0.93)}, damage=held)
+    assert (
+        "It cannot be compared with joint unlearning: SPUNGE never does so much damage (0.01 at most)"
+        in ending(worse)[0]
+    )
+    jumps = spent(status={"joint": "stepped"}, near={"joint": 0.001})
+    headline, _, _, better, *lines = ending(simulated(tmp_path / "steps", GOOD, damage=jumps))
+    assert "joint unlearning does less damage (0.001 against 0.029)" in headline
+    assert better == "? Better than joint: not comparable"
+    assert lines[0].startswith("? Against joint unlearning: not comparable; ")
+    assert "At the same damage" not in headline
+
+
+def test_no_different_near_may_be_different_far(tmp_path: Path) -> None:
+    far = {"spunge": 0.4, "joint": 0.1, "joint_equal_steps": 0.4, "random_split": 0.4}
+    shares = {**FORGOT, "spunge": (0.5, 0.93)}
+    headline, _, _, better, *lines = ending(simulated(tmp_path / "a", shares, damage=spent(far=far)))
+    assert "it depends on which damage is meant: it is no different at the same damage near what must go" in headline
+    assert better.endswith("it depends")
+    assert lines[0].startswith("? Against joint unlearning: it depends")
+    assert lines[1].startswith("? Against joint unlearning with as many steps: no different")
+    run = simulated(tmp_path / "b", {**shares, "random_split": (0.3, 0.93)})
+    frames, manifest = [pl.read_parquet(run / "items.parquet")], json.loads((run / "manifest.json").read_text())
+    for seed, (variant, answers) in (
+        (s, p) for s in (0, 1, 2) for p in (("spunge", "joint"), ("joint", "random_split"))
+    ):
+        name, same = f"{variant} @ far", (pl.col("variant") == answers) & (pl.col("seed") == seed)
+        point = {"variant": variant, "seed": seed, "name": name, "matching": "far", "budget": 0.03, "scale": 1.5}
+        manifest["damage"].setdefault("elsewhere", []).append(point)
+        manifest["variants"].append({"name": name, "kind": "elsewhere", "seed": seed})
+        frames.append(frames[0].filter(same & (pl.col("suite") == "hazards")).with_columns(variant=pl.lit(name)))
+    pl.concat(frames).write_parquet(run / "items.parquet")
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert "no different at the same damage near what must go, worse at the same far from it" in ending(run)[0]
+
+
+def test_suites_that_differ_are_named(tmp_path: Path) -> None:
+    run = with_suite(simulated(tmp_path, GOOD), {"spunge": 0.7})
+    headline, _, _, better, *lines = ending(run)
+    assert (
+        "it forgot more than joint unlearning in some places and less in others (more on “hazards”, less on “poisons”)"
+        in headline
+    )
+    assert re.fullmatch(r"\? Better than joint at the same damage: .*, better and worse", better)
+    assert lines[0].startswith("? Against joint unlearning: better and worse; ahead by 23 points")
+    assert "behind by 20 points" in lines[0]
+    groups = judged(run).groups
+    assert sorted(group.value for group in groups) == ["bio", "cyber"]
+    assert not re.search(r"Of \d+ groups most is left of “(\w+)” .*least of “\1”", headline)
+
+
+def test_what_one_seed_cannot_tell_is_promised_of_no_more(tmp_path: Path) -> None:
+    run = simulated(tmp_path, {**FORGOT, "spunge": (0.49, 0.93)}, seeds=(0,), items=200, damage=spent((0,)))
+    headline, *lines = ending(run)
+    assert "it is not told apart from joint unlearning." in headline
+    assert not re.search(r"would tell", " ".join([headline, *lines]))
+
+
+def test_a_perplexity_that_should_rise_has_its_share(tmp_path: Path) -> None:
+    run = with_perplexity(simulated(tmp_path / "rose", GOOD), "forget", {"spunge": 8.0, "joint": 2.0}, suite="hate")
+    headline, forgotten, *_ = ending(run)
+    assert headline.startswith("SPUNGE forgot nearly all of what it should (9")
+    assert re.match(r"✓ Forgotten: 9\d(\.\d)? % \[\d", forgotten)
+    run = with_perplexity(
+        simulated(tmp_path / "same", {**GOOD, "spunge": (0.95, 0.93)}), "forget", {"joint": 2.0}, suite="hate"
+    )
+    assert re.match(r"SPUNGE forgot nothing measurable \(at most \d+ % of what it should, at λ = 2\)", ending(run)[0])
+
+
+def test_runs_are_compared_by_the_same_rules(tmp_path: Path) -> None:
+    def against(shares: Shares, **options: Any) -> tuple[str, list[str]]:
+        runs = []
+        for name, both in (("fine", GOOD), ("other", shares)):
+            root = tmp_path / f"{len(list(tmp_path.iterdir()))}-{name}"
+            root.mkdir()
+            runs.append(changed(simulated(root, both, **options), lambda m, name=name: m.update(experiment=name)))
+        lines = report.ending(report.compare(runs, tmp_path / f"{len(list(tmp_path.iterdir()))}-both").parent)
+        return lines[0].text, [line.status for line in lines]
+
+    headline, statuses = against({**FORGOT, "spunge": (0.20, 0.26)})
+    assert (
+        headline.replace("\u00a0", " ")
+        == "“other” and “fine” cannot be compared: other destroyed the model (accuracy on “general” 93 → 26 %)."
+    )
+    assert "good" not in statuses
+    headline, _ = against({**FORGOT, "spunge": (0.6, 0.93)}, items=8)
+    assert headline == "Against “fine”, “other” is not told apart on either side."

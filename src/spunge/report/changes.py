@@ -19,6 +19,7 @@ from spunge.report.points import (
     with_digits,
 )
 from spunge.report.robustness import Worst
+from spunge.report.rows import Comparison
 from spunge.report.tables import level
 from spunge.variants import BASE, MERGED, label_of
 
@@ -30,8 +31,12 @@ HIDDEN = 0.1
 """How much of what was taken may come back under attack, before it is called hidden rather than gone."""
 
 
-ONE_LETTER = 0.6
-"""A model that answers so large a share of questions with one letter has not forgotten: it has stopped reading."""
+FEW = 10
+"""Fewer items than this show nothing either way."""
+
+
+ONE_LETTER = 0.35
+"""A model that answers a share so far above an even one with one letter has not forgotten: it has stopped reading."""
 
 
 @dataclass(frozen=True)
@@ -66,34 +71,61 @@ def forgetting(findings: Findings, column: Column) -> Point | None:
     return Point(status, tied(f"On {where(column)}, {column.metric.in_words} {words}."), tied(figures))
 
 
+def to_forget(findings: Findings) -> list[Column]:
+    """Returns the headline figures of what must go on which the base model had something to lose."""
+    return [column for column in findings.leading("forget") if had(findings, column)]
+
+
+def had(findings: Findings, column: Column, attribute: str | None = None, value: str | None = None) -> bool:
+    """Whether the base model stands above guessing, interval and all; of very few items nothing shows that."""
+    base, floor = findings.score(BASE.name, column, attribute, value), findings.chance(column)
+    if base is None or column.higher_is_better:
+        return True
+    if floor is None:
+        return base.value > 0
+    return base.n < FEW or (base.value if base.low is None else base.low) > floor
+
+
 def forgotten(
     findings: Findings, column: Column, name: str = MERGED.name, attribute: str | None = None, value: str | None = None
 ) -> tuple[float, float | None, float | None, int] | None:
     """Returns the share of what the base model had that a variant has lost, above guessing where that is known.
 
     With the ends of its interval, which take the base model's own score as it was measured, and the number of items;
-    None where the figure rises as what must go goes, or the base model had nothing to lose.
+    None where the base model had nothing to lose. A perplexity, which should rise, is turned over, as along the curve.
     """
     base = findings.score(BASE.name, column, attribute, value)
     row = findings.comparison(name, BASE.name, column, attribute, value)
     floor = findings.chance(column) or 0.0
-    if base is None or row is None or column.higher_is_better or base.value <= floor:
+    if column.higher_is_better:
+        return None if row is None or column.share else _turned_over(row)
+    if base is None or row is None or base.value <= floor or not had(findings, column, attribute, value):
         return None
-    had = base.value - floor
-    low, high = (None, None) if row.ends is None else (-row.ends[1] / had, -row.ends[0] / had)
-    return -row.difference / had, low, high, row.n
+    above = base.value - floor
+    low, high = (None, None) if row.ends is None else (-row.ends[1] / above, -row.ends[0] / above)
+    return -row.difference / above, low, high, row.n
+
+
+def _turned_over(row: Comparison) -> tuple[float, float | None, float | None, int] | None:
+    """What is gone of 1 / perplexity: the share that a variant's ratio to the base model leaves."""
+    ratios = [None if end is None else 1 + end for end in (row.relative, *(row.relative_ends or (None, None)))]
+    value, low, high = (None if ratio is None or ratio <= 0 else 1 - 1 / ratio for ratio in ratios)
+    return None if value is None else (value, low, high, row.n)
 
 
 def at_most(findings: Findings) -> float | None:
     """Returns the largest share of what the base model had, beyond guessing, that SPUNGE may have lost: 95 % sure."""
-    shares = [forgotten(findings, column) for column in findings.leading("forget")]
+    shares = [forgotten(findings, column) for column in to_forget(findings)]
     bounds = [share[2] for share in shares if share is not None and share[2] is not None]
     return max(0.0, *bounds) if bounds and len(bounds) == len(shares) else None
 
 
 def group_shares(findings: Findings) -> tuple[Group, ...]:
-    """Returns what is left of each value of what was split by, the worst first: a merge is as good as that."""
-    attribute, groups = findings.results["split"]["attribute"], []
+    """Returns what is left of each value of what was split by, the worst first: a merge is as good as that.
+
+    Of several suites a value has the one on which it comes off worst.
+    """
+    attribute, groups = findings.results["split"]["attribute"], list[Group]()
     for column in findings.leading("forget"):
         for value in findings.attributes(column).get(attribute, ()):
             gone = forgotten(findings, column, MERGED.name, attribute, value)
@@ -108,7 +140,10 @@ def group_shares(findings: Findings) -> tuple[Group, ...]:
             share, low, high, n = gone
             ends = (None, None) if low is None or high is None else (1 - high, 1 - low)
             groups.append(Group(value, 1 - share, *ends, n, worse))
-    return tuple(sorted(groups, key=lambda group: (not group.worse, -group.left)))
+    worst: dict[str, Group] = {}
+    for group in sorted(groups, key=lambda group: (not group.worse, -group.left)):
+        worst.setdefault(group.value, group)
+    return tuple(worst.values())
 
 
 def worse_group(findings: Findings, group: Group) -> Point:
@@ -126,7 +161,9 @@ def one_letter(findings: Findings, column: Column, name: str = MERGED.name) -> P
     """Warns of a model that answers nearly everything with one choice where the base model does not."""
     letters = findings.suites[column.suite]["letters"] or {}
     base, merged = (max(letters.get(one, [0.0])) for one in (BASE.name, name))
-    if merged < ONE_LETTER or base >= ONE_LETTER:
+    most = ONE_LETTER + 1 / max(2, *(len(shares) for shares in letters.values()), 0)
+    score = findings.score(name, column)
+    if merged < most or base >= most or (score is not None and score.n < 2 * FEW):
         return None
     figures = f"the most frequent choice: {100 * base:.0f} % → {100 * merged:.0f} % of the answers"
     return Point(BAD, f"On {where(column)}, {label_of(name)} gives nearly always the same answer.", tied(figures))

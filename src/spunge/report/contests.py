@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spunge.report import damage
+from spunge.report.changes import FEW, to_forget
 from spunge.report.damage import kl
 from spunge.report.findings import Column, Findings, improvement
 from spunge.report.points import (
@@ -30,15 +31,16 @@ from spunge.statistics import items_needed, seeds_needed
 from spunge.variants import BASE, MERGED, label_of, phrase_of
 
 Word = Literal[
-    "better", "worse", "no different", "not told apart", "better in places", "worse in places", "it depends",
-    "not comparable",
+    "better", "worse", "no different", "not told apart", "better in places", "worse in places", "better and worse",
+    "it depends", "not comparable",
 ]  # fmt: skip
 """`no different`: surely within the margin. `not told apart`: so few items or seeds leave it open. `it depends`: on
 whether damage near what must go or far from it is matched."""
 
 
 _STATUS: dict[Word, str] = {
-    "better": GOOD, "better in places": GOOD, "worse": BAD, "worse in places": BAD, "no different": UNSURE,
+    "better": GOOD, "better in places": GOOD,
+    "better and worse": UNSURE, "worse": BAD, "worse in places": BAD, "no different": UNSURE,
     "not told apart": UNSURE, "it depends": UNSURE, "not comparable": UNSURE,
 }  # fmt: skip
 
@@ -61,6 +63,8 @@ class Contest:
     """Why the word is not what the figures alone seem to say."""
     size: str = ""
     """Of a single headline figure, how far apart they are, with its interval."""
+    places: str = ""
+    """Which of several headline figures say what, where they differ."""
     apart: bool = False
     """Whether the two are not to be compared at all, as one is broken: then there are no figures."""
 
@@ -71,18 +75,28 @@ def contest_with(findings: Findings, rival: str, one: str = MERGED.name) -> Cont
         caveat = "; ".join(reasons.values())
         text = tied(f"Against {phrase_of(rival)}: not comparable; {caveat}.")
         return Contest(rival, "not comparable", UNSURE, text, (), damage.matched(findings, rival), caveat, apart=True)
-    columns = [column for column in findings.leading("forget") if findings.comparison(one, rival, column)]
+    columns = [column for column in to_forget(findings) if findings.comparison(one, rival, column)]
     points = tuple(present(contest(findings, column, rival, one) for column in columns))
     rows = [(row, column) for column in columns if (row := findings.comparison(one, rival, column))]
-    alone = together([word_for(findings, row, column) for row, column in rows])
-    word, caveat = _under_both(findings, rival, alone)
+    each: list[Word] = [word_for(findings, row, column) for row, column in rows]
+    alone = together(each)
+    places = _by_place(each, columns) if len(set(each)) > 1 else ""
+    word, caveat = _under_both(findings, rival, alone) if rows else (alone, _nothing(findings))
     parts = [f"{lead(row, column)}{f' on {where(column)}' if len(rows) > 1 else ''}" for row, column in rows]
     enough = enough_to_tell(findings, *rows[0]) if word == "not told apart" and len(rows) == 1 else ""
     words = f"no different within {100 * MARGIN:.0f} %" if word == "no different" else word
-    parts += [told for told in (caveat, lost_alone(findings, one, rival)) if told]
+    apart = "" if word == "not comparable" else damage.unlike(findings, rival)
+    parts += [told for told in (caveat, apart, lost_alone(findings, one, rival)) if told]
     text = f"Against {phrase_of(rival)}: {words}{enough}; {'; '.join(parts)}."
     size = distance(*rows[0]) if len(rows) == 1 else ""
-    return Contest(rival, word, _STATUS[word], tied(text), points, damage.matched(findings, rival), caveat, size)
+    return Contest(
+        rival, word, _STATUS[word], tied(text), points, damage.matched(findings, rival), caveat, size, places
+    )
+
+
+def _nothing(findings: Findings) -> str:
+    asked = bool(findings.leading("forget")) and not to_forget(findings)
+    return "the base model shows nothing that could be forgotten" if asked else "they have no figure in common"
 
 
 def contest(findings: Findings, column: Column, rival: str, one: str = MERGED.name) -> Point | None:
@@ -116,45 +130,45 @@ def word_for(findings: Findings, row: Comparison, column: Column) -> Word:
 def enough_to_tell(findings: Findings, row: Comparison, column: Column) -> str:
     """How many items or seeds would tell two variants apart that differ by what these seem to, or by the margin."""
     base = findings.score(BASE.name, column)
-    if row.spread is None or base is None or row.n < 10:
+    if row.spread is None or base is None or row.n < FEW:
         return " (so few items tell nothing)"
     floor = (findings.chance(column) or 0.0) if column.goal == "forget" else 0.0
     apart = max(abs(row.difference), MARGIN * abs(base.value - floor))
     items, seeds = items_needed(row.spread, apart), seeds_needed(row.spread, apart)
     if items is not None and items > row.n:
         return f" (about {rounded(items)} items would tell)"
-    return f" ({seeds} seeds would tell)" if seeds is not None and seeds > row.seeds else " (more seeds would tell)"
+    return f" ({seeds} seeds would tell)" if seeds is not None and seeds > row.seeds else ""
 
 
 _AHEAD, _BEHIND = ("better", "better in places"), ("worse", "worse in places")
+_NEITHER = ("no different", "not told apart")
 
 
 def _under_both(findings: Findings, rival: str, alone: Word) -> tuple[Word, str]:
     """Returns the word when near and far damage are both matched, with a reason where it is another than near's alone.
 
     Where the forget suites were asked at the same far damage, too, both words must agree. Else whoever seems ahead must
-    do no more far damage than the other: at the same it could only go further.
+    do no more far damage than the other: at the same it could only go further; of two that are no different neither.
     """
-    if alone not in (*_AHEAD, *_BEHIND):
-        return alone, ""
-    better = alone in _AHEAD
-    if reason := damage.unreached(findings, rival, better=better):
+    better = True if alone in _AHEAD else False if alone in _BEHIND else None
+    if alone != "not told apart" and (reason := damage.held_back(findings, rival, better=better)):
         return "not comparable", reason
     names = findings.damage.asked_at("far") if findings.damage else {}
     if MERGED.name in names and rival in names:
         one, other = names[MERGED.name], names[rival]
-        columns = findings.leading("forget")
-        rows = [(row, column) for column in columns if (row := findings.comparison(one, other, column))]
+        rows = [(row, column) for column in to_forget(findings) if (row := findings.comparison(one, other, column))]
         far = together([word_for(findings, row, column) for row, column in rows])
-        if far in (_AHEAD if better else _BEHIND):
-            return alone, ""
+        if far == alone or any({far, alone} <= {*words} for words in (_AHEAD, _BEHIND, _NEITHER)):
+            return ("not told apart", "") if "not told apart" in (far, alone) else (alone, "")
         return "it depends", f"{alone} at the same damage near what must go, {far} at the same far from it"
-    if (both := damage.far_damages(findings, rival)) is None:
+    both = damage.far_damages(findings, rival)
+    if both is None or alone == "not told apart":
         return alone, ""
-    ahead, behind = both if better else both[::-1]
+    most = both[0] > both[1] if better is None else better
+    ahead, behind = both if most else both[::-1]
     if ahead <= (1 + damage.ALIKE) * behind:
         return alone, ""
-    who = "it" if better else phrase_of(rival)
+    who = "it" if most else phrase_of(rival)
     return "it depends", (
         f"{alone} at the same damage near what must go, where {who} does more far from it "
         f"({kl(ahead)} against {kl(behind)})"
@@ -168,6 +182,23 @@ def together(words: Sequence[Word]) -> Word:
         return "not comparable"
     if len(different) == 1:
         return words[0]
+    if {"better", "worse"} <= different:
+        return "better and worse"
     if "worse" in different:
         return "worse in places"
     return "better in places" if "better" in different else "not told apart"
+
+
+def _by_place(words: Sequence[Word], columns: Sequence[Column]) -> str:
+    """Which figures have which word, where they differ."""
+    more: dict[Word, str] = {
+        "better": "more",
+        "worse": "less",
+        "no different": "as much",
+        "not told apart": "not told apart",
+    }
+    return ", ".join(
+        f"{told} on {' and '.join(where(column) for one, column in zip(words, columns, strict=True) if one == word)}"
+        for word, told in more.items()
+        if word in words
+    )

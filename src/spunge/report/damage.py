@@ -62,14 +62,24 @@ def by_variant(findings: Findings) -> tuple[VariantDamage, ...]:
 
 
 def matched(findings: Findings, rival: str) -> bool:
-    """Whether SPUNGE and a rival were asked at the same damage, or as near to it as their steps allow."""
-    statuses = {one.variant: one.status for one in by_variant(findings)}
-    return all(statuses.get(name) in ("matched", "stepped") for name in (MERGED.name, rival))
+    """Whether SPUNGE and a rival were asked at the same damage; one of a suite as nearly as its steps allow."""
+    if findings.damage is None or (both := _both(findings, rival)) is None:
+        return False
+    steps = findings.damage.unit != Damage.model_fields["unit"].default
+    if all(one.status == "matched" or (steps and one.status == "stepped") for one in both):
+        return True
+    near = [one.near for one in both if one.near is not None]
+    return len(near) == 2 and min(near) >= (1 - ALIKE) * max(near)
 
 
 def measured(findings: Findings, rival: str) -> bool:
     """Whether it is known what damage SPUNGE and a rival do where they are compared."""
-    return {MERGED.name, rival} <= {one.variant for one in by_variant(findings)}
+    return _both(findings, rival) is not None
+
+
+def _both(findings: Findings, rival: str) -> tuple[VariantDamage, VariantDamage] | None:
+    spent = {one.variant: one for one in by_variant(findings)}
+    return (spent[MERGED.name], spent[rival]) if {MERGED.name, rival} <= set(spent) else None
 
 
 def budget(findings: Findings) -> str:
@@ -79,19 +89,39 @@ def budget(findings: Findings) -> str:
     return f"{kl(damage.headline)} {damage.unit}"
 
 
-def unreached(findings: Findings, rival: str, *, better: bool) -> str:
-    """Says that the one who seems behind never does as much damage as the other; empty where it does.
+def unlike(findings: Findings, rival: str) -> str:
+    """Says how the damage that SPUNGE does differs from a rival's; empty where it does not, or was not measured."""
+    both = _both(findings, rival)
+    if findings.damage is None or both is None or matched(findings, rival):
+        return ""
+    merged, other = both
+    more = "less" if _less(merged, other) else "more"
+    most = ", the most it does at any λ" if more == "less" and merged.status == "unreached" else ""
+    figures = f"{kl(merged.near)} against {kl(other.near)} {findings.damage.unit}{most}"
+    return f"at {more} damage to the rest than {phrase_of(rival)} ({figures})"
+
+
+def held_back(findings: Findings, rival: str, *, better: bool | None) -> str:
+    """Says that the one who is not ahead does less damage than the other, and so might go further; empty where not.
 
     Args:
         findings: The run.
         rival: Whom SPUNGE is compared with.
-        better: Whether SPUNGE seems ahead.
+        better: Whether SPUNGE seems ahead; None: neither does.
     """
-    spent = {one.variant: one for one in by_variant(findings)}
-    behind = spent.get(rival if better else MERGED.name)
-    if behind is None or behind.status != "unreached" or len(spent) < 2:
+    both = _both(findings, rival)
+    if both is None or matched(findings, rival):
         return ""
-    return f"{phrase_of(behind.variant)} never does so much damage ({kl(behind.near)} at most)"
+    less, more = both if _less(*both) else both[::-1]
+    if better is not None and (less.variant == MERGED.name) == better:
+        return ""
+    if less.status == "unreached":
+        return f"{phrase_of(less.variant)} never does so much damage ({kl(less.near)} at most)"
+    return f"{phrase_of(less.variant)} does less damage ({kl(less.near)} against {kl(more.near)})"
+
+
+def _less(one: VariantDamage, other: VariantDamage) -> bool:
+    return one.near is not None and (other.near is None or one.near < other.near)
 
 
 def far_damages(findings: Findings, rival: str) -> tuple[float, float] | None:

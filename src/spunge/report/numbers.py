@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from spunge.report.changes import forgotten
+from spunge.report.changes import forgotten, to_forget
 from spunge.report.contests import Contest
 from spunge.report.findings import Findings
 from spunge.report.points import BAD, GOOD, MARGIN, UNSURE, Point, present, with_digits, worst_of
@@ -87,7 +87,7 @@ def joint_number(findings: Findings, contests: Sequence[Contest]) -> Number:
     if joint.word == "not comparable":
         return Number(label, joint.word, joint.status, None, None, None, "points", 0)
     apart, n = [], 0
-    for column in findings.leading("forget"):
+    for column in to_forget(findings):
         row = findings.comparison(MERGED.name, JOINT.name, column)
         if row is not None and column.share:
             sign = 1 if column.higher_is_better else -1

@@ -14,9 +14,11 @@ from spunge.report.changes import (
     forgetting,
     forgotten,
     group_shares,
+    had,
     keeping,
     one_letter,
     recovery,
+    to_forget,
     unscored,
     worse_group,
 )
@@ -26,7 +28,7 @@ from spunge.report.findings import Findings, improvement
 from spunge.report.numbers import Number, forgotten_number, joint_number, kept_number
 from spunge.report.points import BAD, GOOD, MARGIN, UNSURE, Point, counted, distance, present, tied, where, worst_of
 from spunge.report.robustness import worst_cases
-from spunge.report.usable import broken, damages, destroyed, lost_alone, wrecked
+from spunge.report.usable import broken, damages, destroyed, incomparable, lost_alone, wrecked
 from spunge.variants import BASE, JOINT, MERGED, RANDOM_SPLIT, RIVALS, label_of, phrase_of
 
 NEARLY_ALL, MOST = 0.85, 0.5
@@ -68,7 +70,11 @@ def verdict(findings: Findings) -> Verdict:
     if lacking:
         return Verdict((f"No verdict yet: no answers of {' and '.join(lacking)} are here.",))
     forget, retain = findings.leading("forget"), findings.leading("retain")
-    forgot = present(forgetting(findings, column) for column in forget)
+    forgot = [
+        point
+        for column in forget
+        if (point := forgetting(findings, column)) and (point.status == BAD or had(findings, column))
+    ]
     forgot += present(one_letter(findings, column) for column in forget)
     retained = present(keeping(findings, column, MARGIN) for column in retain)
     retained += present(keeping(findings, column, FLUENCY_MARGIN) for column in findings.fluency())
@@ -132,22 +138,21 @@ def _across(findings: Findings) -> Verdict:
     for one, rival in findings.pairs:
         if rival == BASE.name:
             continue
-        by_goal = {
-            goal: present(contest(findings, column, rival, one) for column in findings.leading(goal))
-            for goal in ("forget", "retain")
-        }
+        by_goal: dict[str, list[Point]] = {}
+        words: dict[str, Word] = {}
+        for goal, columns in (("forget", to_forget(findings)), ("retain", findings.leading("retain"))):
+            rows = [(row, column) for column in columns if (row := findings.comparison(one, rival, column))]
+            by_goal[goal] = present(contest(findings, column, rival, one) for _, column in rows)
+            words[goal] = together([word_for(findings, row, column) for row, column in rows])
+        if reasons := incomparable(findings, one, rival):
+            points += [point for point in by_goal["retain"] if point.status == BAD]
+            sentences.append(f"“{one}” and “{rival}” cannot be compared: {'; '.join(reasons.values())}.")
+            continue
         points += [*by_goal["forget"], *by_goal["retain"]]
-        gone, stayed = _ahead(by_goal["forget"]), _ahead(by_goal["retain"])
-        words = f"{gone} on what must go, {stayed} on what must stay" if gone != stayed else f"{gone} on either side"
-        sentences.append(f"Against “{rival}”, “{one}” is {words}.")
+        gone, stayed = words["forget"], words["retain"]
+        told = f"{gone} on what must go, {stayed} on what must stay" if gone != stayed else f"{gone} on either side"
+        sentences.append(f"Against “{rival}”, “{one}” is {told}.")
     return Verdict(tuple(sentences) or ("Only one of these runs has a merged model.",), tuple(points))
-
-
-def _ahead(points: Sequence[Point]) -> str:
-    statuses = {point.status for point in points}
-    if {GOOD, BAD} <= statuses:
-        return "better in places and worse in others"
-    return "better" if GOOD in statuses else "worse" if BAD in statuses else "no different beyond chance"
 
 
 def _damaged(findings: Findings) -> list[str]:
@@ -169,6 +174,8 @@ def _damaged(findings: Findings) -> list[str]:
 
 def _compared(findings: Findings, contests: Sequence[Contest], beside: Sequence[Point]) -> list[str]:
     """What the contests come to, as far as they are of models that are fit to be compared."""
+    if findings.leading("forget") and not to_forget(findings):
+        return []
     joint = next((one for one in contests if one.rival == JOINT.name), None)
     useless = broken(findings, MERGED.name)
     if joint is None:
@@ -203,22 +210,28 @@ def _against_joint(findings: Findings, contests: Sequence[Contest]) -> list[str]
     joint = next((one for one in contests if one.rival == JOINT.name), None)
     if joint is None:
         return ["It was not compared with joint unlearning."]
-    at = f"At the same damage to the rest ({damage.budget(findings)})" if joint.matched else "Each at its own strength,"
-    rows = [(row, c) for c in findings.leading("forget") if (row := findings.comparison(MERGED.name, JOINT.name, c))]
+    unlike = damage.unlike(findings, JOINT.name)
+    at = f"{_capital(unlike)}," if unlike else "Each at its own strength,"
+    if joint.matched:
+        at = f"At the same damage to the rest ({damage.budget(findings)})"
+    rows = [(row, c) for c in to_forget(findings) if (row := findings.comparison(MERGED.name, JOINT.name, c))]
     by = f", by {distance(*rows[0])}, n = {counted(rows[0][0])}" if len(rows) == 1 else ""
     enough = enough_to_tell(findings, *rows[0]) if len(rows) == 1 else ""
     words: dict[Word, str] = {
         "better": f"it forgot more than joint unlearning{by}",
         "worse": f"joint unlearning forgot more{by}",
-        "better in places": "it forgot more than joint unlearning in some places, and is not told apart in others",
-        "worse in places": "joint unlearning forgot more in some places",
+        "better in places": f"it forgot more than joint unlearning in some places ({joint.places})",
+        "worse in places": f"it forgot less than joint unlearning in some places ({joint.places})",
+        "better and worse": f"it forgot more than joint unlearning in some places and less in others ({joint.places})",
         "no different": f"it is no different from joint unlearning within {100 * MARGIN:.0f} %",
         "not told apart": f"it is not told apart from joint unlearning{enough}",
         "it depends": f"it depends on which damage is meant: it is {joint.caveat}",
         "not comparable": f"it cannot be compared with joint unlearning: {joint.caveat}",
     }
     sentences = [f"{at} {words[joint.word]}."]
-    if not joint.matched:
+    if unlike and joint.word == "not comparable":  # the reason says how they differ
+        sentences = [f"{_capital(words[joint.word])}."]
+    if not damage.measured(findings, JOINT.name):
         sentences.append("The two may have done different damage, which was not measured.")
     return [*sentences, *_at_one(findings)]
 
@@ -245,7 +258,8 @@ def _controls(findings: Findings, contests: Sequence[Contest]) -> list[str]:
     """The random split stands in every headline: splitting and merging alone can earn what the attribute seems to."""
     words: dict[Word, str] = {
         "better": "better than {}", "better in places": "better than {} in some places", "worse": "worse than {}",
-        "worse in places": "worse than {} in some places", "no different": "no different from {}",
+        "worse in places": "worse than {} in some places",
+        "better and worse": "better and worse than {} by the suite", "no different": "no different from {}",
         "not told apart": "not told apart from {}", "not comparable": "not comparable with {}",
         "it depends": "better or worse than {} by which damage is matched",
     }  # fmt: skip
@@ -287,7 +301,7 @@ def _seeds(findings: Findings, contests: Sequence[Contest]) -> list[str]:
     sentences = []
     if any(one.apart for one in contests if one.rival == JOINT.name):
         return []
-    for column in findings.leading("forget"):
+    for column in to_forget(findings):
         apart = [
             (one.value - other.value) * (1 if column.higher_is_better else -1)
             for seed in seeds
@@ -309,6 +323,8 @@ def _seeds(findings: Findings, contests: Sequence[Contest]) -> list[str]:
 def _forgot(findings: Findings, points: Sequence[Point], retained: Sequence[Point]) -> list[str]:
     """What is gone, at which λ, and whether the rest stayed."""
     bound, statuses = at_most(findings), {point.status for point in points}
+    nothing = _nothing_to_forget(findings)
+    left_out = [f"{nothing}."] if nothing and points else []
     strength = next((one for one in damage.by_variant(findings) if one.variant == MERGED.name), None)
     at = "" if strength is None else f", at λ = {strength.scale:.3g}"
     kept = f"kept the rest within {100 * MARGIN:.0f} %"
@@ -323,7 +339,7 @@ def _forgot(findings: Findings, points: Sequence[Point], retained: Sequence[Poin
         share = f" ({number.text}{at})" if number.value is not None else ""
         first = f"SPUNGE forgot {amount} of what it should{share}"
         if rest == GOOD:
-            return [f"{first}, and {kept}."]
+            return [f"{first}, and {kept}.", *left_out]
         if rest == BAD:
             first += "; part of that may be the damage"
     elif worst == BAD:
@@ -331,14 +347,21 @@ def _forgot(findings: Findings, points: Sequence[Point], retained: Sequence[Poin
     else:
         first = {
             UNSURE: f"It is not shown that SPUNGE forgot all it should{_few(findings)}",
-            None: "Nothing here measures what must go",
+            None: nothing or "Nothing here measures what must go",
         }[worst]
-    who = "SPUNGE" if worst == BAD else "It"
+    who = "SPUNGE" if worst == BAD or (worst is None and nothing) else "It"
     words = {
         GOOD: [f"{who} {kept}."], BAD: [], UNSURE: ["Whether enough of the rest stayed is not settled."],
         None: ["Nothing measures what must stay."],
     }  # fmt: skip
-    return [f"{first}.", *words[rest]]
+    return [f"{first}.", *words[rest], *left_out]
+
+
+def _nothing_to_forget(findings: Findings) -> str:
+    """Says on what the base model does not stand above guessing: it is no fault of SPUNGE that nothing went there."""
+    known = to_forget(findings)
+    names = [where(column) for column in findings.leading("forget") if column not in known]
+    return f"On {' and '.join(names)} the base model shows nothing that could be forgotten" if names else ""
 
 
 def _few(findings: Findings) -> str:
