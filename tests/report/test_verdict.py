@@ -15,6 +15,7 @@ from report_runs import write_run
 from spunge import report
 from spunge.report.closing import closing
 from spunge.report.findings import Findings
+from spunge.report.glance import trust
 from spunge.report.verdict import Verdict, verdict
 
 Shares = Mapping[str, tuple[float, float]]
@@ -543,3 +544,19 @@ def test_runs_are_compared_by_the_same_rules(tmp_path: Path) -> None:
     assert "good" not in statuses
     headline, _ = against({**FORGOT, "spunge": (0.6, 0.93)}, items=8)
     assert headline == "Against “fine”, “other” is not told apart on either side."
+
+
+def test_one_model_by_two_names_is_one_comparison(tmp_path: Path) -> None:
+    def share(manifest: dict[str, Any]) -> None:
+        vectors = {v["seed"]: v["task_vector"] for v in manifest["variants"] if v["name"] == "joint"}
+        for variant in manifest["variants"]:
+            if variant["name"] == "joint_equal_steps":
+                variant["task_vector"] = vectors[variant["seed"]]
+
+    run = changed(simulated(tmp_path, GOOD), share)
+    headline, *lines = ending(run)
+    assert "Of the controls, it is better than a random split (by 23 points" in headline
+    assert "Joint unlearning with as many steps is the same model here as joint unlearning." in headline
+    assert "? Against joint unlearning with as many steps: the same model here as joint unlearning." in lines
+    controls = next(fact.text for fact in trust(Findings(report.build(run))) if fact.name == "Controls")
+    assert "is the same model as" in controls

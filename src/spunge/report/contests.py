@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from spunge.report import damage
@@ -71,6 +71,9 @@ class Contest:
 
 def contest_with(findings: Findings, rival: str, one: str = MERGED.name) -> Contest:
     """Returns the contest with one rival on all that must go, in one word and one line."""
+    if twin := findings.twins.get(rival):
+        same = f"Against {phrase_of(rival)}: the same model here as {phrase_of(twin)}."
+        return replace(contest_with(findings, twin, one), rival=rival, status=UNSURE, text=same, points=())
     if reasons := incomparable(findings, one, rival):
         caveat = "; ".join(reasons.values())
         text = tied(f"Against {phrase_of(rival)}: not comparable; {caveat}.")

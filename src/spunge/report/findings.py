@@ -11,7 +11,7 @@ from typing import Any
 from spunge.metrics import Metric, read_metric
 from spunge.report.artifacts import Damage
 from spunge.report.rows import Comparison, Score, judged_tasks, read_comparison, read_score
-from spunge.variants import AUDITED, BASE, ELSEWHERE, JOINT, MERGED, RIVALS, ROLES
+from spunge.variants import AUDITED, BASE, ELSEWHERE, JOINT, MERGED, RANDOM_SPLIT, RIVALS, ROLES
 
 Row = dict[str, Any]
 
@@ -117,6 +117,22 @@ class Findings:
     def runs(self) -> list[str]:
         """The labels of the runs that are compared; empty for the results of one run."""
         return list(self.results.get("runs", ()))
+
+    @cached_property
+    def twins(self) -> dict[str, str]:
+        """Rival → an earlier one with the very same task vectors: the two are one model, and one comparison."""
+        vectors: dict[str, set[tuple[Any, Any]]] = {}
+        for row in self.results["provenance"]["task_vectors"]:
+            vectors.setdefault(row["name"], set()).add((row["seed"], row["path"]))
+        rivals = [
+            name for name in RIVALS if name in vectors and name in self.main_variants and name != RANDOM_SPLIT.name
+        ]
+        return {
+            later: earlier
+            for at, later in enumerate(rivals)
+            for earlier in reversed(rivals[:at])
+            if vectors[earlier] == vectors[later]
+        }
 
     @cached_property
     def audited(self) -> list[str]:

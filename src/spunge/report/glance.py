@@ -70,13 +70,15 @@ def _items(findings: Findings) -> Fact:
 
 
 def _controls(findings: Findings) -> Fact:
-    names = {True: [], False: []}
-    for rival in RIVALS:
-        names[rival in findings.main_variants].append(ROLES[rival].brief or ROLES[rival].label)
-    text = ", ".join(names[True]) or "none"
-    if names[False]:
-        text += f"; not run: {', '.join(names[False])}"
-    return Fact("Controls", text, GOOD if len(names[True]) > 1 else UNSURE)
+    brief = {rival: ROLES[rival].brief or ROLES[rival].label for rival in RIVALS}
+    run = [brief[rival] for rival in RIVALS if rival in findings.main_variants and rival not in findings.twins]
+    left = [brief[rival] for rival in RIVALS if rival not in findings.main_variants]
+    text = "; ".join([
+        ", ".join(run) or "none",
+        *(f"{brief[later]} is the same model as {brief[earlier]}" for later, earlier in findings.twins.items()),
+        *([f"not run: {', '.join(left)}"] if left else []),
+    ])  # fmt: skip
+    return Fact("Controls", text, GOOD if len(run) > 1 else UNSURE)
 
 
 def _damage(findings: Findings) -> Fact:

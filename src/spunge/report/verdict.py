@@ -263,9 +263,13 @@ def _controls(findings: Findings, contests: Sequence[Contest]) -> list[str]:
         "not told apart": "not told apart from {}", "not comparable": "not comparable with {}",
         "it depends": "better or worse than {} by which damage is matched",
     }  # fmt: skip
-    met = {one.rival: one for one in contests if one.rival != JOINT.name}
+    met = {one.rival: one for one in contests if one.rival not in (JOINT.name, *findings.twins)}
     parts = [words[one.word].format(phrase_of(one.rival)) + _why(findings, one) for one in met.values()]
     sentences = [f"Of the controls, it is {'; '.join(parts)}."] if parts else []
+    sentences += [
+        f"{_capital(phrase_of(later))} is the same model here as {phrase_of(earlier)}."
+        for later, earlier in findings.twins.items()
+    ]
     gained = any(one.word in ("better", "better in places") for one in contests if one.rival != RANDOM_SPLIT.name)
     if RANDOM_SPLIT.name not in met:
         return [*sentences, "A random split was not run: what the attribute earns is not known."]
