@@ -35,6 +35,9 @@ FEW = 10
 """Fewer items than this show nothing either way."""
 
 
+NOTHING_TO_FORGET = "the base model shows nothing that could be forgotten"
+
+
 ONE_LETTER = 0.35
 """A model that answers a share so far above an even one with one letter has not forgotten: it has stopped reading."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from spunge.report import damage
-from spunge.report.changes import FEW, to_forget
+from spunge.report.changes import FEW, NOTHING_TO_FORGET, to_forget
 from spunge.report.damage import kl
 from spunge.report.findings import Column, Findings, improvement
 from spunge.report.points import (
@@ -99,7 +99,7 @@ def contest_with(findings: Findings, rival: str, one: str = MERGED.name) -> Cont
 
 def _nothing(findings: Findings) -> str:
     asked = bool(findings.leading("forget")) and not to_forget(findings)
-    return "the base model shows nothing that could be forgotten" if asked else "they have no figure in common"
+    return NOTHING_TO_FORGET if asked else "they have no figure in common"
 
 
 def contest(findings: Findings, column: Column, rival: str, one: str = MERGED.name) -> Point | None:
@@ -122,9 +122,7 @@ def contest(findings: Findings, column: Column, rival: str, one: str = MERGED.na
 
 def word_for(findings: Findings, row: Comparison, column: Column) -> Word:
     """Returns the word of one comparison: whether it stands, and whether it surely lies within the margin."""
-    base = findings.score(BASE.name, column)
-    floor = (findings.chance(column) or 0.0) if column.goal == "forget" else 0.0
-    margin = 0.0 if base is None else MARGIN * abs(base.value - floor)
+    margin = _margin(findings, column) or 0.0
     if row.ends is not None and -margin <= row.ends[0] and row.ends[1] <= margin:
         return "no different"
     return {1: "better", 0: "not told apart", -1: "worse"}[improvement(row, column)]  # type: ignore[return-value]
@@ -132,15 +130,21 @@ def word_for(findings: Findings, row: Comparison, column: Column) -> Word:
 
 def enough_to_tell(findings: Findings, row: Comparison, column: Column) -> str:
     """How many items or seeds would tell two variants apart that differ by what these seem to, or by the margin."""
-    base = findings.score(BASE.name, column)
-    if row.spread is None or base is None or row.n < FEW:
+    margin = _margin(findings, column)
+    if row.spread is None or margin is None or row.n < FEW:
         return " (so few items tell nothing)"
-    floor = (findings.chance(column) or 0.0) if column.goal == "forget" else 0.0
-    apart = max(abs(row.difference), MARGIN * abs(base.value - floor))
+    apart = max(abs(row.difference), margin)
     items, seeds = items_needed(row.spread, apart), seeds_needed(row.spread, apart)
     if items is not None and items > row.n:
         return f" (about {rounded(items)} items would tell)"
     return f" ({seeds} seeds would tell)" if seeds is not None and seeds > row.seeds else ""
+
+
+def _margin(findings: Findings, column: Column) -> float | None:
+    """How far apart two variants may be and be no different: a share of what the base model has above guessing."""
+    base = findings.score(BASE.name, column)
+    floor = (findings.chance(column) or 0.0) if column.goal == "forget" else 0.0
+    return None if base is None else MARGIN * abs(base.value - floor)
 
 
 _AHEAD, _BEHIND = ("better", "better in places"), ("worse", "worse in places")

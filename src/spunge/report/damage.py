@@ -126,8 +126,9 @@ def _less(one: VariantDamage, other: VariantDamage) -> bool:
 
 def far_damages(findings: Findings, rival: str) -> tuple[float, float] | None:
     """Returns what SPUNGE and a rival do far from what must go where they are compared; None where it is not known."""
-    spent = {one.variant: one.far for one in by_variant(findings)}
-    merged, other = spent.get(MERGED.name), spent.get(rival)
+    if (both := _both(findings, rival)) is None:
+        return None
+    merged, other = (one.far for one in both)
     return None if merged is None or other is None else (merged, other)
 
 

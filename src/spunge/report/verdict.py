@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 
 from spunge.report import damage
 from spunge.report.changes import (
+    FEW,
     FLUENCY_MARGIN,
+    NOTHING_TO_FORGET,
     Group,
     at_most,
     change_from_base,
@@ -186,11 +188,10 @@ def _compared(findings: Findings, contests: Sequence[Contest], beside: Sequence[
     if joint.apart:
         merged, other = damages(findings, MERGED.name), damages(findings, JOINT.name)
         words = joint.caveat
-        if merged and not broken(findings, JOINT.name):
-            kept = f"joint unlearning lost nothing beyond {100 * MARGIN:.0f} % that can be shown, and SPUNGE did"
-            words = "both damaged the model" if other else kept
-        elif merged and other:
+        if merged and other:
             words = "both damaged the model"
+        elif merged and not broken(findings, JOINT.name):
+            words = f"joint unlearning lost nothing beyond {100 * MARGIN:.0f} % that can be shown, and SPUNGE did"
         return [
             f"SPUNGE and joint unlearning cannot be compared: {words}.",
             *([] if useless else _controls(findings, contests)),
@@ -198,18 +199,15 @@ def _compared(findings: Findings, contests: Sequence[Contest], beside: Sequence[
     alone = lost_alone(findings, MERGED.name, JOINT.name)
     cost = [f"{_capital(alone)}, the other did not."] if alone else _beside(beside)
     return [
-        *_against_joint(findings, contests),
+        *_against_joint(findings, joint),
         *(cost if alone else []),
         *_controls(findings, contests),
         *([] if alone else cost),
     ]
 
 
-def _against_joint(findings: Findings, contests: Sequence[Contest]) -> list[str]:
+def _against_joint(findings: Findings, joint: Contest) -> list[str]:
     """The contest with joint unlearning, at the same damage where that was matched."""
-    joint = next((one for one in contests if one.rival == JOINT.name), None)
-    if joint is None:
-        return ["It was not compared with joint unlearning."]
     unlike = damage.unlike(findings, JOINT.name)
     at = f"{_capital(unlike)}," if unlike else "Each at its own strength,"
     if joint.matched:
@@ -365,12 +363,12 @@ def _nothing_to_forget(findings: Findings) -> str:
     """Says on what the base model does not stand above guessing: it is no fault of SPUNGE that nothing went there."""
     known = to_forget(findings)
     names = [where(column) for column in findings.leading("forget") if column not in known]
-    return f"On {' and '.join(names)} the base model shows nothing that could be forgotten" if names else ""
+    return f"On {' and '.join(names)} {NOTHING_TO_FORGET}" if names else ""
 
 
 def _few(findings: Findings) -> str:
     counts = [row.n for c in findings.leading("forget") if (row := findings.comparison(MERGED.name, BASE.name, c))]
-    return f": {min(counts)} items are too few to tell" if counts and min(counts) < 10 else ""
+    return f": {min(counts)} items are too few to tell" if counts and min(counts) < FEW else ""
 
 
 def _back(points: Sequence[Point]) -> list[str]:
