@@ -7,15 +7,12 @@ import json
 import math
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
 import pytest
-import torch
 
 from spunge.errors import DataError
-from spunge.interfaces import scale_of
 
 STUDIES = Path(__file__).parents[1] / "studies"
 FILES = sorted(STUDIES.glob("*.yaml"))
@@ -135,15 +132,3 @@ def test_a_study_runs_and_goes_on_where_it_was(studies, tmp_path: Path, monkeypa
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "store").glob("*/*/manifest.json")}
     studies[0].main()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "store").glob("*/*/manifest.json")} == made
-
-
-def test_what_must_go_is_learnt_before_it_is_subtracted(studies) -> None:
-    method = importlib.import_module("kept_negation").KeptNegation(**{"lambda": 0.5})
-    logits, labels = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), [1, 4, 0, 2]
-    loss = method.forget_loss(lambda batch: logits, SimpleNamespace(labels=torch.tensor(labels)))
-    nats = [
-        math.log(sum(math.exp(x) for x in row.tolist())) - row[word].item()
-        for row, word in zip(logits, labels, strict=True)
-    ]
-    assert loss.item() == pytest.approx(sum(nats) / len(nats), rel=1e-5)
-    assert (method.retain_loss, scale_of(method)) == ("kl", -0.5)

@@ -370,8 +370,11 @@ def require_retain(method: Unlearner, retain: Corpus | None) -> None:
     """
     if method.needs_retain and (retain is None or not len(retain)):
         name = getattr(method, "method", type(method).__name__)
-        weighed = {"alpha", "probe_every"} <= type(method).model_fields.keys()
-        otherwise = "set alpha=0 (and probe_every=null) to go without" if weighed else "under `retain` in a recipe"
+        otherwise = "under `retain` in a recipe"
+        without = {"alpha": 0.0, "probe_every": None}
+        unheld = {field: value for field, value in without.items() if field in type(method).model_fields}
+        if unheld and not method.model_copy(update=unheld).needs_retain:
+            otherwise = f"set alpha=0{' (and probe_every=null)' if 'probe_every' in unheld else ''} to go without"
         raise DataError(f"{name} needs a retain set: give one with --retain, or {otherwise}")
 
 

@@ -17,6 +17,10 @@ class Settings(BaseModel):
     version: ClassVar[int] = 1
     """Bumped whenever the same settings begin to give another result; part of every store key."""
 
+    unkeyed_default: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came after results were stored, and at their defaults compute what was computed before: there they
+    are no part of a store key, so that those results are found."""
+
     @property
     def depends_on(self) -> dict[str, str]:
         """Other programs that move the result → their versions; part of every store key."""

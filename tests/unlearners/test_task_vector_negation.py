@@ -8,7 +8,7 @@ import torch
 from training_models import answers, save_model, texts, work_in
 from transformers import AutoModelForCausalLM
 
-from spunge.errors import IncompatibleTaskVectors, ModelError, RecipeError, TrainingDiverged
+from spunge.errors import DataError, IncompatibleTaskVectors, ModelError, RecipeError, TrainingDiverged
 from spunge.interfaces import Work, scale_of
 from spunge.rows.sources import Corpus, Source, load_corpus
 from spunge.run.identity import identity
@@ -150,6 +150,73 @@ def test_full_tuning_equals_a_plain_loop(tmp_path):
     assert set(found) == set(before)
     for name, value in model.named_parameters():
         torch.testing.assert_close(found.delta(name), (value - before[name]).detach(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 2.5])
+def test_what_is_held_equals_a_plain_loop_with_a_copy_of_the_base(tmp_path, alpha):
+    base = save_model(tmp_path / "model", tied=True)
+    method = TaskVectorNegation(
+        lora=None, alpha=alpha, learning_rate=1e-2, batch_size=4, schedule="constant", clip_norm=None
+    )
+    forget, retain = texts(8), answers(9)
+    found = method.unlearn(base, forget, retain, work_in(tmp_path, seed=3))
+
+    model, reference = (AutoModelForCausalLM.from_pretrained(base.id).eval() for _ in range(2))
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
+    generator = torch.Generator().manual_seed(3)
+    goes, stays = (torch.randperm(rows, generator=generator).tolist() for rows in (8, 9))
+    tokenizer = base.load_tokenizer()
+    for step in range(2):
+        nll, tokens = torch.zeros(()), 0
+        for index in goes[4 * step : 4 * step + 4]:
+            ids = torch.tensor(tokenizer(forget.texts[index])["input_ids"])
+            log_probs = model(ids[None]).logits[0, :-1].log_softmax(-1)
+            nll, tokens = nll - log_probs[torch.arange(len(ids) - 1), ids[1:]].sum(), tokens + len(ids) - 1
+        loss = nll / tokens
+        nats, tokens = torch.zeros(()), 0
+        for index in stays[4 * step : 4 * step + 4]:  # of an answer only the response counts
+            prompt, response = retain.rows["prompt"][index], retain.rows["response"][index]
+            start = len(tokenizer(prompt)["input_ids"])
+            ids = torch.tensor([*tokenizer(f"{prompt} {response}")["input_ids"], tokenizer.eos_token_id])
+            ours = model(ids[None]).logits[0, start - 1 : -1].log_softmax(-1)
+            theirs = reference(ids[None]).logits[0, start - 1 : -1].log_softmax(-1).detach()
+            nats, tokens = nats + (theirs.exp() * (theirs - ours)).sum(), tokens + len(ids) - start
+        (loss + alpha * nats / tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(found.delta(name), (value - before[name]).detach(), rtol=1e-3, atol=1e-5)
+
+
+def test_what_is_held_moves_less_and_what_must_go_still_goes(base, tmp_path):
+    forget, retain = texts(6), answers(6, seed=50)
+    lora = Lora(rank=8, target_modules="all-linear", dropout=0)
+    work, moved, risen = work_in(tmp_path), {}, {}
+
+    def log_probs(corpus, change):
+        batch = collate(encode(corpus, work.resident.base(base)[1], max_length=64), range(6), pad=0, device="cpu")
+        with work.resident.variant(base, change) as model, torch.no_grad():
+            return model(batch.ids, batch.mask).logits[:, :-1][batch.counted[:, 1:]].log_softmax(-1), batch.labels
+
+    for alpha in (0.0, 3.0):
+        method = TaskVectorNegation(lora=lora, alpha=alpha, learning_rate=1e-2, epochs=10)
+        tau = method.unlearn(base, forget, retain, work_in(tmp_path / str(alpha), resident=work.resident))
+        change = tau.scaled(scale_of(method))
+        (kept, _), (base_kept, _) = log_probs(retain, change), log_probs(retain, None)
+        moved[alpha] = float((base_kept.exp() * (base_kept - kept)).sum(-1).mean())
+        (gone, labels), (base_gone, _) = log_probs(forget, change), log_probs(forget, None)
+        risen[alpha] = float((base_gone - gone)[torch.arange(len(labels)), labels].mean())
+    assert moved[3.0] < 0.7 * moved[0.0]
+    assert risen[3.0] > 0.3
+
+
+def test_what_holds_needs_what_to_hold(base, tmp_path):
+    with pytest.raises(DataError, match=r"task_vector_negation needs a retain set: .*, or set alpha=0 to go without"):
+        TaskVectorNegation(alpha=1.0).unlearn(base, texts(), None, work_in(tmp_path))
+    plain = identity(TaskVectorNegation())
+    assert "alpha" not in plain  # what was stored before there was such a setting is found
+    assert identity(TaskVectorNegation(alpha=1.0)) == {**plain, "alpha": 1.0}
 
 
 def test_only_the_chosen_weights_are_trained(base, tmp_path):

@@ -24,6 +24,8 @@ def identity(value: Any) -> Any:
         # Of every class above as well: a method that names its own must not bring its base's back into the key.
         outside = frozenset().union(*(vars(kind).get("outside_key", ()) for kind in type(value).__mro__))
         outside |= {getattr(value, "scaled_by", None)}
+        later = frozenset().union(*(vars(kind).get("unkeyed_default", ()) for kind in type(value).__mro__))
+        outside |= {name for name in later if getattr(value, name) == type(value).model_fields[name].default}
         content = {}
         if {"id", "revision"} <= type(value).model_fields.keys():  # a model: what counts is its files
             model = LanguageModel(id=getattr(value, "id"), revision=getattr(value, "revision"))  # noqa: B009
