@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +59,17 @@ class Score(Settings):
     """Its values."""
 
 
+class Tuning(Settings):
+    """Equal trials for every arm: what forgets most of items that are not reported, at the same damage, is reported."""
+
+    seed: int
+    """Trained and asked with this one; better none of those reported."""
+    suite: str
+    """What is asked: its validation part here, its test part wherever this study asks it."""
+    trials: list[list[str]]
+    """Settings of each trial: `unlearn.learning_rate=2e-3`."""
+
+
 class Study(Settings):
     """What is compared with what, on which data."""
 
@@ -68,6 +80,8 @@ class Study(Settings):
     settings: list[str] = []
     """What differs from the recipe in all arms."""
     seeds: list[int]
+    tuning: Tuning | None = None
+    """How each arm's settings are chosen; null: they are as they stand."""
     arms: dict[str, Arm]
     contrasts: list[tuple[str, str]]
     """Pairs of arms; the first is hoped to be better."""
@@ -77,10 +91,13 @@ class Study(Settings):
 
 def read(file: Path) -> Study:
     """Reads a study's YAML; what it does not say is as in the one that it is `like`."""
+    return Study.model_validate(_content(file))
+
+
+def _content(file: Path) -> dict[str, Any]:
     content = YAML(typ="safe").load(file.read_text())
-    if (other := content.pop("like", None)) is not None:
-        content = {**YAML(typ="safe").load((file.parent / other).read_text()), **content}
-    return Study.model_validate(content)
+    other = content.pop("like", None)
+    return content if other is None else {**_content(file.parent / other), **content}
 
 
 def check(study: Study, data: Path | None) -> None:
@@ -98,13 +115,16 @@ def check(study: Study, data: Path | None) -> None:
             raise DataError(f"{data / name}: sha256 is {digest}, and should be {sha256}")
 
 
-def experiment_of(study: Study, arm: Arm, where: Where) -> Experiment:
-    """The recipe as an arm has it, with data and model from folders."""
+def experiment_of(study: Study, arm: Arm, where: Where, part: Literal["validation", "test"] = "test") -> Experiment:
+    """The recipe as an arm has it, with data and model from folders; where arms are tuned, a part of the items."""
     model = [f"model.id={where.model}"] if where.model else []
     # A study is a program: its methods lie beside it.
     recipe = reading.read(study.recipe, [*study.settings, *arm.settings, *model], allow_code=True)
     recipe = offline.from_folder(recipe, where.data) if where.data else recipe
-    return recipe.model_copy(update={"evaluate": [one for one in recipe.evaluate if one.suite in study.scores]})
+    asked = [one for one in recipe.evaluate if one.suite in study.scores]
+    if study.tuning is not None:
+        asked = [one.model_copy(update={"part": part}) for one in asked]
+    return recipe.model_copy(update={"evaluate": asked})
 
 
 def unlearned(context: steps.Context, arm: Arm) -> tuple[Variant, list[Variant]]:
@@ -122,36 +142,65 @@ def unlearned(context: steps.Context, arm: Arm) -> tuple[Variant, list[Variant]]
     return steps.merge(context, name, trained, subsets)[0][1], trained
 
 
-def ask(study: Study, seed: int, where: Where, executor: Local) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
-    """Makes every arm of one seed; returns what all were asked, item by item, and where their budgets are spent."""
-    tables: list[pl.DataFrame] = []
-    spent: list[dict[str, Any]] = []
-    for name, arm in study.arms.items():
-        experiment = experiment_of(study, arm, where)
-        context = steps.Context(experiment, load(experiment), executor, seed)
-        variant, trained = unlearned(context, arm)
-        matched = steps.match_damage(context, [replace(variant, name=name)])
-        points = {point["name"]: f"{point['matching']} {point['budget']:g}" for point in matched.points}
-        assert experiment.damage is not None, "a study compares at the same damage"
-        points[name] = f"near {experiment.damage.headline:g}"
-        variants = [*matched.variants[0], *([] if tables else [Variant("base", "base", seed)])]
-        for asked, artifact in steps.evaluate(context, variants, matched.elsewhere):
-            is_base = asked.name == "base"
-            tables.append(
-                pl.read_parquet(artifact.path / "items.parquet")
-                .filter(pl.col("value").is_not_null())
-                .select(
-                    pl.lit("base" if is_base else name).alias("arm"),
-                    pl.lit(seed).alias("seed"),
-                    pl.lit("" if is_base else points[asked.name]).alias("point"),
-                    "suite", "item", "attributes", "metric", "value",
-                )
-            )  # fmt: skip
-        manifests = [one.artifact.manifest for one in trained if one.artifact is not None]
-        cost = {name: sum(manifest.get(name, 0) for manifest in manifests) for name in ("steps", "seconds")}
-        spent += [{**match, **cost} for match in matched.matches]
-        print(f"seed {seed}: {name}: {cost['steps']} steps, {cost['seconds']:.0f} s of training", flush=True)
-    return pl.concat(tables), spent
+@dataclass(frozen=True)
+class Asked:
+    """An arm's model at every point of one seed."""
+
+    items: pl.DataFrame
+    """One row an item, metric and point."""
+    matches: list[dict[str, Any]]
+    """Where its budgets are spent, and what that cost."""
+
+
+def ask(experiment: Experiment, name: str, arm: Arm, seed: int, executor: Local, *, base: bool = False) -> Asked:
+    """Makes an arm's model, brings it to every damage that is reported, and asks it; the base model too if told."""
+    context = steps.Context(experiment, load(experiment), executor, seed)
+    variant, trained = unlearned(context, arm)
+    matched = steps.match_damage(context, [replace(variant, name=name)])
+    points = {point["name"]: f"{point['matching']} {point['budget']:g}" for point in matched.points}
+    assert experiment.damage is not None, "a study compares at the same damage"
+    points[name] = f"near {experiment.damage.headline:g}"
+    variants = [*matched.variants[0], *([Variant("base", "base", seed)] if base else [])]
+    tables = [
+        pl.read_parquet(artifact.path / "items.parquet")
+        .filter(pl.col("value").is_not_null())
+        .select(
+            pl.lit("base" if asked.name == "base" else name).alias("arm"),
+            pl.lit(seed).alias("seed"),
+            pl.lit("" if asked.name == "base" else points[asked.name]).alias("point"),
+            "suite", "item", "attributes", "metric", "value",
+        )
+        for asked, artifact in steps.evaluate(context, variants, matched.elsewhere)
+    ]  # fmt: skip
+    manifests = [one.artifact.manifest for one in trained if one.artifact is not None]
+    cost = {name: sum(manifest.get(name, 0) for manifest in manifests) for name in ("steps", "seconds")}
+    print(f"seed {seed}: {name}: {cost['steps']} steps, {cost['seconds']:.0f} s of training", flush=True)
+    return Asked(pl.concat(tables), [{**match, **cost} for match in matched.matches])
+
+
+def tune(study: Study, name: str, where: Where, executor: Local) -> list[dict[str, Any]]:
+    """Returns an arm's trials, each with what it forgot of the validation part at every point, and the chosen one."""
+    assert study.tuning is not None, "only a study with trials is tuned"
+    tuning, arm = study.tuning, study.arms[name]
+    trials: list[dict[str, Any]] = []
+    for settings in tuning.trials:
+        tried = arm.model_copy(update={"settings": [*arm.settings, *settings]})
+        experiment = experiment_of(study, tried, where, "validation")
+        asked = ask(experiment, name, tried, tuning.seed, executor, base=True)
+        forgotten = summary.forgotten(asked.items, tuning.suite, study.scores[tuning.suite])
+        trials.append({"arm": name, "settings": settings, "forgotten": forgotten})
+    # What the first point and all others forgot counts alike; of equals the first.
+    best = max(range(len(trials)), key=lambda number: (sum(trials[number]["forgotten"].values()), -number))
+    return [{**trial, "chosen": number == best} for number, trial in enumerate(trials)]
+
+
+def tuned(study: Study, trials: Sequence[Mapping[str, Any]]) -> Study:
+    """The study with every arm at the settings that were chosen for it."""
+    chosen = {trial["arm"]: trial["settings"] for trial in trials if trial["chosen"]}
+    arms = {
+        name: arm.model_copy(update={"settings": [*arm.settings, *chosen[name]]}) for name, arm in study.arms.items()
+    }
+    return study.model_copy(update={"arms": arms})
 
 
 def write_results(study: Study, folder: Path, file: Path) -> None:
@@ -159,6 +208,8 @@ def write_results(study: Study, folder: Path, file: Path) -> None:
     items = pl.concat([pl.read_parquet(each) for each in sorted(folder.glob("items-*.parquet"))])
     matches = [match for each in sorted(folder.glob("matches-*.json")) for match in json.loads(each.read_text())]
     results = summary.summarise(items, matches, study)
+    if (trials := folder / "tuning.json").exists():
+        results["tuning"] = json.loads(trials.read_text())
     lines = {name: ",\n".join(json.dumps(each, ensure_ascii=False) for each in part) for name, part in results.items()}
     file.parent.mkdir(exist_ok=True)
     file.write_text(
@@ -182,14 +233,24 @@ def main() -> None:
     study = read(arguments.study)
     check(study, arguments.data)
     seeds = [int(seed) for seed in arguments.seeds.split(",")] if arguments.seeds else study.seeds
+    where = Where(arguments.data, arguments.model)
     folder = arguments.out / arguments.study.stem
     folder.mkdir(parents=True, exist_ok=True)
     store = Store(arguments.out / "store")
     with store.held(), Local(store) as executor:
+        if study.tuning is not None:
+            trials = [trial for name in study.arms for trial in tune(study, name, where, executor)]
+            (folder / "tuning.json").write_text(json.dumps(trials, indent=1))
+            study = tuned(study, trials)
         for seed in seeds:
-            items, spent = ask(study, seed, Where(arguments.data, arguments.model), executor)
-            items.write_parquet(folder / f"items-{seed}.parquet")
-            (folder / f"matches-{seed}.json").write_text(json.dumps(spent, indent=1))
+            asked = [
+                ask(experiment_of(study, arm, where), name, arm, seed, executor, base=number == 0)
+                for number, (name, arm) in enumerate(study.arms.items())
+            ]
+            pl.concat([one.items for one in asked]).write_parquet(folder / f"items-{seed}.parquet")
+            (folder / f"matches-{seed}.json").write_text(
+                json.dumps([row for one in asked for row in one.matches], indent=1)
+            )
     write_results(study, folder, arguments.study.parent / "results" / f"{arguments.study.stem}.json")
 
 

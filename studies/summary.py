@@ -83,6 +83,18 @@ def summarise(items: pl.DataFrame, matches: Sequence[Mapping[str, Any]], study: 
     return result
 
 
+def forgotten(items: pl.DataFrame, suite: str, score: Any) -> dict[str, float]:
+    """Returns how much one arm forgets at each point: more is more forgotten, whichever way its score goes."""
+    measured = scores(items, suite, score.metric, score.by)
+    base = measured.grids["base", ""][0]
+    sign = 1 if score.metric == "nll" else -1  # what is forgotten becomes less likely; every other score falls
+    return {
+        point: round(sign * float((grid - base).mean()), 4)
+        for (arm, point), grid in measured.grids.items()
+        if arm != "base"
+    }
+
+
 def _mean(grid: Grid) -> dict[str, Any]:
     interval = statistics.mean_interval(grid)
     return {"mean": round(float(grid.mean()), 4), "interval": [round(interval.low, 4), round(interval.high, 4)]}

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from spunge.errors import DataError
+from spunge.rows.items import suite_items
 
 STUDIES = Path(__file__).parents[1] / "studies"
 FILES = sorted(STUDIES.glob("*.yaml"))
@@ -132,3 +133,45 @@ def test_a_study_runs_and_goes_on_where_it_was(studies, tmp_path: Path, monkeypa
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "store").glob("*/*/manifest.json")}
     studies[0].main()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "store").glob("*/*/manifest.json")} == made
+
+
+TUNED = """
+tuning: {seed: 9, suite: benign, trials: [[unlearn.learning_rate=1e-5], [unlearn.learning_rate=1e-2]]}
+"""
+
+
+@pytest.mark.long
+def test_every_arm_is_tuned_on_other_items_and_another_seed(studies, tmp_path: Path, monkeypatch) -> None:
+    file = tmp_path / "tuned.yaml"
+    file.write_text(TINY.replace("limit: 8,", "limit: 80,") + TUNED, encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["study.py", str(file), "--out", str(tmp_path / "out")])
+    studies[0].main()
+    trials = json.loads((tmp_path / "results" / "tuned.json").read_text(encoding="utf-8"))["tuning"]
+    assert [trial["arm"] for trial in trials] == ["joint"] * 2 + ["by people"] * 2 + ["random"] * 2
+    for one, other in zip(trials[::2], trials[1::2], strict=True):
+        [best] = [trial for trial in (one, other) if trial["chosen"]]
+        assert sum(best["forgotten"].values()) == max(sum(trial["forgotten"].values()) for trial in (one, other))
+    study = studies[0].read(file)
+    arm = studies[0].tuned(study, trials).arms["joint"]
+    assert arm.settings == next(trial["settings"] for trial in trials if trial["chosen"])
+    asked = [
+        studies[0].experiment_of(study, arm, studies[0].Where(None, None), part) for part in ("validation", "test")
+    ]
+    items = [{item.id for item in suite_items(one.evaluate[0], "text")} for one in asked]
+    assert items[0]
+    assert not items[0] & items[1]
+    assert set(pl.read_parquet(tmp_path / "out" / "tuned" / "items-0.parquet")["item"]) == items[1]
+
+
+def test_more_forgotten_is_more_whichever_way_the_score_goes(studies) -> None:
+    def forgotten(metric: str, base: float, after: float) -> dict[str, float]:
+        rows = [
+            {"arm": arm, "seed": 0, "point": point, "suite": "texts", "item": "i1", "attributes": '{"group": "a"}'}
+            | {"metric": name, "value": value}
+            for arm, point, score in (("base", "", base), ("joint", "near 0.1", after))
+            for name, value in ((metric, score), ("tokens", 4.0))
+        ]
+        return studies[1].forgotten(pl.DataFrame(rows), "texts", SimpleNamespace(metric=metric, by="group"))
+
+    assert forgotten("nll", 4.0, 8.0) == {"near 0.1": 1.0}
+    assert forgotten("p_correct", 0.75, 0.5) == {"near 0.1": 0.25}
