@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spunge.api import evaluate, export, load, merge, open, rows, run, split, unlearn
+    from spunge.api import evaluate, export, load, load_vector, merge, open, rows, run, split, unlearn
     from spunge.errors import SpungeError
     from spunge.recipe.schema import Experiment
     from spunge.report.opened import OpenedRun
@@ -33,6 +33,7 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "load_vector",
     "merge",
     "open",
     "rows",
@@ -50,7 +51,9 @@ _MODULES = {
     "Source": "rows.sources",
     "SpungeError": "errors",
     "TaskVector": "weights.task_vector",
-    **dict.fromkeys(("evaluate", "export", "load", "merge", "open", "rows", "run", "split", "unlearn"), "api"),
+    **dict.fromkeys(
+        ("evaluate", "export", "load", "load_vector", "merge", "open", "rows", "run", "split", "unlearn"), "api"
+    ),
 }
 
 _MOVED = {

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from spunge.errors import RecipeError
 from spunge.interfaces import Progress, silent
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Suite: TypeAlias = str | Path | Mapping[str, Any] | Evaluator
 
-__all__ = ["evaluate", "export", "load", "merge", "open", "rows", "run", "split", "unlearn"]
+__all__ = ["evaluate", "export", "load", "load_vector", "merge", "open", "rows", "run", "split", "unlearn"]
 
 
 def run(
@@ -212,7 +212,8 @@ def merge(
     """Merges task vectors of one base model into one.
 
     Args:
-        task_vectors: Task vectors or their directories; by name where settings speak of single ones (`weights`).
+        task_vectors: Task vectors, their directories, or parts of runs (`"runs/x:subset:women"`); by name where
+            settings speak of single ones (`weights`).
         method: A merge method (`spunge methods` lists them), or a merger.
         **settings: The method's own.
 
@@ -222,11 +223,13 @@ def merge(
     """
     from spunge.merging import merge as merge_task_vectors
     from spunge.recipe.schema import AnyMerge
+    from spunge.weights.task_vector import TaskVector
 
     merger = _chosen(AnyMerge, "merge", "method", method, settings)
     if not isinstance(task_vectors, Mapping):
         task_vectors = {f"task_vector_{number}": vector for number, vector in enumerate(task_vectors, 1)}
-    return merge_task_vectors(merger, task_vectors).task_vector
+    opened = {name: each if isinstance(each, TaskVector) else _open(each) for name, each in task_vectors.items()}
+    return merge_task_vectors(merger, opened).task_vector
 
 
 def evaluate(
@@ -243,7 +246,7 @@ def evaluate(
 
     Args:
         model: The base model.
-        vector: What to add to it; None asks the base model itself.
+        vector: What to add to it, a part of a run (`"runs/x:joint"`) among others; None asks the base model itself.
         suites: One or several, each a recipe or a YAML list of evaluators in a file, a suite that ships with Spunge,
             the settings of an evaluator as a mapping, or an evaluator.
         out: A new directory for answers and scores; None keeps them in memory alone.
@@ -276,14 +279,20 @@ def export(
     *,
     model: str | Path | LanguageModel | None = None,
     seed: int | None = None,
+    variant: str = "merged",
+    form: Literal["checkpoint", "task-vector", "adapter"] = "checkpoint",
+    rank: int = 64,
 ) -> Path:
-    """Writes an unlearned model as a Hugging Face checkpoint with a model card, as `spunge export` does.
+    """Writes an unlearned model with a model card, as `spunge export` does.
 
     Args:
-        source: A run's directory, whose merged model is written; or, with a model, a task vector.
+        source: A run's directory, or a part of it (`"runs/x:subset:women"`); or, with a model, a task vector.
         out: The new directory.
         model: The base model of a task vector.
         seed: Which of a run's seeds; None is the first.
+        variant: Which of a run's models: `merged`, `joint`, `subset:women`.
+        form: As what.
+        rank: Of an adapter that is not exact.
 
     Returns:
         The directory.
@@ -291,19 +300,50 @@ def export(
     Raises:
         SpungeError: Something is missing or wrong; `out` does not exist afterwards.
     """
-    from spunge.run import standalone
+    from spunge.run import parts, standalone
     from spunge.weights.task_vector import TaskVector
 
+    written = standalone.parse_form(form, rank)
     if model is None:
         if isinstance(source, TaskVector):
             raise RecipeError("export: a task vector is added to a model: give the base model as model=…")
-        return standalone.export_run(run=Path(source), out=Path(out), seed=seed)
-    if seed is not None:
-        raise RecipeError("export: seed says which of a run's: leave it out with a task vector")
-    handle = _handle(model)
+        found = source if Path(source).is_dir() else parts.find(source)
+        part = found if isinstance(found, parts.Part) else parts.part(source, variant, seed)
+        standalone.export_part(part, Path(out), form=written)
+        return Path(out)
+    if seed is not None or variant != "merged":
+        raise RecipeError("export: seed and variant say which of a run's: leave them out with a task vector")
     with _on_disk(source) as path:
         assert path is not None
-        return standalone.export(model=handle.id, revision=handle.revision, task_vector=path, out=Path(out))
+        standalone.export(_handle(model), path, Path(out), form=written)
+    return Path(out)
+
+
+def load_vector(source: str | Path, *, model: str | Path | LanguageModel | None = None) -> TaskVector:
+    """Reads a task vector into memory.
+
+    Args:
+        source: Its directory, or a part of a run: `"runs/x:subset:women"`, at the λ at which the run asked it.
+        model: The base model, of which an adapter or a checkpoint is made a task vector.
+
+    Raises:
+        ArtifactError: There is none, or it is damaged.
+        IncompatibleTaskVectors: It is of another model.
+    """
+    from spunge import merging
+
+    if model is None:
+        return _open(source).loaded()
+    return merging.open_variant(source, _handle(model).checkpoint()).loaded()
+
+
+def _open(source: str | Path) -> TaskVector:
+    """Opens a task vector's directory or a part of a run."""
+    from spunge.run import parts
+    from spunge.weights.task_vector import TaskVector
+
+    found = parts.find(source)
+    return TaskVector.open(found.path).scaled(found.scale) if isinstance(found, parts.Part) else TaskVector.open(found)
 
 
 def _handle(model: str | Path | LanguageModel) -> LanguageModel:
@@ -343,10 +383,10 @@ def _new_or_temporary(out: str | Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _on_disk(vector: TaskVector | str | Path | None) -> Iterator[Path | None]:
-    """A task vector as the directory that a step reads; one in memory lies there until the step is done."""
+def _on_disk(vector: TaskVector | str | Path | None) -> Iterator[str | Path | None]:
+    """A task vector as what a step reads, a directory or a part; one in memory lies there until the step is done."""
     if vector is None or isinstance(vector, str | Path):
-        yield None if vector is None else Path(vector)
+        yield vector
         return
     with tempfile.TemporaryDirectory() as temporary:
         yield vector.save(Path(temporary) / "task-vector")

@@ -58,8 +58,10 @@ def test_run_twice_then_report(world: dict[str, Any], write_recipe: Write, tmp_p
     headline = (tmp_path / "runs" / "tiny" / "report" / "results.md").read_text().splitlines()[2]
     assert headline in card
     assert {"## Limits", "## Recipe"} <= set(card.splitlines())
-    refused(spunge("export", "runs/tiny", "--seed", "7", "--out", "new", cwd=tmp_path), r"no merged model of seed 7")
-    refused(spunge("export", "runs/tiny", "--model", "m", "--out", "new", cwd=tmp_path), r"a run's directory, or")
+    refused(
+        spunge("export", "runs/tiny", "--seed", "7", "--out", "new", cwd=tmp_path), r"no spunge of seed 7; there are 0"
+    )
+    refused(spunge("export", "runs/tiny", "--model", "m", "--out", "new", cwd=tmp_path), r"give a run, perhaps with")
     told = spunge("run", "recipe.yaml", "--json", cwd=tmp_path)
     events = [json.loads(line) for line in told.stdout.splitlines()]
     assert [events[0]["event"], events[-1]["event"], events[-1]["run"]] == ["planned", "done", "runs/tiny"]

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+import spunge
 from spunge.errors import RecipeError
 from spunge.recipe import reading
 from spunge.recipe.schema import Damage, Experiment
 from spunge.rows.sources import load_corpus
-from spunge.run import pipeline, standalone
+from spunge.run import pipeline
 from spunge.run.damage import MatchDamage
 from spunge.run.foretell import plan as planning
 from spunge.run.texts import nearest
@@ -76,9 +77,9 @@ def test_all_that_are_compared_are_asked_at_the_same_damage(matched: dict[str, A
     assert not [warning for warning in manifest["warnings"] if "budget" in warning]
 
     # What is exported is what was asked: the merged model at its λ.
-    spunge = next(m for m in noted["matches"] if (m["variant"], m["budget"]) == ("spunge", 0.001))
-    exported = LanguageModel(id=str(standalone.export_run(run=run, out=tmp_path / "exported", seed=None))).checkpoint()
-    vector = TaskVector.load(run / vectors["spunge"]).scaled(spunge["scale"])
+    own = next(m for m in noted["matches"] if (m["variant"], m["budget"]) == ("spunge", 0.001))
+    exported = LanguageModel(id=str(spunge.export(run, tmp_path / "exported"))).checkpoint()
+    vector = TaskVector.load(run / vectors["spunge"]).scaled(own["scale"])
     for name in vector:
         assert torch.equal(exported.read(name), experiment.model.checkpoint().changed(vector, name))
 

@@ -50,7 +50,7 @@ def test_an_artifact_exported_by_hand_is_the_base_minus_what_was_learnt(
         as_before(artifact)
     learnt = load_file(artifact / "task_vector.safetensors")
     assert max(float(delta.abs().max()) for delta in learnt.values()) > 0
-    standalone.export(model=negation.model.id, task_vector=artifact, out=tmp_path / "exported")
+    standalone.export(negation.model, artifact, tmp_path / "exported")
     base, exported = (LanguageModel(id=str(path)).checkpoint() for path in (negation.model.id, tmp_path / "exported"))
     for name, delta in learnt.items():
         assert torch.equal(exported.read(name), base.read(name) - delta)

@@ -70,9 +70,7 @@ def make(kind: str, directory: Path, model: Path, seed: int = 0) -> Path:
         manifest["checksum"] = spunge.files.checksum(manifest)
         (directory / "manifest.json").write_text(json.dumps(manifest))
         return file
-    standalone.export(
-        model=str(model), task_vector=dense(directory.parent / f"of {directory.name}", seed), out=directory
-    )
+    export(model, dense(directory.parent / f"of {directory.name}", seed), directory)
     return directory / "model.safetensors"
 
 
@@ -87,7 +85,7 @@ def merge(model: Path, variant: Path, out: Path, form: str) -> None:
 
 
 def export(model: Path, variant: Path, out: Path) -> None:
-    standalone.export(model=str(model), task_vector=variant, out=out)
+    standalone.export(LanguageModel(id=str(model)), variant, out)
 
 
 def evaluate(model: Path, variant: Path | None, out: Path) -> None:

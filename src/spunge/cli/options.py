@@ -27,6 +27,7 @@ NewOut = Annotated[Path, typer.Option("--out", "-o", help="The new directory.")]
 Model = Annotated[str, typer.Option("--model", help="A model directory or hub id.")]
 Device = Annotated[str, typer.Option("--device", help="A torch device; auto takes a GPU if there is one.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="What to compute in; default: the checkpoint's own.")]
+Rank = Annotated[int, typer.Option("--rank", min=1, help="Of an adapter that is not exact.")]
 Seed = Annotated[int, typer.Option("--seed", help="The seed of everything drawn.")]
 Words = Annotated[list[str] | None, typer.Argument(help="Settings: key=value …", show_default=False)]
 Sets = Annotated[

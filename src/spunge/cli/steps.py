@@ -22,6 +22,7 @@ from spunge.cli.options import (
     Model,
     NewOut,
     Quiet,
+    Rank,
     Seed,
     Track,
     Words,
@@ -42,6 +43,8 @@ from spunge.errors import RecipeError
 
 if TYPE_CHECKING:
     from spunge.interfaces import Evaluator
+    from spunge.run.parts import Part
+    from spunge.weights.language_model import LanguageModel
 
 
 def unlearn(
@@ -82,31 +85,36 @@ def unlearn(
 
 
 def merge(
-    base: Annotated[str, typer.Option("--base", help="The base model's directory or hub id.")],
     out: NewOut,
     words: Annotated[list[str] | None, typer.Argument(help="VARIANT … and settings key=value …")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="The base model's directory or hub id; of parts of runs, theirs.")
+    ] = None,
     method: Annotated[str, typer.Option("--method", help="`spunge methods` lists them.")] = "ties",
     form: Annotated[str, typer.Option("--as", help="checkpoint, task-vector or adapter.")] = "checkpoint",
     only: Annotated[list[str] | None, typer.Option("--only", help="Merge this variant; may be repeated.")] = None,
     without: Annotated[list[str] | None, typer.Option("--except", help="Leave this one out; may be repeated.")] = None,
-    rank: Annotated[int, typer.Option("--rank", min=1, help="Of an adapter that is not exact.")] = 64,
+    rank: Rank = 64,
     allow_code: AllowCode = False,
     seed: Seed = 0,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Merges variants of one base: task vectors, PEFT adapters or checkpoints."""
+    """Merges variants of one base: task vectors, PEFT adapters, checkpoints, or parts of runs (RUN:subset:women)."""
     from spunge.recipe import reading
     from spunge.recipe.schema import AnyMerge
 
     settings, variants = split_words(words)
     if not variants:
-        raise RecipeError("nothing to merge: name at least one task-vector, adapter or checkpoint directory")
+        raise RecipeError(
+            "nothing to merge: name at least one task-vector, adapter or checkpoint directory, or a part of a run"
+        )
     merger = reading.validate(AnyMerge, {"method": method, **settings}, "merge", allow_code=allow_code)
     from spunge.run import standalone
 
     with watch(quiet) as display:
-        step = standalone.Step(base, out, seed, device, progress=display.step)
+        model = _base_of("--base", base, *variants)
+        step = standalone.Step(model, out, seed, device, progress=display.step)
         written = standalone.parse_form(form, rank)
         diagnostics = standalone.merge(step, merger, variants, written, only=only or (), without=without or ())
     if not quiet:
@@ -131,32 +139,80 @@ def merge(
 
 def export(
     out: NewOut,
-    run: Annotated[Path | None, typer.Argument(help="A run's directory: its merged model.", show_default=False)] = None,
+    run: Annotated[
+        str | None, typer.Argument(help="A run's directory, or a part of it as RUN:subset:women.", show_default=False)
+    ] = None,
+    variant: Annotated[
+        str | None, typer.Option("--variant", help="Of the run: merged (the default), joint, subset:women, …")
+    ] = None,
+    form: Annotated[str, typer.Option("--as", help="checkpoint, task-vector or adapter.")] = "checkpoint",
+    rank: Rank = 64,
     model: Annotated[str | None, typer.Option("--model", help="Without a run: a model directory or hub id.")] = None,
-    task_vector: Annotated[Path | None, typer.Option("--task-vector", help="Without a run: a task vector.")] = None,
+    task_vector: Annotated[str | None, typer.Option("--task-vector", help="Without a run: a task vector.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Which of the run's seeds; default: its first.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Writes a run's merged model, or model + task vector, as a Hugging Face checkpoint with a model card."""
-    from spunge.run import standalone
+    """Writes a run's model, or model + task vector, as a checkpoint, task vector or adapter with a model card."""
+    from spunge.run import parts, standalone
 
+    written = standalone.parse_form(form, rank)
+    part: parts.Part | None = None
     if run is not None and model is None and task_vector is None:
-        standalone.export_run(run=run, out=out, seed=seed)
-    elif run is None and model is not None and task_vector is not None and seed is None:
-        standalone.export(model=model, task_vector=task_vector, out=out)
+        part = _part(run, variant, seed)
+        said = standalone.export_part(part, out, form=written)
+    elif run is None and task_vector is not None and seed is None and variant is None:
+        said = standalone.export(_base_of("--model", model, task_vector), task_vector, out, form=written)
     else:
-        raise RecipeError("export: give a run's directory, or --model and --task-vector")
+        raise RecipeError("export: give a run, perhaps with --variant and --seed; or --model and --task-vector")
     if not quiet:
-        if run is not None:
-            show_report(run / "report")
-        write_line(screen, f"{out}: a checkpoint that AutoModelForCausalLM loads")
+        if part is not None:
+            show_report(part.run / "report")
+        write_line(screen, f"{out}: {_LOADED_BY[form]}")
+        if (energy := said.get("energy")) is not None:
+            screen.print(f"  the adapter keeps {energy:.1%} of the change's energy")
+
+
+_LOADED_BY = {
+    "checkpoint": "a checkpoint that AutoModelForCausalLM loads",
+    "adapter": "an adapter that PEFT's PeftModel.from_pretrained loads onto the base model",
+    "task-vector": "a task vector that merge, evaluate and export take, and spunge.load_vector reads",
+}
+
+
+def _part(run: str, variant: str | None, seed: int | None) -> Part:
+    """Returns which model of a run is meant, be it by option or as RUN:VARIANT."""
+    from spunge.run import parts
+
+    named = run if Path(run).is_dir() else parts.find(run)
+    if not isinstance(named, parts.Part):
+        return parts.part(run, variant or "merged", seed)
+    if variant is not None or seed is not None:
+        raise RecipeError(f"export: {run} says which part, and its seed as {run}@0: leave out --variant and --seed")
+    return named
+
+
+def _base_of(option: str, model: str | None, *words: str) -> LanguageModel:
+    """Returns the base model: the one that is given, or that of the first part of a run among the words."""
+    from spunge.run import parts
+    from spunge.weights.language_model import LanguageModel
+
+    if model is not None:
+        return LanguageModel(id=model)
+    for word in words:
+        if isinstance(part := parts.find(word), parts.Part):
+            return part.model
+    raise RecipeError(f"{option}: name the base model; it is known of a part of a run alone, such as runs/x:joint")
 
 
 def evaluate(
-    model: Model,
     suite: Annotated[str, typer.Option("--suite", help="A recipe, or a YAML list of evaluators.")],
     out: NewOut,
-    task_vector: Annotated[Path | None, typer.Option("--task-vector", help="A task-vector directory.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A model directory or hub id; of a part of a run, its own.")
+    ] = None,
+    task_vector: Annotated[
+        str | None, typer.Option("--task-vector", help="A task-vector directory, or a part of a run: RUN:joint.")
+    ] = None,
     words: Words = None,
     allow_code: AllowCode = False,
     device: Device = "auto",
@@ -170,7 +226,8 @@ def evaluate(
     from spunge.run import standalone
 
     with watch(quiet) as display:
-        step = standalone.Step(model, out, 0, device, check_dtype(dtype), display.step)
+        base = _base_of("--model", model, *([] if task_vector is None else [task_vector]))
+        step = standalone.Step(base, out, 0, device, check_dtype(dtype), display.step)
         scores = standalone.evaluate(step, evaluators, task_vector)
     if not quiet:
         screen.print(_scored(evaluators, scores))
@@ -178,7 +235,9 @@ def evaluate(
 
 def audit(
     base: Annotated[str, typer.Argument(help="The base model: a directory or hub id.")],
-    models: Annotated[list[str], typer.Argument(help="MODEL …: checkpoints, adapters or task vectors of it.")],
+    models: Annotated[
+        list[str], typer.Argument(help="MODEL …: checkpoints, adapters, task vectors of it, or RUN:joint.")
+    ],
     suite: Annotated[str, typer.Option("--suite", help="A recipe, or a YAML list of evaluators.")],
     out: Annotated[Path, typer.Option("--out", help="The directory; that of an earlier audit is continued.")],
     forget: Annotated[list[str] | None, typer.Option("--forget", help="Rows of what was to go.")] = None,

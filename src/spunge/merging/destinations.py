@@ -73,6 +73,8 @@ class AsAdapter:
     names: Mapping[str, str] | None = None
     """Of every linear layer's weight, the checkpoint's name → the loaded model's, which is what PEFT looks for; None:
     they are the same."""
+    card: str | None = None
+    """The text of its README.md."""
 
     def open(self, job: Job, directory: Path) -> Destination:
         """Refuses tensors that no adapter can hold."""
@@ -126,5 +128,7 @@ class _AdapterFiles:
 
     def close(self, diagnostics: Mapping[str, Any]) -> Mapping[str, Any]:
         factors = TaskVector(self._factors.finish())
+        if self._form.card is not None:
+            (self._directory / "README.md").write_text(self._form.card, encoding="utf-8")
         adapter.save(factors, self._directory, base=self._model, names=self._form.names)
         return {"exact": self._factors.exact, "energy": self._factors.energy}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from spunge.errors import ArtifactError, IncompatibleTaskVectors, RecipeError
+from spunge.variants import SUBSET
 from spunge.weights import adapter
 from spunge.weights.checkpoint import INDEX, SINGLE, Checkpoint
+from spunge.weights.language_model import LanguageModel
 from spunge.weights.task_vector import FILE, Difference, Entry, TaskVector, check_shape
 
 T = TypeVar("T")
@@ -17,16 +20,47 @@ _CONSTANT = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attn\.masked_bias)")
 """What older versions of transformers stored besides the weights, and newer ones compute: may be missing anywhere."""
 
 
-def open_variant(path: str | Path, base: Checkpoint) -> TaskVector:
+@dataclass(frozen=True)
+class Part:
+    """A task vector of a run, as the run used it."""
+
+    word: str
+    """What the user wrote: `RUN:VARIANT`."""
+    run: Path
+    """The run's directory."""
+    variant: str
+    """The variant's name in the run."""
+    path: Path
+    """The task vector's directory in the store."""
+    scale: float
+    """The λ at which the run asked it, its sign apart, which the task vector holds."""
+    model: LanguageModel
+    """The base model."""
+
+    @property
+    def name(self) -> str:
+        """Its own among others that are merged: that of its subset, or of the variant."""
+        return self.variant.removeprefix(SUBSET)
+
+    def __str__(self) -> str:
+        return self.word
+
+
+def open_variant(path: str | Path | Part, base: Checkpoint) -> TaskVector:
     """Opens a task vector directory, a PEFT adapter or a Hugging Face checkpoint of the same base, to be streamed.
 
     Raises:
         ArtifactError: It is none of these, or damaged.
         IncompatibleTaskVectors: It does not fit the base model.
     """
+    if isinstance(path, Part):
+        return open_variant(path.path, base).scaled(path.scale)
     path = Path(path)
     if not path.is_dir():
-        raise ArtifactError(f"{path}: no such directory; a variant is a task vector, an adapter or a checkpoint")
+        raise ArtifactError(
+            f"{path}: no such directory; a variant is a task vector, an adapter, a checkpoint, or a part of a run such "
+            "as runs/x:joint"
+        )
     if (path / FILE).exists():
         task_vector = TaskVector.open(path)
         for name in task_vector:
@@ -42,12 +76,12 @@ def open_variant(path: str | Path, base: Checkpoint) -> TaskVector:
 
 
 def open_variants(
-    paths: Sequence[str | Path], base: Checkpoint, *, only: Sequence[str] = (), without: Sequence[str] = ()
+    paths: Sequence[str | Path | Part], base: Checkpoint, *, only: Sequence[str] = (), without: Sequence[str] = ()
 ) -> dict[str, TaskVector]:
-    """Opens variants under the names of their directories; where two are equal, under their paths as given.
+    """Opens variants under the names of their directories, or their own; where two are equal, as they were given.
 
     Args:
-        paths: Their directories.
+        paths: Their directories, or parts of runs.
         base: The base model's files.
         only: The names of those to open; as for `select`. What is not chosen is not looked at.
         without: The names of those to leave out.
@@ -57,8 +91,8 @@ def open_variants(
         IncompatibleTaskVectors: The same directory is named twice, or one does not fit the base model.
         ArtifactError: One is no variant, or damaged.
     """
-    names = [Path(path).resolve().name for path in paths]
-    named: dict[str, str | Path] = {}
+    names = [path.name if isinstance(path, Part) else Path(path).resolve().name for path in paths]
+    named: dict[str, str | Path | Part] = {}
     for name, path in zip(names, paths, strict=True):
         named[name if names.count(name) == 1 else str(path)] = path
     if len(named) < len(paths):
@@ -85,11 +119,12 @@ def select(variants: Mapping[str, T], *, only: Sequence[str] = (), without: Sequ
     return chosen
 
 
-def refuse_twice(variants: Mapping[str, TaskVector | str | Path]) -> None:
+def refuse_twice(variants: Mapping[str, TaskVector | str | Path | Part]) -> None:
     """Raises IncompatibleTaskVectors if two names stand for the same variant."""
     seen: dict[Any, str] = {}
     for name, variant in variants.items():
-        key = id(variant) if isinstance(variant, TaskVector) else Path(variant).resolve()
+        directory = variant.path if isinstance(variant, Part) else variant
+        key = id(directory) if isinstance(directory, TaskVector) else Path(directory).resolve()
         if key in seen:
             raise IncompatibleTaskVectors(f"variants {seen[key]!r} and {name!r} are the same; name each once")
         seen[key] = name

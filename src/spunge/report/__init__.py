@@ -18,6 +18,7 @@ from spunge.report.findings import Findings
 from spunge.report.tables import all_tables, key_tables
 from spunge.report.verdict import Verdict, verdict
 from spunge.rows.items import JOURNAL
+from spunge.variants import MERGED
 
 __all__ = ["Line", "build", "card", "compare", "ending", "summary", "watch", "write"]
 
@@ -103,12 +104,12 @@ def _written(report: Path) -> Findings:
     return Findings(json.loads(written.read_text(encoding="utf-8")) if written.is_file() else build(report.parent))
 
 
-def card(run: Path) -> str:
-    """Returns the model card of a run's merged model, in the hub's format: verdict, tables, recipe, limits."""
+def card(run: Path, variant: str = MERGED.name) -> str:
+    """Returns the model card of a run's model, in the hub's format: what it is, verdict, tables, recipe, limits."""
     from spunge.report.markdown import model_card
 
     findings = Findings(build(run))
-    return model_card(findings, _judge(findings), key_tables(findings))
+    return model_card(findings, _judge(findings), key_tables(findings), variant)
 
 
 def _judge(findings: Findings) -> Verdict:

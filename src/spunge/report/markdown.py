@@ -10,6 +10,7 @@ from spunge.report.closing import closing
 from spunge.report.findings import Findings
 from spunge.report.tables import Table, escape_markdown, plain
 from spunge.report.verdict import Verdict
+from spunge.variants import MERGED, SUBSET, label_of, phrase_of
 
 _MARKS = {"good": "✓", "bad": "✗", "unsure": "?"}
 _ROWS = 12
@@ -47,8 +48,15 @@ def render(findings: Findings, judged: Verdict, tables: Sequence[Table]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def model_card(findings: Findings, judged: Verdict, tables: Sequence[Table]) -> str:
-    """Returns a model card in the hub's format: whether it worked, what to be warned of, what was done, and how."""
+def model_card(findings: Findings, judged: Verdict, tables: Sequence[Table], variant: str = MERGED.name) -> str:
+    """Returns a model card in the hub's format: whether it worked, what to be warned of, what was done, and how.
+
+    Args:
+        findings: Of the run.
+        judged: Its verdict.
+        tables: The main ones.
+        variant: Whose card it is; the verdict is on the merged model, and the card of another says so.
+    """
     results = findings.results
     provenance = results["provenance"]
     base = provenance["model"]["id"]
@@ -58,16 +66,20 @@ def model_card(findings: Findings, judged: Verdict, tables: Sequence[Table]) -> 
         "",
         f"# {escape_markdown(results['experiment'])}",
         "",
-        f"**{escape_markdown(judged.headline)}**",
-        "",
     ]
+    if variant != MERGED.name:
+        lines += [
+            f"**This is “{escape_markdown(label_of(variant))}” of the run, not its merged model.** The tables have it "
+            "by this name; the verdict below is on the merged model, SPUNGE.",
+            "",
+        ]
+    lines += [f"**{escape_markdown(judged.headline)}**", ""]
     lines += _verdict(judged, findings) + _noted("Warning", provenance["warnings"])
     split_by = results["split"]["attribute"]
     by = f" by {escape_markdown(split_by)}" if split_by else ""
     lines += [
         "",
-        f"{escape_markdown(base)} with some of its behaviour unlearned by Spunge: the forget set was split{by}, each "
-        "subset was unlearned from the base model apart, and the results were merged.",
+        f"{escape_markdown(base)} with some of its behaviour unlearned by Spunge{_how(variant, by)}.",
         "",
         "## What it rests on",
         "",
@@ -86,6 +98,19 @@ def model_card(findings: Findings, judged: Verdict, tables: Sequence[Table]) -> 
     if provenance["recipe"]:
         lines += ["", "## Recipe", "", *_fenced(provenance["recipe"])]
     return "\n".join(lines) + "\n"
+
+
+def _how(variant: str, by: str) -> str:
+    """What was done to get this variant, as the rest of a sentence."""
+    if variant == MERGED.name:
+        return (
+            f": the forget set was split{by}, each subset was unlearned from the base model apart, and the results "
+            "were merged"
+        )
+    if variant.startswith(SUBSET):
+        name = escape_markdown(variant.removeprefix(SUBSET))
+        return f": the forget set was split{by}, and of its subsets “{name}” alone was unlearned"
+    return f": it is the run's {escape_markdown(phrase_of(variant))}, with which the merged model is compared"
 
 
 def _verdict(judged: Verdict, findings: Findings) -> list[str]:

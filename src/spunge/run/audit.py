@@ -14,6 +14,7 @@ from spunge.errors import DataError, RecipeError, redacted
 from spunge.evaluators.attacks import Attack, Material
 from spunge.files import checksum, locked, replace_text
 from spunge.interfaces import Evaluator, Progress, silent
+from spunge.merging import Part
 from spunge.recipe.schema import Damage
 from spunge.rows.items import RUN_FORMAT
 from spunge.rows.sources import Source, load_corpus
@@ -24,6 +25,7 @@ from spunge.run.evaluate import Evaluate
 from spunge.run.executors import Task
 from spunge.run.executors.planned import Planned
 from spunge.run.journal import Listener, environment, unheard
+from spunge.run.parts import find
 from spunge.run.pipeline import write_items
 from spunge.run.robustness import chosen
 from spunge.run.steps import evaluated
@@ -47,7 +49,7 @@ class Published(Variant):
         """Reads what it adds to the base model."""
         assert self.artifact is not None
         assert self.base is not None
-        return merging.open_variant(self.artifact.path, self.base.checkpoint())
+        return merging.open_variant(self.artifact.path, self.base.checkpoint()).scaled(self.scale)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Audit:
 
     base: LanguageModel
     models: Sequence[str]
-    """Directories or hub ids of models of this base."""
+    """Directories or hub ids of models of this base, or parts of runs."""
     suites: Sequence[Evaluator]
     """What they are asked: of what must go, and of what must stay."""
     attacks: Sequence[type[Attack]]
@@ -187,7 +189,9 @@ class _Noted:
 def _published(what: Audit, base: LanguageModel) -> list[Variant]:
     """The models and the oracle as variants; each is opened, so that what does not fit the base is said at once."""
     checkpoint = base.checkpoint()
-    named = [(Path(model).name or model, model) for model in what.models]
+    found = {model: find(model) for model in (*what.models, *([what.oracle] if what.oracle is not None else []))}
+    parts = {model: one for model, one in found.items() if isinstance(one, Part)}
+    named = [(parts[model].name if model in parts else Path(model).name or model, model) for model in what.models]
     if len({model for _, model in named}) < len(named):
         raise RecipeError("a model is named twice: name each once")
     names = [name for name, _ in named]
@@ -199,12 +203,12 @@ def _published(what: Audit, base: LanguageModel) -> list[Variant]:
         titled.append((ORACLE.name, ORACLE.kind, what.oracle))
     variants: list[Variant] = []
     for name, kind, model in titled:
-        handle = LanguageModel(id=model)
-        directory = handle.directory()
+        handle = LanguageModel(id=str(parts[model].path) if model in parts else model)
+        directory, scale = handle.directory(), parts[model].scale if model in parts else 1.0
         opened = merging.open_variant(directory, checkpoint)
         merging.check_base({name: opened}, checkpoint)
         key = handle.digest(weights=False)
-        variants.append(Published(name, kind, 0, Artifact(directory, {"key": key}), base=base))
+        variants.append(Published(name, kind, 0, Artifact(directory, {"key": key}), scale, base=base))
     return variants
 
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from spunge import merging, report
-from spunge.errors import ArtifactError, RecipeError, SpungeError, TrainingDiverged
+from spunge.errors import RecipeError, SpungeError, TrainingDiverged
 from spunge.files import new_directory, refuse_existing
 from spunge.interfaces import Evaluator, Merger, Progress, Unlearner, Work, silent, strength_of
-from spunge.merging import AsAdapter, AsCheckpoint, AsTaskVector, Form
-from spunge.report import artifacts
+from spunge.mergers import TaskArithmetic
+from spunge.merging import AsAdapter, AsCheckpoint, AsTaskVector, Form, Part
 from spunge.rows.items import RUN_FORMAT
 from spunge.rows.sources import Corpus, Source, concatenate, load_corpus
 from spunge.run.cautions import cautions_of_sets
@@ -28,13 +28,13 @@ from spunge.run.compute import choose_device
 from spunge.run.evaluate import Evaluate
 from spunge.run.journal import environment
 from spunge.run.keys import key
+from spunge.run.parts import find
 from spunge.run.store import Artifact
 from spunge.run.unlearn import Unlearn
 from spunge.run.variant import Base, Variant
 from spunge.settings import Settings
 from spunge.steering.settings import Steering
 from spunge.training.settings import Tuning
-from spunge.variants import MERGED
 from spunge.weights.checkpoint import export as write_checkpoint
 from spunge.weights.language_model import LanguageModel, Resident, linear_names
 from spunge.weights.shape import check_tokens
@@ -136,7 +136,7 @@ def parse_form(name: str, rank: int) -> Form:
 def merge(
     step: Step,
     merger: Merger,
-    variants: Sequence[str],
+    variants: Sequence[str | Path | Part],
     form: Form,
     *,
     only: Sequence[str] = (),
@@ -144,7 +144,7 @@ def merge(
 ) -> dict[str, Any]:
     """Merges variants on disk into a new directory; returns the diagnostics.
 
-    A variant's name, for `only`, `without` and weights, is that of its directory.
+    A variant's name, for `only`, `without` and weights, is that of its directory, or of a run's part.
 
     Raises:
         SpungeError: Something is missing or wrong; `step.out` does not exist afterwards.
@@ -152,10 +152,10 @@ def merge(
     refuse_existing(step.out)
     base = step.base
     checkpoint = base.checkpoint()
-    opened = merging.open_variants(variants, checkpoint, only=only, without=without)
+    opened = merging.open_variants([find(each) for each in variants], checkpoint, only=only, without=without)
     if isinstance(form, AsAdapter):
-        form = replace(form, model=base.id, names=linear_names(base.outline(), checkpoint.tensors))
-    if isinstance(form, AsCheckpoint):
+        form = _adapter_of(base, form)
+    if isinstance(form, AsCheckpoint | AsAdapter):
         method = getattr(merger, "method", type(merger).__name__)
         what = f"the {method} merge of {len(opened)} task vectors: {', '.join(opened)}"
         form = replace(form, card=card(base.id, what, {"merge": merger.dump(), "seed": step.seed}))
@@ -166,63 +166,77 @@ def merge(
     return diagnostics
 
 
-def export_run(*, run: Path, out: Path, seed: int | None) -> Path:
-    """Writes a run's merged model as a checkpoint; its card has the verdict, the tables, the recipe and the limits.
+def export_part(part: Part, out: Path, *, form: Form | None = None) -> dict[str, Any]:
+    """Writes a run's model of one variant; its card has the verdict, the tables, the recipe and the limits.
 
     Args:
-        run: The run's directory.
+        part: Which of the run's models, as `parts.part` finds it.
         out: The new directory.
-        seed: Which of the run's seeds; None is the first.
+        form: As what; None is a checkpoint.
+
+    Returns:
+        What the form has to say, such as an adapter's `energy`.
 
     Raises:
         SpungeError: Something is missing or wrong; `out` does not exist afterwards.
     """
-    manifest = artifacts.read(run).manifest
-    merged = {
-        variant.seed: variant for variant in manifest.variants if variant.name == MERGED.name and variant.task_vector
-    }
-    if not merged:
-        raise ArtifactError(f"{run}: the run has no merged model yet (its status is {manifest.status!r})")
-    chosen = next(iter(merged)) if seed is None else seed
-    if chosen not in merged:
-        raise ArtifactError(f"{run}: no merged model of seed {seed}; there are {', '.join(map(str, merged))}")
-    base = manifest.model
-    return export(
-        model=base.id,
-        revision=base.revision,
-        task_vector=run / str(merged[chosen].task_vector),
-        out=out,
-        about=report.card(run),
-        scale=merged[chosen].scale,
-    )
+    return export(part.model, part, out, form=form, about=report.card(part.run, part.variant))
 
 
 def export(
-    *,
-    model: str,
-    task_vector: Path,
+    model: LanguageModel,
+    task_vector: str | Path | Part,
     out: Path,
-    revision: str | None = None,
+    *,
+    form: Form | None = None,
     about: str | None = None,
-    scale: float = 1.0,
-) -> Path:
-    """Writes model + scale × task vector as a checkpoint with a model card: `about`, or a plain one.
+) -> dict[str, Any]:
+    """Writes model + task vector as a checkpoint or an adapter, or the task vector alone, with a model card.
+
+    Args:
+        model: The base model.
+        task_vector: What to add: a task vector, an adapter or a checkpoint of that model, or a part of a run.
+        out: The new directory.
+        form: As what; None is a checkpoint.
+        about: The card; None: a plain one.
+
+    Returns:
+        What the form has to say, such as an adapter's `energy`.
 
     Raises:
         SpungeError: Something is missing or wrong; `out` does not exist afterwards.
     """
-    checkpoint = LanguageModel(id=model, revision=revision).checkpoint()
-    vector = merging.open_variant(task_vector, checkpoint).scaled(scale)
+    checkpoint = model.checkpoint()
+    vector = merging.open_variant(find(task_vector), checkpoint)
     merging.check_base({str(task_vector): vector}, checkpoint)
     if about is None:
         made = {name: vector.provenance.get(name) for name in ("method", "settings", "data", "seed")}
         what = f"a task vector that changes {len(vector)} parameters (norm {vector.norm:.4g})"
-        about = card(model, what, {**made, "scale": vector.scale})
-    return write_checkpoint(checkpoint.directory, vector, out, card=about)
+        about = card(model.id, what, {**made, "scale": vector.scale})
+    if isinstance(form, AsAdapter):
+        # The sum of one: exact of factors, and else what of it an adapter of this rank can hold.
+        adapter = replace(_adapter_of(model, form), card=about)
+        return merging.write(TaskArithmetic(), {"exported": vector}, out, base=checkpoint, form=adapter)
+    if isinstance(form, AsTaskVector):
+        with new_directory(out) as building:
+            vector.save(building)
+            vector.verify()
+            (building / "README.md").write_text(about, encoding="utf-8")
+        return {}
+    write_checkpoint(checkpoint.directory, vector, out, card=about)
+    return {}
 
 
-def evaluate(step: Step, evaluators: Sequence[Evaluator], task_vector: Path | None = None) -> list[dict[str, Any]]:
+def _adapter_of(model: LanguageModel, form: AsAdapter) -> AsAdapter:
+    return replace(form, model=model.id, names=linear_names(model.outline(), model.checkpoint().tensors))
+
+
+def evaluate(
+    step: Step, evaluators: Sequence[Evaluator], task_vector: str | Path | Part | None = None
+) -> list[dict[str, Any]]:
     """Asks a model, or model + task vector, every question of some suites; returns the overall scores.
+
+    The task vector is a directory, or a part of a run.
 
     Raises:
         SpungeError: Something is missing or wrong; `step.out` does not exist afterwards.
@@ -230,13 +244,14 @@ def evaluate(step: Step, evaluators: Sequence[Evaluator], task_vector: Path | No
     base = Base(step.base)
     for evaluator in evaluators:
         evaluator.forecast(base.model)  # refuses what a plan would, such as a token without a row
-    name, artifact = "base", None
+    name, artifact, scale = "base", None, 1.0
     if task_vector is not None:
-        checkpoint = base.model.checkpoint()
-        merging.check_base({str(task_vector): merging.open_variant(task_vector, checkpoint)}, checkpoint)
-        content = LanguageModel(id=str(task_vector)).digest(weights=False)
-        name, artifact = "unlearned", Artifact(task_vector, {"key": content})
-    variant = Variant(name, "base" if artifact is None else "subset", 0, artifact)
+        checkpoint, found = base.model.checkpoint(), find(task_vector)
+        merging.check_base({str(task_vector): merging.open_variant(found, checkpoint)}, checkpoint)
+        directory, scale = (found.path, found.scale) if isinstance(found, Part) else (Path(found), 1.0)
+        content = LanguageModel(id=str(directory)).digest(weights=False)
+        name, artifact = "unlearned", Artifact(directory, {"key": content})
+    variant = Variant(name, "base" if artifact is None else "subset", 0, artifact, scale)
     resident = Resident(choose_device(step.device))
     tasks = [Evaluate(variant, evaluator, base) for evaluator in evaluators]
     suites_key = key("evaluate", {"tasks": [task.inputs for task in tasks]})

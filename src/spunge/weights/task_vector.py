@@ -326,10 +326,23 @@ class TaskVector:
         Raises:
             ArtifactError: It is missing, truncated or no task vector.
         """
-        opened = cls.open(directory)
-        entries = {name: e.load() if isinstance(e, StoredTensor) else e for name, e in opened.entries.items()}
-        opened.verify()
-        return replace(opened, entries=entries, checks=())
+        return cls.open(directory).loaded()
+
+    def loaded(self) -> TaskVector:
+        """Returns the same task vector in memory.
+
+        Raises:
+            ArtifactError: A file is damaged.
+        """
+        entries: dict[str, Entry] = {}
+        for name, entry in self.entries.items():
+            if isinstance(entry, Difference):
+                shape = entry.shape
+                entries[name] = entry.read(0, shape.numel()).reshape(shape)
+            else:
+                entries[name] = entry.load() if isinstance(entry, StoredTensor) else entry
+        self.verify()
+        return replace(self, entries=entries, checks=())
 
     def apply(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the changed parameters with this task vector added: float32 sum, one rounding to their dtype.
