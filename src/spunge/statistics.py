@@ -450,6 +450,19 @@ def area_under_roc(scores: ArrayLike, positive: ArrayLike) -> float:
     return float((ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+def true_positive_rate(scores: ArrayLike, positive: ArrayLike, false_positives: float) -> float:
+    """Returns the share of positives that a threshold finds which so large a share of the negatives passes at most.
+
+    Nan where one kind is missing. Of n negatives ⌊n·share⌋ may pass, so of fewer than 1/share none.
+    """
+    x, is_positive = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
+    negatives = np.sort(x[~is_positive])
+    if np.isnan(x).any() or not len(negatives) or not is_positive.any():
+        return nan
+    as_high = len(negatives) - np.searchsorted(negatives, x[is_positive], side="left")
+    return float((as_high <= int(false_positives * len(negatives))).mean())
+
+
 def kolmogorov_smirnov(a: ArrayLike, b: ArrayLike) -> float:
     """Returns the exact two-sided p-value that two samples are of one continuous distribution; nan where one holds nan.
 

@@ -17,9 +17,9 @@ from spunge import report
 from spunge.asking.divergence import kl_per_token, predict, whole_texts
 from spunge.cli.commands import main
 from spunge.errors import SpungeError
-from spunge.evaluators.attacks import Quantization, Relearning
+from spunge.evaluators.attacks import Membership, Quantization, Relearning
 from spunge.recipe.schema import Experiment
-from spunge.rows.sources import load_corpus
+from spunge.rows.sources import Source, load_corpus
 from spunge.run.audit import Audit, audit
 from spunge.weights.checkpoint import export
 from spunge.weights.language_model import LanguageModel
@@ -75,6 +75,20 @@ def test_models_from_anywhere_stand_side_by_side_and_are_asked_once(what: Audit,
     audit(what, where, listener=lambda kind, content: again.append((kind, content)))
     assert {content["status"] for kind, content in again if kind == "finished"} == {"reused"}
     assert any("checkpoint" in line.text for line in report.ending(where / "report"))
+
+
+def test_what_was_read_is_told_from_what_never_was(what: Audit, tmp_path: Path) -> None:
+    unseen = tmp_path / "unseen.jsonl"
+    unseen.write_text("".join(json.dumps({"text": f"{letter} was never here ."}) + "\n" for letter in "uvwxyz"))
+    what = replace(what, models=what.models[:1], attacks=[Membership], unseen=[Source(path=str(unseen))])
+    where = audit(what, tmp_path / "audit")
+    rows = json.loads((where / "report" / "results.json").read_text())["membership"]
+    assert {row["score"] for row in rows} == {"loss", "zlib", "min_k", "min_k_plus_plus"}
+    assert {(row["variant"], row["attribute_value"]) for row in rows} == {
+        (variant, value) for variant in ("base", "checkpoint") for value in (None, "a", "b")
+    }
+    assert all(0 <= row["auc_low"] <= row["auc"] <= row["auc_high"] <= 1 for row in rows)
+    assert "Whether one can tell what was read" in (where / "report" / "index.html").read_text()
 
 
 def test_an_oracle_gives_the_scale_and_is_no_rival(what: Audit, tmp_path: Path) -> None:

@@ -66,10 +66,12 @@ def test_samples_together_cost_less_than_half(world: dict[str, Any]) -> None:
 def test_full_asks_all_that_can_be_asked_and_says_what_cannot(world: dict[str, Any], tmp_path: Path) -> None:
     plan = forecast(experiment(world, robustness="full"), out=tmp_path / "runs")
     assert plan.not_asked == {
-        "option_shift on hazards": "'hazards' scores each choice by itself: there is no order to change"
+        "option_shift on hazards": "'hazards' scores each choice by itself: there is no order to change",
+        "membership on hazards": "membership needs rows that the base model was not trained on: --unseen of an audit, "
+        "or it stands under `evaluate` with its `outsiders`",
     }
     asked = {step["name"].partition(" on ")[2] for step in plan.steps if step["name"].startswith("base on ")}
-    suites = {f"hazards: {name}" for name in ATTACKS if name != "option_shift"}
+    suites = {f"hazards: {name}" for name in ATTACKS if name not in ("option_shift", "membership")}
     assert asked == {"hazards", "kept", "hazards: benign text", *suites}
 
 

@@ -242,6 +242,9 @@ def audit(
     out: Annotated[Path, typer.Option("--out", help="The directory; that of an earlier audit is continued.")],
     forget: Annotated[list[str] | None, typer.Option("--forget", help="Rows of what was to go.")] = None,
     retain: Annotated[list[str] | None, typer.Option("--retain", help="Rows of what was to stay.")] = None,
+    unseen: Annotated[
+        list[str] | None, typer.Option("--unseen", help="Rows like those of --forget, never read.")
+    ] = None,
     oracle: Annotated[str | None, typer.Option("--oracle", help="A model that never knew what must go.")] = None,
     attacks: Annotated[str, typer.Option("--attacks", help="cheap, full, none, or names with commas.")] = "full",
     by: Annotated[str | None, typer.Option("--by", help="The attribute whose values are told apart.")] = None,
@@ -273,7 +276,7 @@ def audit(
 
     what = Audit(
         LanguageModel(id=base), models, suites, kinds, sampled=attacks == "cheap", oracle=oracle, forget=rows,
-        retain=retained_of(retain or [], columns), by=by,
+        retain=retained_of(retain or [], columns), unseen=sources_of(unseen or [], columns), by=by,
     )  # fmt: skip
     with watch(quiet, as_json) as display:
         command = shlex.join(["spunge", *sys.argv[1:]])

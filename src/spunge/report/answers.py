@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from spunge.rows.items import NAN, REFERENCE
+from spunge.rows.items import FAMILIARITY, MEMBER, NAN, REFERENCE
 
 AT = " @ "
 """Between an attacked task's own name and how it was attacked: `bio @ int4`."""
@@ -18,7 +18,7 @@ AT = " @ "
 Model = tuple[str, int | None]
 """A variant's name and its seed."""
 
-UNSCORED = ("chosen", "nll", "tokens", "perplexity", "truncated", NAN, REFERENCE)
+UNSCORED = ("chosen", "nll", "tokens", "perplexity", "truncated", NAN, REFERENCE, FAMILIARITY, MEMBER)
 """Bookkeeping, and metrics whose mean says nothing; perplexity comes from the sums of `nll` and `tokens`."""
 
 

@@ -185,6 +185,7 @@ def _attacked(findings: Findings, shelf: Mapping[str, Table]) -> list[Block]:
     blocks = [*_table(shelf, "robustness"), *_table(shelf, "robustness-values", open=False)]
     blocks += [*_pictures(*heats, *curves), *_table(shelf, "recovery", open=False)]
     blocks += [*_table(shelf, "recovery-values", open=False), *_table(shelf, "robustness-beside", open=False)]
+    blocks += _table(shelf, "membership", open=False)
     return blocks or [Block(text=_NO_ATTACK)]
 
 

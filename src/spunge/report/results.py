@@ -19,6 +19,7 @@ from spunge.report.damage import traced
 from spunge.report.estimates import Estimate, bounded, difference, estimate, macro
 from spunge.report.findings import Findings
 from spunge.report.judges import judged
+from spunge.report.membership import leaks
 from spunge.report.recovery import recovered
 from spunge.report.rows import Comparison, Score, judged_tasks, written
 from spunge.rows.items import NAN, RUN_FORMAT
@@ -83,6 +84,7 @@ def compute(run: Run, *, pairs: Sequence[tuple[str, str]] | None = None) -> dict
         "damage": manifest.damage.model_dump(mode="json") if manifest.damage else None,
         "judges": list(judged(manifest.suites, run.items)),
         "attacks": list(recovered(manifest.suites, measured)),
+        "membership": list(leaks(manifest.suites, run.items)),
         "sweep": manifest.sweep,
         "provenance": _provenance(run),
     }

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from spunge.report import membership
 from spunge.report.findings import Column, Findings, Row
 from spunge.report.recovery import begun
 from spunge.report.rows import Ends
 from spunge.report.tables import Cell, Table, decimals, signed
 from spunge.variants import BASE, ORACLE, label_of
 
+MEMBERSHIP = "membership †"
 LEAST_KEPT = 0.9
 """What an attack must leave of what must stay: one that ruins the model has brought nothing back."""
 
@@ -104,6 +106,7 @@ def tables(findings: Findings) -> list[Table]:
         Table("robustness", title, note, header, _worst(findings, None)),
         Table("robustness-values", f"{title}, by value", note, header, by_value),
         _beside(findings),
+        membership.table(findings),
     ]
 
 
@@ -170,6 +173,11 @@ def heat(findings: Findings) -> Iterator[tuple[Column, list[str], list[str], lis
             name = attack.removeprefix(f"{column.suite}: ").replace("_", " ") + " *" * row["needs_base"]
             levels = best.setdefault(column, {}).setdefault(name, {})
             levels[row["variant"]] = max(100 * row["recovered"], levels.get(row["variant"], -math.inf))
+    for row in findings.results.get("membership", ()):
+        column = next((one for one in findings.leading("forget") if one.suite == row["attacks"]), None)
+        if column is not None and row["left"] is not None and row["attribute"] is None:
+            levels = best.setdefault(column, {}).setdefault(MEMBERSHIP, {})
+            levels[row["variant"]] = max(100 * row["left"], levels.get(row["variant"], -math.inf))
     for column, attacks in best.items():
         known = {variant for levels in attacks.values() for variant in levels}
         variants = [name for name in findings.variants if name in known]

@@ -60,6 +60,12 @@ REFERENCE = "reference"
 """The metric that is 1 where a better reader than the one who gave the verdicts calls an answer positive, 0 where not;
 there where that reader was asked, so that the verdicts' error is known."""
 
+FAMILIARITY = "familiarity"
+"""The metric that says how familiar a row is to a model, higher the more, on a scale of its own: only its order counts.
+"""
+MEMBER = "member"
+"""The metric beside it that is 1 where the base model was trained on the row, 0 where it never read it."""
+
 
 @dataclass(frozen=True)
 class Item:

@@ -71,6 +71,8 @@ class Audit:
     """Rows of what was to go, for the attacks that train."""
     retain: Sequence[Source] = ()
     """Rows of what was to stay, on which damage is measured, and for the attacks that train."""
+    unseen: Sequence[Source] = ()
+    """Rows like those of what was to go that the base model was never trained on, to tell what it was from."""
     by: str | None = None
     """The attribute whose values are told apart: a column of the forget rows, of the items, or both."""
 
@@ -105,7 +107,7 @@ def audit(
     _check(what.suites, model)
     variants = [Variant(BASE.name, BASE.kind, 0), *_published(what, model)]
     kept = next((suite for suite in what.suites if suite.goal == "retain" and not isinstance(suite, Attack)), None)
-    material = Material(tuple(what.forget), tuple(what.retain), what.by, kept)
+    material = Material(tuple(what.forget), tuple(what.retain), tuple(what.unseen), what.by, kept)
     found = chosen(what.attacks, what.suites, material, model, sampled=what.sampled)
     if found.left_out:
         listener("warned", {"warnings": [f"not asked: {attack}: {why}" for attack, why in found.left_out.items()]})

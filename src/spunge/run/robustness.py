@@ -44,7 +44,8 @@ def robustness(experiment: Experiment, suites: Sequence[Evaluator]) -> Robustnes
         for source in experiment.forget.sources
     ]  # fmt: skip
     kept = next((one for one in suites if one.goal == "retain" and not isinstance(one, Attack)), None)
-    material = Material(tuple(forget), tuple(retain), getattr(experiment.split, "column", None), kept)
+    attribute = getattr(experiment.split, "column", None)
+    material = Material(tuple(forget), tuple(retain), attribute=attribute, kept=kept)
     return chosen(experiment.attacks, suites, material, experiment.model, sampled=experiment.robustness == "cheap")
 
 

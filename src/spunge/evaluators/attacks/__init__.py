@@ -7,6 +7,7 @@ from spunge.evaluators.attacks.few_shot import FewShot
 from spunge.evaluators.attacks.interpolation import Interpolation
 from spunge.evaluators.attacks.junk_direction import JunkDirection
 from spunge.evaluators.attacks.logit_lens import LogitLens
+from spunge.evaluators.attacks.membership import Membership
 from spunge.evaluators.attacks.noise import Noise
 from spunge.evaluators.attacks.option_shift import OptionShift
 from spunge.evaluators.attacks.probe import Probe
@@ -22,8 +23,10 @@ AnyAttack = (
     | FewShot | OptionShift | Rewording
     | LogitLens | Probe | JunkDirection
     | Relearning | RetrainingOnFacts
+    | Membership
 )  # fmt: skip
-"""Every attack that a recipe can name: those on weights, on questions, on hidden states, and those that train."""
+"""Every attack that a recipe can name: those on weights, on questions, on hidden states, those that train, and
+one that asks what was read."""
 
 ATTACKS: dict[str, type[Attack]] = {kind.model_fields["method"].default: kind for kind in get_args(AnyAttack)}
 
@@ -36,6 +39,7 @@ __all__ = [
     "JunkDirection",
     "LogitLens",
     "Material",
+    "Membership",
     "Noise",
     "OptionShift",
     "Probe",

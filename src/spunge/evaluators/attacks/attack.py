@@ -53,6 +53,8 @@ class Material:
     """Rows of what was to go."""
     retain: tuple[Source, ...] = ()
     """Rows of what was to stay: benign text."""
+    unseen: tuple[Source, ...] = ()
+    """Rows like those of what was to go, that the base model was never trained on."""
     attribute: str | None = None
     """The column of the forget rows by which they were split."""
     kept: Evaluator | None = None
