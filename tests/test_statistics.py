@@ -429,3 +429,23 @@ def test_a_prevalence_is_corrected_for_the_reader_and_says_how_unsure_that_is():
         )  # fmt: skip
         hits += found is not None and 0.2 in found[1]
     assert hits / 2000 > 0.93
+
+
+@pytest.mark.filterwarnings("error")
+@given(
+    st.lists(st.lists(st.floats(-5, 5), min_size=4, max_size=4), min_size=2, max_size=3),
+    st.sampled_from([1e100, 1e139, 1e145, 1e150, 1e200, 1e300]),
+)
+def test_figures_beyond_all_squares_are_told_as_smaller_ones_or_not_at_all(rows, factor):
+    x = np.array(rows)
+    y = x[::-1] + 1.0
+    small, large = S.compare(x, y), S.compare(x * factor, y * factor)
+    interval = large.interval()
+    if large.spread.known:
+        assert [interval.low, interval.high] == pytest.approx(
+            [end * factor for end in (small.interval().low, small.interval().high)], rel=1e-6
+        )
+        assert large.p == pytest.approx(small.p, rel=1e-6)
+    else:
+        assert factor > 1e145
+        assert isnan(large.p)

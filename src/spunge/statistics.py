@@ -6,7 +6,7 @@ SciPy is imported where it is used: `scipy.stats` takes half a second, which `sp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, copysign, exp, inf, isfinite, isinf, isnan, log, nan, sqrt
 from statistics import NormalDist
 from typing import Any
@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+_SQUARED = 1e140
+"""The square of more may be more than a float holds, summed over items."""
 _LEAST_P = 1e-100
 """Far below any decision; near 1e-230 SciPy has no quantile of Student's t for some degrees of freedom."""
 
@@ -131,8 +133,8 @@ class Spread:
 
     @property
     def known(self) -> bool:
-        """Whether there are items enough to tell."""
-        return isfinite(self.unit_variance)
+        """Whether there are items enough to tell, and numbers."""
+        return isfinite(self.variance)
 
     def reach(self, p: float, *, normal: bool = False) -> float:
         """Returns how many standard errors off a mean of this two-sided p lies.
@@ -172,6 +174,14 @@ def spread(values: ArrayLike, *, clusters: Sequence[object] | None = None) -> Sp
     """
     x = _grid(values)
     seeds, items = x.shape
+    largest = float(np.abs(x).max())
+    if (
+        _SQUARED < largest < inf
+    ):  # the perplexities of a model that an attack ruined: their squares are beyond all numbers
+        measured = spread(x / largest, clusters=clusters)
+        parts = (measured.unit_variance, measured.seed_variance)
+        of_units, of_seeds = (part and part * largest * largest for part in parts)
+        return replace(measured, unit_variance=of_units, seed_variance=of_seeds)
     mean = float(x.mean())
     labels = _labels(clusters, items)
     groups = int(labels.max()) + 1

@@ -56,7 +56,7 @@ def leaks(suites: Sequence[Suite], items: pl.LazyFrame) -> Iterator[dict[str, An
                     "suite": suite.suite, "attacks": suite.attacks, "goal": suite.goal,
                     "score": task.rpartition(AT)[2], "attribute": attribute, "attribute_value": value,
                 }  # fmt: skip
-                told = _told(scores[np.ix_(whole, columns)], member[columns], names)
+                told = _told(scores[whole][:, columns], member[columns], names)
                 yield from ({**about, **row} for row in told)
 
 

@@ -121,6 +121,8 @@ def _row(
         return row
     original, unlearned, again = (per_item(*each).mean(0) for each in scores.values())
     forgotten = per_item(plain, oracle, before).mean(0) if oracle else unlearned
+    if not all(np.isfinite(each).all() for each in (original, unlearned, again, forgotten)):
+        return row
     clusters = plain.clusters_of(before)
     # Wilson's interval of a share never holds 0 once a single item differs: whether anything went is a paired test.
     if 0 in compare(original, forgotten, clusters=clusters).interval():
