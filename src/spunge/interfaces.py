@@ -216,8 +216,19 @@ class Merger(Settings):
 
     lambda_: float = Field(default=1.0, alias="lambda")
     """What the merged task vector is multiplied by at the end."""
-    weights: dict[str, float] = {}
-    """Subset (or variant) → what its task vector counts for; 1 for those not named."""
+    weights: dict[str, float] | Literal["fitted"] = {}
+    """Subset (or variant) → what its task vector counts for; 1 for those not named. `fitted`: chosen on the validation
+    part of the forget suites, for the group of which most is left at the headline budget of `damage`."""
+
+    @property
+    def named_weights(self) -> dict[str, float]:
+        """The weights that are named; none while they are still to be chosen."""
+        return {} if self.weights == "fitted" else self.weights
+
+    @property
+    def fits_weights(self) -> bool:
+        """Whether the weights are to be chosen."""
+        return self.weights == "fitted"
 
     @abstractmethod
     def needs(self) -> Needs:

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import sentences, write_jsonl
+from training_models import work_in
 
 import spunge
 from spunge.errors import RecipeError
+from spunge.interfaces import LoadedVariant
 from spunge.recipe import reading
 from spunge.recipe.schema import Damage, Experiment
+from spunge.rows.items import mean_values
 from spunge.rows.sources import load_corpus
 from spunge.run import pipeline
 from spunge.run.damage import MatchDamage
@@ -139,6 +143,32 @@ def test_a_variant_that_never_does_so_much_is_said_so(matched: dict[str, Any], t
     assert (found["status"], found["scale"]) == ("unreached", 0.01)
     [warning] = [warning for warning in manifest["warnings"] if "budget" in warning]
     assert warning.startswith("spunge (seed 0) does less damage than the budget at every λ tried")
+
+
+def test_a_suites_loss_is_asked_anew_at_every_scale(matched: dict[str, Any], tmp_path: Path) -> None:
+    kept = write_jsonl(tmp_path / "kept.jsonl", [{"text": text} for text in sentences(60, 1)])
+    suite = {"suite": "kept", "method": "perplexity", "goal": "retain", "sources": [{"path": str(kept)}]}
+    matched |= {
+        "controls": [],
+        "evaluate": [*matched["evaluate"], suite],
+        "unlearn": {"method": "task_vector_negation", "learning_rate": 1e-2, "epochs": 4},
+        "damage": {"suite": "kept", "budgets": [0.02], "longest": 64},
+    }
+    experiment = Experiment.model_validate(matched)
+    run = pipeline.run(experiment, out=tmp_path / "runs")
+    [found] = manifest_of(run)["damage"]["matches"]
+    assert found["status"] == "matched"
+    merged = next(stage["path"] for stage in manifest_of(run)["stages"] if stage["stage"] == "merge")
+    change = TaskVector.load(run / merged).scaled(found["scale"])
+    asked = experiment.damage_suite
+    assert asked is not None
+    resident, scores = Resident(), []
+    for vector in (None, change):
+        with resident.variant(experiment.model, vector) as model:
+            variant = LoadedVariant("x", model, experiment.model.load_tokenizer(), "")
+            items = asked.evaluate(variant, work_in(tmp_path / str(len(scores))))
+        scores.append(mean_values(items, ["perplexity"])["perplexity"])
+    assert found["near"] == pytest.approx((scores[1] - scores[0]) / scores[0], rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ class Consensus(Merger):
 
     @model_validator(mode="after")
     def _positive(self) -> Consensus:
-        if min(self.weights.values(), default=1.0) <= 0:
+        if min(self.named_weights.values(), default=1.0) <= 0:
             raise ValueError("weights must be positive: a variant that counts for nothing cannot agree")
         return self
 

@@ -33,7 +33,7 @@ class Della(Merger):
     def _probabilities(self) -> Della:
         if not self.density - self.epsilon / 2 > 0 or not self.density + self.epsilon / 2 <= 1:
             raise ValueError("density ± epsilon / 2 must lie between 0 and 1: they are probabilities")
-        if self.election != "none" and min(self.weights.values(), default=1.0) < 0:
+        if self.election != "none" and min(self.named_weights.values(), default=1.0) < 0:
             raise ValueError("weights must not be negative, unless election is none")
         return self
 

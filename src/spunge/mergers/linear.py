@@ -19,7 +19,7 @@ class Linear(Merger):
 
     @model_validator(mode="after")
     def _positive(self) -> Linear:
-        if min(self.weights.values(), default=1.0) < 0:
+        if min(self.named_weights.values(), default=1.0) < 0:
             raise ValueError("weights must not be negative in a mean; task_arithmetic takes any")
         return self
 

@@ -32,7 +32,7 @@ class RetainRegMean(Merger):
 
     @model_validator(mode="after")
     def _positive(self) -> RetainRegMean:
-        if min(self.weights.values(), default=1.0) < 0:
+        if min(self.named_weights.values(), default=1.0) < 0:
             raise ValueError("weights must not be negative in a least-squares fit")
         return self
 

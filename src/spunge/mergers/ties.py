@@ -35,7 +35,7 @@ class Ties(Merger):
 
     @model_validator(mode="after")
     def _positive(self) -> Ties:
-        if self.normalize != "none" and min(self.weights.values(), default=1.0) < 0:
+        if self.normalize != "none" and min(self.named_weights.values(), default=1.0) < 0:
             raise ValueError("weights must not be negative, unless normalize is none")
         return self
 

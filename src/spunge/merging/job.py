@@ -208,10 +208,12 @@ def prepare(
         name: variant if isinstance(variant, TaskVector) else TaskVector.open(variant)
         for name, variant in sorted(variants.items())
     }
-    unknown = sorted(set(merger.weights) - set(opened))
+    if merger.fits_weights:
+        raise RecipeError("weights: fitted is chosen on what models forgot, so a recipe must say it: name weights")
+    unknown = sorted(set(merger.named_weights) - set(opened))
     if unknown:
         raise RecipeError(f"weights: no variant is named {unknown[0]!r}; there are {', '.join(opened)}")
-    weights = tuple(merger.weights.get(name, 1.0) for name in opened)
+    weights = tuple(merger.named_weights.get(name, 1.0) for name in opened)
     if not any(weights):
         raise RecipeError("weights: all are zero, so nothing would be merged")
     needs = merger.needs()

@@ -317,6 +317,23 @@ class Experiment(Settings):
             raise ValueError("sweep: the validation part is what it picks on: leave `part` of the suites alone")
         return self
 
+    @model_validator(mode="after")
+    def _weights_can_be_fitted(self) -> Experiment:
+        if not self.fits_weights:
+            return self
+        if self.damage is None:
+            raise ValueError("merge.weights: fitted compares at the same damage: say where `retain` is, or `damage`")
+        if not any("part" in type(one).model_fields for one in self.evaluate if one.goal == "forget"):
+            raise ValueError("merge.weights: fitted needs a suite of what must go whose items have parts to choose on")
+        if any(getattr(one, "part", "all") not in ("all", "test") for one in self.evaluate):
+            raise ValueError("merge.weights: the validation part is what it chooses on: leave suites' `part` alone")
+        return self
+
+    @property
+    def fits_weights(self) -> bool:
+        """Whether merge weights are chosen on items of their own."""
+        return any(merger.fits_weights for _, merger in self.grid)
+
     @property
     def grid(self) -> list[tuple[dict[str, Any], Merger]]:
         """Every combination of the sweep's values, with its merger; without a sweep the recipe's own merger alone."""

@@ -160,6 +160,25 @@ class Sweep(_Record):
     points: tuple[Point, ...] = Field(min_length=1)
 
 
+class Trial(_Record):
+    """Weights that were tried, and what they left of each group at the same damage."""
+
+    weights: Mapping[str, Figure]
+    scale: Figure
+    left: Mapping[str, Figure]
+    worst: Figure
+
+
+class Weights(_Record):
+    """What the subsets count for in a merge whose weights were fitted."""
+
+    variant: str
+    seed: int
+    rule: str
+    weights: Mapping[str, Figure]
+    trials: tuple[Trial, ...] = Field(min_length=1)
+
+
 class Match(_Record):
     """Where a variant spends a budget of damage."""
 
@@ -240,6 +259,7 @@ class Manifest(_Record):
     stages: tuple[Stage, ...] = ()
     merge: Mapping[str, Any] = {}
     search: tuple[Mapping[str, float | None], ...] = ()
+    weights: tuple[Weights, ...] = ()
     sweep: Mapping[str, Any] | None = None
     damage: Damage | None = None
     environment: Mapping[str, Any] = {}

@@ -169,6 +169,7 @@ def _forgot(findings: Findings, shelf: Mapping[str, Table]) -> list[Block]:
 def _merged(run: Run, findings: Findings, diagnostics: Mapping[str, Any], shelf: Mapping[str, Table]) -> list[Block]:
     return [
         *_table(shelf, "subsets"),
+        *_table(shelf, "weights"),
         *_pictures(insides.cosines(diagnostics), insides.coverage(diagnostics), insides.drift(diagnostics)),
         *_pictures(insides.training(findings, _curves(run))),
         *_table(shelf, "search", open=False),

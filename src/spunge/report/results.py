@@ -85,6 +85,7 @@ def compute(run: Run, *, pairs: Sequence[tuple[str, str]] | None = None) -> dict
         "judges": list(judged(manifest.suites, run.items)),
         "attacks": list(recovered(manifest.suites, measured)),
         "membership": list(leaks(manifest.suites, run.items)),
+        "weights": [weights.model_dump(mode="json") for weights in manifest.weights],
         "sweep": manifest.sweep,
         "provenance": _provenance(run),
     }

@@ -101,7 +101,14 @@ def all_tables(findings: Findings) -> list[Table]:
         for attribute in findings.attributes(column):
             tables.append(per_attribute(findings, column, attribute))
     tables += [tasks(findings, goal) for goal in ("forget", "retain")]
-    tables += [letters(findings), sweep(findings), subsets(findings), *recovery(findings), stages(findings)]
+    tables += [
+        letters(findings),
+        sweep(findings),
+        subsets(findings),
+        weights(findings),
+        *recovery(findings),
+        stages(findings),
+    ]
     return [table for table in tables if table.cells]
 
 
@@ -291,6 +298,29 @@ def sweep(findings: Findings) -> Table:
         "Every setting that was tried",
         f"Shares of the base model's score on the validation part. Picked: {section['rule']}.",
         ["Model", *section["axes"], "Left of what must go", "Kept of what must stay", ""],
+        cells,
+    )
+
+
+def weights(findings: Findings) -> Table:
+    """What each subset counts for in a merge whose weights were fitted, and what that did on the validation part."""
+    fits = findings.results.get("weights", [])
+    several = len({fit["seed"] for fit in fits}) > 1
+    cells = []
+    for fit in fits:
+        best = next(trial for trial in fit["trials"] if trial["weights"] == fit["weights"])
+        worst = max(best["left"], key=best["left"].__getitem__, default="—")
+        cells.append([
+            Cell(label_of(fit["variant"]) + (f", seed {fit['seed']}" if several else "")),
+            Cell(", ".join(f"{label_of(name)} {weight:.2f}" for name, weight in fit["weights"].items())),
+            percent(fit["trials"][0]["worst"]), percent(best["worst"]), Cell(worst), Cell(str(len(fit["trials"]))),
+        ])  # fmt: skip
+    rule = fits[0]["rule"] if fits else ""
+    return Table(
+        "weights",
+        "What each subset counts for",
+        f"Chosen on the validation part, which no other table shows: {rule}. Shares of the base model's score.",
+        ["Model", "Weights", "Most left, equal weights", "Most left, these", "Of which group", "Tried"],
         cells,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -87,7 +88,11 @@ class MatchDamage(VariantTask):
         """Notes the line and the matches in the manifest."""
         from spunge.weights.task_vector import TaskVector
 
-        change = (self.variant.change() or TaskVector({})).multiplied_out(_KEPT)
+        return self.spend(self.variant.change() or TaskVector({}), work)
+
+    def spend(self, change: TaskVector, work: Work) -> Mapping[str, Any]:
+        """Returns the line and the matches of a task vector, whether or not it is the variant's."""
+        change = change.multiplied_out(_KEPT)
         measure, told = self._matched(work, change), self._divergence(self.others, work, change)
         questions = 0
         with work.resident.scaled(self.base.model, change) as at:
@@ -121,12 +126,17 @@ class MatchDamage(VariantTask):
         model, tokenizer = work.resident.base(self.base.model)
         name, sign = suite.headline.name, 1 if suite.headline.higher_is_better(suite.goal) else -1
 
-        def score(changed: PreTrainedModel) -> float:
-            items = suite.evaluate(LoadedVariant(self.name, changed, tokenizer, ""), work)
+        asked = itertools.count()
+
+        def score(changed: PreTrainedModel, where: str) -> float:
+            # Each in a scratch of its own: answers that lie there already are taken for those of the model asked.
+            items = suite.evaluate(
+                LoadedVariant(self.name, changed, tokenizer, ""), replace(work, scratch=work.scratch / where)
+            )
             return mean_values(items, [name]).get(name, -sign * inf)
 
-        before = work.resident.cached(("score", suite.model_dump_json(), self.base.model), lambda: score(model))
-        return lambda changed: sign * (before - score(changed)) / abs(before) if before else inf
+        before = work.resident.cached(("score", suite.model_dump_json(), self.base.model), lambda: score(model, "base"))
+        return lambda changed: sign * (before - score(changed, f"{next(asked):04}")) / abs(before) if before else inf
 
     def _divergence(
         self, rows: Corpus | None, work: Work, change: TaskVector

@@ -20,6 +20,7 @@ from spunge.run import sweep
 from spunge.run.damage import MatchDamage, cautions
 from spunge.run.evaluate import Evaluate, Generate, Score
 from spunge.run.executors import Task
+from spunge.run.fitting import FitWeights, described
 from spunge.run.identity import digest
 from spunge.run.merge import Merge
 from spunge.run.robustness import Robustness
@@ -81,6 +82,8 @@ class Journal:
     split: dict[str, Any] | None = None
     subsets: dict[str, int] = field(default_factory=dict)
     merges: dict[str, Any] = field(default_factory=dict)
+    weights: list[dict[str, Any]] = field(default_factory=list)
+    """Of every merge whose weights were fitted, which were tried and which chosen."""
     devices: Counter[str] = field(default_factory=Counter)
     """Kind of device → how many artifacts were made on it."""
     _rounding_told: bool = False
@@ -88,7 +91,7 @@ class Journal:
     def note(self, task: Task, artifact: Artifact) -> None:
         """Notes a finished task."""
         manifest = artifact.manifest
-        if isinstance(task, Unlearn | MatchDamage | Generate | Score | Evaluate) and "device" in manifest:
+        if isinstance(task, Unlearn | MatchDamage | FitWeights | Generate | Score | Evaluate) and "device" in manifest:
             self.devices[manifest["device"].partition(":")[0]] += 1
         stage = {
             "stage": task.stage, "name": task.name, "seed": task.seed, "key": artifact.key,
@@ -103,6 +106,8 @@ class Journal:
             line["split"] = self._settled()
         if isinstance(task, Unlearn) and task.name.startswith(SUBSET):
             self.subsets[task.name.removeprefix(SUBSET)] = len(task.forget)
+        if isinstance(task, FitWeights):
+            self.weights.append(described(task, manifest))
         if isinstance(task, Merge) and task.name == MERGED.name:  # of a sweep, the picked one is noted at the end
             self.merges[str(task.seed)] = manifest["diagnostics"]
             # Told at once: what follows asks a model that is hardly another.
@@ -144,6 +149,7 @@ class Journal:
             "suites": [asked.described for asked in (*experiment.evaluate, *self.robustness.attacks)],
             "split": self._settled(), "variants": [_described(variant) for variant in outcome.variants],
             "stages": self.stages, "merge": self.merges, "search": getattr(experiment.unlearn, "trials", []),
+            "weights": self.weights,
             "sweep": sweep.described(experiment.sweep, sweep.on_validation(experiment), outcome.points),
             "damage": self._damage(outcome), "environment": environment(self.device), "files": dict(files or {}),
             "warnings": [

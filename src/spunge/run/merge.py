@@ -16,6 +16,7 @@ from spunge.variants import SUBSET
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from spunge.merging import Merged
     from spunge.weights.language_model import LanguageModel
 
 
@@ -58,16 +59,27 @@ class Merge:
         """Merges, and saves the task vector with the merge's diagnostics."""
         from spunge import merging
 
+        merged = self.merged(work)
+        merged.task_vector.save(work.output)
+        rounding = merging.lost_to_rounding(merged.task_vector, self.base.model.checkpoint())
+        return {"norm": merged.task_vector.norm, "diagnostics": {**merged.diagnostics, "rounding": rounding}}
+
+    @property
+    def names(self) -> list[str]:
+        """The variants as the merger's weights call them."""
+        return [_plain(variant.name) for variant in self.variants]
+
+    def merged(self, work: Work) -> Merged:
+        """Merges."""
+        from spunge import merging
+
         vectors = {
             _plain(variant.name): change for variant in self.variants if (change := variant.change()) is not None
         }
         checkpoint = self.base.model.checkpoint()
         grams = self._grams(work, frozenset(name for vector in vectors.values() for name in vector))
         options = merging.Options(work.device, self.seed, grams, progress=work.progress)
-        merged = merging.merge(self.merger, vectors, base=checkpoint, options=options)
-        merged.task_vector.save(work.output)
-        rounding = merging.lost_to_rounding(merged.task_vector, checkpoint)
-        return {"norm": merged.task_vector.norm, "diagnostics": {**merged.diagnostics, "rounding": rounding}}
+        return merging.merge(self.merger, vectors, base=checkpoint, options=options)
 
     def _grams(self, work: Work, changed: frozenset[str]) -> Mapping[str, Mapping[str, Tensor]] | None:
         """Gram matrices of what goes into the changed matrices, of every subset and of the retain set."""

@@ -16,6 +16,7 @@ from spunge.run.anchor import AnchorToRetain
 from spunge.run.damage import MatchDamage, described
 from spunge.run.evaluate import Evaluate, Generate, Score
 from spunge.run.executors import Executor, Task
+from spunge.run.fitting import FitWeights
 from spunge.run.keys import key
 from spunge.run.merge import Merge
 from spunge.run.split import Split
@@ -186,6 +187,7 @@ def merge(context: Context, name: str, variants: Sequence[Variant], subsets: Sub
         merger = _weighing(settings, subsets)
         fitted_on = {**subsets.rows, **retain} if merger.needs().grams else {}
         tasks.append(Merge(_titled(name, point), merger, context.base, tuple(variants), context.seed, fitted_on))
+    tasks = _fitted(context, tasks)
     merged = [Variant(name, kind, context.seed, artifact) for artifact in context.executor.run(tasks)]
     points = [point for point, _ in context.experiment.grid]
     return list(zip(points, anchor(context, merged), strict=True))
@@ -201,10 +203,30 @@ def anchor(context: Context, variants: Sequence[Variant]) -> list[Variant]:
     return [replace(one, artifact=artifact) for one, artifact in zip(variants, artifacts, strict=True)]
 
 
+def _fitted(context: Context, merges: Sequence[Merge]) -> list[Merge]:
+    """Merges with weights in the place of `fitted`; while these are not known, as in a plan, all are 1."""
+    texts, suite = context.rows.damage, context.experiment.damage_suite
+    unweighed = [merge for merge in merges if merge.merger.fits_weights]
+    if not unweighed:
+        return [*merges]
+    assert context.experiment.damage is not None, "a recipe that fits weights says at which damage"
+    asked, near = tuple(sweep.of_what_must_go(context.experiment)), None if suite or texts is None else texts.near
+    fits = [FitWeights(merge, context.experiment.damage, near, suite, asked) for merge in unweighed]
+    chosen = {
+        fit.merge.name: artifact.manifest.get("weights", {})
+        for fit, artifact in zip(fits, context.executor.run(fits), strict=True)
+    }
+    return [
+        replace(merge, merger=merge.merger.model_copy(update={"weights": chosen[merge.name]}))
+        if merge.name in chosen else merge
+        for merge in merges
+    ]  # fmt: skip
+
+
 def _weighing(merger: Merger, subsets: Subsets) -> Merger:
     """A merger whose weights name the subsets that stand for those of the recipe."""
-    weights = {subsets.stand_for[name]: weight for name, weight in merger.weights.items()}
-    return merger if weights == merger.weights else merger.model_copy(update={"weights": weights})
+    weights = {subsets.stand_for[name]: weight for name, weight in merger.named_weights.items()}
+    return merger if weights == merger.named_weights else merger.model_copy(update={"weights": weights})
 
 
 def scaled(context: Context, joint: Variant) -> Candidates:

@@ -163,10 +163,10 @@ def check_settings_of_subsets(experiment: Experiment, subsets: Sequence[str]) ->
         RecipeError: There are some.
     """
     for _, merger in experiment.grid:
-        for name in merger.weights:
+        for name in merger.named_weights:
             if name not in subsets:
                 raise RecipeError(f"merge.weights.{name}: the split has no such subset; it has {', '.join(subsets)}")
-        if not any(merger.weights.get(name, 1.0) for name in subsets):
+        if not any(merger.named_weights.get(name, 1.0) for name in subsets):
             raise RecipeError("merge.weights: all are zero, so nothing would be merged")
     unknown = next((name for name in experiment.subsets if name not in subsets), None)
     if unknown is not None:

@@ -42,9 +42,14 @@ def on_validation(experiment: Experiment) -> list[Evaluator]:
     return [evaluator.model_copy(update={"part": part}) for evaluator in experiment.evaluate if _parted(evaluator)]
 
 
+def of_what_must_go(experiment: Experiment) -> list[Evaluator]:
+    """Returns the forget suites that merge weights are chosen on, on the part of their items that no table shows."""
+    return [evaluator for evaluator in on_validation(experiment) if evaluator.goal == "forget"]
+
+
 def reported(experiment: Experiment) -> Sequence[Evaluator]:
     """Returns the evaluators that the tables are from: on the test part, where anything is picked on the others."""
-    if not experiment.sweep and experiment.damage_suite is None:
+    if not experiment.sweep and not experiment.fits_weights and experiment.damage_suite is None:
         return experiment.evaluate
     return [
         evaluator.model_copy(update={"part": "test"}) if _parted(evaluator) else evaluator
@@ -70,10 +75,10 @@ def measure(
     """
     points = []
     for settings, tables in candidates:
-        scores = {evaluator.suite: _score(tables[evaluator.suite], evaluator) for evaluator in evaluators}
+        scores = {evaluator.suite: score_of(tables[evaluator.suite], evaluator) for evaluator in evaluators}
         shares: dict[str, list[float]] = {"forget": [], "retain": []}
         for evaluator in evaluators:
-            share = _share(evaluator, scores[evaluator.suite], _score(base[evaluator.suite], evaluator))
+            share = share_left(evaluator, scores[evaluator.suite], score_of(base[evaluator.suite], evaluator))
             if share is not None:
                 shares[evaluator.goal].append(share)
         # Nine digits, so that equals are equal however they were summed.
@@ -86,8 +91,8 @@ def measure(
     ]
 
 
-def _share(evaluator: Evaluator, score: float, base: float) -> float | None:
-    """What is left of what must go, or kept of what must stay; None where the base model's score is no measure."""
+def share_left(evaluator: Evaluator, score: float, base: float) -> float | None:
+    """Returns what is left of what must go, or kept of what must stay; None where the base's score is no measure."""
     if not math.isfinite(score):
         # A model that answers with NaN has not been shown to forget, and has kept nothing.
         return 1.0 if evaluator.goal == "forget" else 0.0
@@ -121,6 +126,7 @@ def _beats(one: Point, other: Point) -> bool:
     return no_worse and (one.retain > other.retain or one.forget < other.forget)
 
 
-def _score(items: ItemTable, evaluator: Evaluator) -> float:
+def score_of(items: ItemTable, evaluator: Evaluator) -> float:
+    """Returns the mean of a suite's headline metric; NaN where it could not be measured."""
     metric = evaluator.headline.name
     return mean_values(items, [metric]).get(metric, math.nan)
