@@ -10,11 +10,11 @@ from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 from spunge.interfaces import Evaluator, Forecast, LoadedVariant
+from spunge.matching import match
 from spunge.recipe.schema import Damage
 from spunge.rows.items import mean_values
 from spunge.rows.sources import Corpus
 from spunge.run.identity import identity
-from spunge.run.matching import match
 from spunge.run.variant import Base, Variant, VariantTask
 from spunge.weights.shape import shape_of
 

@@ -11,6 +11,7 @@ from spunge.unlearners.dpo import DPO, IdkDPO
 from spunge.unlearners.gradient_ascent import GradientAscent
 from spunge.unlearners.gradient_difference import GradientDifference
 from spunge.unlearners.npo import NPO
+from spunge.unlearners.rep_select import RepSelect
 from spunge.unlearners.rmu import RMU
 from spunge.unlearners.satimp import SatImp
 from spunge.unlearners.simnpo import SimNPO
@@ -32,7 +33,8 @@ AnyUnlearner = Annotated[
     | CEU
     | WGA
     | SatImp
-    | CircuitBreaker,
+    | CircuitBreaker
+    | RepSelect,
     Field(discriminator="method"),
 ]
 
@@ -49,6 +51,7 @@ __all__ = [
     "GradientAscent",
     "GradientDifference",
     "IdkDPO",
+    "RepSelect",
     "SatImp",
     "SimNPO",
     "TaskVectorNegation",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spunge.run.matching import match
+from spunge.matching import match
 
 BUDGETS = (0.01, 0.03, 0.1)
 
