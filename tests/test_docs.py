@@ -72,6 +72,15 @@ def test_every_link_and_every_file_that_is_named_leads_somewhere(page: Path) -> 
     assert not missing + [name for name in named if not (ROOT / name).exists()]
 
 
+def test_every_environment_variable_that_is_read_is_documented() -> None:
+    code = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "src").rglob("*.py"))
+    read = set(re.findall(r"environ(?:\.get|\.setdefault)?[\[(]\"([A-Z_]+)\"", code))
+    read |= set(re.findall(r"^PYTHON = \"([A-Z_]+)\"", code, re.M))
+    assert {"WORLD_SIZE", "SPUNGE_VLLM_PYTHON", "CUDA_VISIBLE_DEVICES"} <= read
+    documented = (ROOT / "docs" / "howto.md").read_text(encoding="utf-8")
+    assert [name for name in sorted(read) if f"`{name}`" not in documented] == []
+
+
 @pytest.mark.long
 def test_the_notebook_of_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = re.findall(

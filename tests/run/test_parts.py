@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from conftest import tiny_world
 from torch import Tensor
 
 import spunge
-from spunge.cli import steps
+from spunge.cli import beginnings, steps
 from spunge.errors import ArtifactError, RecipeError
 from spunge.recipe.schema import Experiment
 from spunge.run import parts, pipeline
@@ -121,6 +122,46 @@ def test_an_audit_takes_parts(run: Path, tiny_model: Path, tmp_path: Path) -> No
     )
     for variant in ("joint", "spunge"):
         assert answers(tmp_path / "audit", variant) == answers(run, variant)
+
+
+def test_a_chat_answers_as_the_base_and_as_the_part(
+    run: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    exported = spunge.export(f"{run}:joint", tmp_path / "joint")
+    monkeypatch.setattr("sys.stdin", io.StringIO("a1 b2 c3\n\nd4\n"))
+    beginnings.chat(f"{run}:joint", tokens=6, device="cpu")
+    said = capsys.readouterr().out.splitlines()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    models = {"base model": tiny_model, "joint": exported}
+    for number, prompt in enumerate(("a1 b2 c3", "d4")):
+        assert said[4 * number] == f"> {prompt}"
+        for line, (name, directory) in enumerate(models.items(), 1):
+            ids = tokenizer(prompt, return_tensors="pt")
+            model: Any = AutoModelForCausalLM.from_pretrained(directory)
+            written = model.generate(**ids, max_new_tokens=6, do_sample=False)
+            told = tokenizer.decode(written[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+            assert said[4 * number + line] == f"{name}: {told}"
+
+
+def test_a_run_keeps_a_log_of_what_it_did_and_of_how_it_ended(
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = Experiment.model_validate({**world, "controls": []})
+    with monkeypatch.context() as broken:
+        broken.setattr(pipeline, "write_items", lambda *_: {}["a fault"])
+        with pytest.raises(KeyError):
+            pipeline.run(experiment, out=tmp_path / "runs")
+    log = (tmp_path / "runs" / "tiny" / "log.txt").read_text()
+    assert "computed unlearn subset:a, seed 0, " in log
+    assert "Traceback" in log
+    assert log.splitlines()[-1] == "KeyError: 'a fault'"
+    pipeline.run(experiment, out=tmp_path / "runs")
+    again = (tmp_path / "runs" / "tiny" / "log.txt").read_text()
+    assert again.startswith(log)
+    assert "reused unlearn subset:a, seed 0" in again[len(log) :]
+    assert again.endswith(" done\n")
 
 
 def test_what_a_run_has_not_is_told_with_what_it_has(run: Path, tiny_model: Path, tmp_path: Path) -> None:

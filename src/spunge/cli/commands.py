@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spunge.cli import listings, steps, stores
+from spunge.cli import beginnings, listings, papers, steps, stores
 from spunge.cli.options import (
     AllowCode,
     AsJson,
@@ -49,7 +49,6 @@ app = typer.Typer(
     name="spunge",
     help="Make a language model forget, attribute by attribute, and show what went and what stayed.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -107,7 +106,7 @@ def main() -> None:
 
 _LONG = {
     "demo", "run", "plan", "unlearn", "merge", "export", "evaluate", "audit", "finetune", "search", "train-classifier",
-    "report", "compare",
+    "report", "compare", "figures", "chat",
 }  # fmt: skip
 """Commands that load libraries, for seconds, before they can say anything of their own."""
 
@@ -326,6 +325,7 @@ def _show(directory: Path) -> None:
 
 for _command in (
     demo,
+    beginnings.init,
     run,
     plan,
     steps.unlearn,
@@ -338,6 +338,9 @@ for _command in (
     steps.train_classifier,
     report,
     compare,
+    beginnings.chat,
+    papers.tables,
+    papers.figures,
     listings.recipes,
     listings.methods,
     listings.schema,

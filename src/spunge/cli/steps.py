@@ -158,7 +158,7 @@ def export(
     written = standalone.parse_form(form, rank)
     part: parts.Part | None = None
     if run is not None and model is None and task_vector is None:
-        part = _part(run, variant, seed)
+        part = part_of(run, variant, seed)
         said = standalone.export_part(part, out, form=written)
     elif run is None and task_vector is not None and seed is None and variant is None:
         said = standalone.export(_base_of("--model", model, task_vector), task_vector, out, form=written)
@@ -179,7 +179,7 @@ _LOADED_BY = {
 }
 
 
-def _part(run: str, variant: str | None, seed: int | None) -> Part:
+def part_of(run: str, variant: str | None, seed: int | None) -> Part:
     """Returns which model of a run is meant, be it by option or as RUN:VARIANT."""
     from spunge.run import parts
 
@@ -187,7 +187,7 @@ def _part(run: str, variant: str | None, seed: int | None) -> Part:
     if not isinstance(named, parts.Part):
         return parts.part(run, variant or "merged", seed)
     if variant is not None or seed is not None:
-        raise RecipeError(f"export: {run} says which part, and its seed as {run}@0: leave out --variant and --seed")
+        raise RecipeError(f"{run} says which part, and its seed as {run}@0: leave out --variant and --seed")
     return named
 
 

@@ -20,7 +20,10 @@ _ADDRESSES = 3 * 2**30
 fewer, torch does not always say so: it is loaded in part, ends the process, or waits for a thread that never came."""
 _RESIDENT = 400 * 2**20
 """Bytes that the same process holds, 404 MiB at least of those measured; with fewer the kernel kills it."""
-_LIGHT = {"recipes", "methods", "schema", "report", "compare", "store", "--help", "-h", "--version"}
+_LIGHT = {
+    "init", "recipes", "methods", "schema", "report", "compare", "tables", "figures", "store", "--help", "-h",
+    "--version", "--install-completion", "--show-completion",
+}  # fmt: skip
 """The commands that do without torch."""
 _SPELT = {
     "λ": "lambda", "α": "alpha", "β": "beta", "γ": "gamma", "τ": "tau", "±": "+-", "×": "x", "·": "*", "−": "-",

@@ -8,19 +8,22 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spunge.errors import ArtifactError
 from spunge.files import checksum, replace_text, state_of
 from spunge.report import artifacts, audit, comparing, differing, judges, results, robustness, search
 from spunge.report.closing import Line, closing
 from spunge.report.findings import Findings
-from spunge.report.tables import all_tables, key_tables
+from spunge.report.tables import Table, all_tables, key_tables
 from spunge.report.verdict import Verdict, verdict
 from spunge.rows.items import JOURNAL
 from spunge.variants import MERGED
 
-__all__ = ["Line", "build", "card", "compare", "ending", "summary", "watch", "write"]
+if TYPE_CHECKING:
+    from spunge.report.drawing import Figure
+
+__all__ = ["Line", "build", "card", "compare", "draw", "ending", "summary", "tabulate", "watch", "write"]
 
 build = results.build
 
@@ -112,6 +115,30 @@ def card(run: Path, variant: str = MERGED.name) -> str:
     return model_card(findings, _judge(findings), key_tables(findings), variant)
 
 
+def tabulate(content: dict[str, Any]) -> list[Table]:
+    """Returns every table of a run's report.
+
+    Args:
+        content: What `results.compute` made of it.
+    """
+    findings = Findings(content)
+    found = [*all_tables(findings), *search.tables(findings), *differing.tables(findings), *judges.tables(findings)]
+    return [*found, *(table for table in robustness.tables(findings) if table.cells), *audit.tables(findings)]
+
+
+def draw(run: artifacts.Run, content: dict[str, Any]) -> list[Figure]:
+    """Returns every figure of a run's report.
+
+    Args:
+        run: The run.
+        content: What `results.compute` made of it.
+    """
+    from spunge.report import page  # the figures need matplotlib, two seconds to import
+
+    findings = Findings(content)
+    return page.render(run, findings, _judge(findings), tabulate(content))[1]
+
+
 def _judge(findings: Findings) -> Verdict:
     return audit.verdict(findings) if findings.audited else verdict(findings)
 
@@ -120,16 +147,14 @@ def _write(run: artifacts.Run, content: dict[str, Any], out: Path) -> Path:
     from spunge.report import markdown, page  # the figures need matplotlib, two seconds to import
 
     findings = Findings(content)
-    judged, tables = _judge(findings), [*all_tables(findings), *search.tables(findings), *differing.tables(findings)]
-    tables += judges.tables(findings)
-    tables += [*(table for table in robustness.tables(findings) if table.cells), *audit.tables(findings)]
-    html, figures = page.render(run, findings, judged, tables)
+    judged = _judge(findings)
+    html, drawn = page.render(run, findings, judged, tabulate(content))
     content = json.loads(json.dumps(content, allow_nan=False))  # as it is read back: no key is a number
     files = {
         "results.json": json.dumps({**content, "checksum": checksum(content)}, indent=1, allow_nan=False) + "\n",
         "results.md": markdown.render(findings, judged, key_tables(findings)),
         "index.html": html,
-        **{f"figures/{figure.key}.svg": figure.svg for figure in figures},
+        **{f"figures/{figure.key}.svg": figure.svg for figure in drawn},
     }
     try:
         if (out / "figures").exists():

@@ -9,6 +9,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -78,18 +79,25 @@ _FONT = re.compile(r"(?:(\d{3}|bold|italic)\s+)*([\d.]+)px\s+.*")
 
 @dataclass(frozen=True)
 class Figure:
-    """One picture: a name for its file, a title, what it shows in words, and the SVG."""
+    """One picture: a name for its file, a title, what it shows in words, the SVG, and matplotlib's own object."""
 
     key: str
     title: str
     caption: str
     svg: str
+    canvas: Canvas
     wide: bool = False
 
     @property
     def inline(self) -> str:
         """The SVG as it stands in the page: no styles of its own, colours from the page, a title for readers."""
         return _inline(self)
+
+    def save(self, file: Path, *, dpi: int = 200) -> None:
+        """Writes it in the form that the file's ending names: png, pdf, svg and whatever else matplotlib writes."""
+        with mpl.rc_context(_STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            self.canvas.savefig(file, dpi=dpi, facecolor="white")
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,7 @@ def draw(
         paint(canvas)
         out = io.StringIO()
         canvas.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return Figure(caption.key, caption.title, caption.text, out.getvalue(), wide)
+    return Figure(caption.key, caption.title, caption.text, out.getvalue(), canvas, wide)
 
 
 def matrix(caption: Caption, grid: Grid) -> Figure:

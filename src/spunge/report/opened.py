@@ -6,13 +6,18 @@ import html
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from spunge.report import artifacts, results
 from spunge.report.findings import Findings
 from spunge.report.verdict import Verdict, verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+    from spunge.report.tables import Table
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +65,20 @@ class OpenedRun:
     def verdict(self) -> Verdict:
         """What the run shows: sentences, three numbers, a contest a rival."""
         return verdict(Findings(self.results))
+
+    @cached_property
+    def tables(self) -> dict[str, Table]:
+        """Every table of the report by its name: `to_latex()`, `to_csv()`, `to_markdown()`."""
+        from spunge import report
+
+        return {table.key: table for table in report.tabulate(self.results)}
+
+    @cached_property
+    def figures(self) -> dict[str, Canvas]:
+        """Every figure of the report by its name, as matplotlib's own object: change it, and `savefig`."""
+        from spunge import report
+
+        return {figure.key: figure.canvas for figure in report.draw(self.run, self.results)}
 
     def __repr__(self) -> str:
         return f"{self.run.manifest.experiment} ({self.run.manifest.status}): {self.verdict.headline}"

@@ -282,7 +282,20 @@ def _holds_bytes(dtype: pl.DataType) -> bool:
 
 def column_names(path: str) -> list[str]:
     """Returns the columns of a local file or hub data set, as they are named there."""
-    return _raw(Source(path=path)).columns
+    return frame_of(path).columns
+
+
+def frame_of(path: str, *, lines: bool = False) -> pl.DataFrame:
+    """Returns the rows of a local file or hub data set as they are there.
+
+    Args:
+        path: As of a source.
+        lines: Whether a text file holds one text a line.
+
+    Raises:
+        DataError: It is missing or unreadable.
+    """
+    return _raw(Source(path=path, lines=lines))
 
 
 def item_id(*parts: Any) -> str:

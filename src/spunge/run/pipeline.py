@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -18,6 +20,7 @@ from spunge.run.cautions import refuse_foreign
 from spunge.run.compute import HERE, Compute
 from spunge.run.flow import flow, foresee
 from spunge.run.journal import Journal, Listener, unheard
+from spunge.run.log import Log
 from spunge.run.store import Artifact, Store
 from spunge.run.variant import Variant
 
@@ -61,19 +64,25 @@ def run(
         warnings.extend(lines)
         listener("warned", {"warnings": lines})
 
+    def listen(kind: str, content: Mapping[str, Any], /) -> None:
+        log.event(kind, content)
+        listener(kind, content)
+
     # What is wrong is found before anything is written.
     rows, planned = foresee(experiment, store, "cpu" if there else device, warn)
     directory = Path(out) / experiment.name
     refuse_foreign(directory)
     with locked(directory, "another run is at work there; wait for it, or give another --out"), store.held():
+        log = Log(directory, f"{command or 'spunge.run'}: {experiment.name}, on {device}, spunge {version('spunge')}")
+        log.event("warned", {"warnings": warnings})
         replace_text(directory / "recipe.yaml", redacted(reading.dump(experiment)))
         near = rows.damage.told if rows.damage else ""
         seen = {suite: (asked.seen, asked.items) for suite, asked in rows.asked.items()}
-        journal = Journal(directory, experiment, device, command, listener, warnings, near, rows.robustness, seen)
+        journal = Journal(directory, experiment, device, command, listen, warnings, near, rows.robustness, seen)
         executor = compute.start(store, progress, journal.note)
-        with _noting_failure(journal):
+        with _noting_failure(journal, log):
             journal.write("running")
-            listener("planned", {"steps": planned.steps})
+            listen("planned", {"steps": planned.steps})
             with executor:
                 outcome = flow(experiment, rows, executor)
             write_items(directory, outcome.evaluations)
@@ -81,18 +90,20 @@ def run(
             journal.write("running", outcome)
             report.write(directory, ending=True)
             journal.write("done", outcome, files={name: digest_of(directory / name) for name in WRITTEN})
+            log.write("done")
     return directory
 
 
 @contextmanager
-def _noting_failure(journal: Journal) -> Iterator[None]:
-    """Notes in the run's manifest what ended it."""
+def _noting_failure(journal: Journal, log: Log) -> Iterator[None]:
+    """Notes in the run's manifest and its log what ended it."""
     try:
         yield
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
         with suppress(ArtifactError):  # on a full disk the first error is the one to tell
             journal.write("interrupted" if stopped else "failed", warnings=[f"{type(error).__name__}: {error}"])
+            log.failed(error)
         raise
 
 

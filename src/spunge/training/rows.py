@@ -150,23 +150,19 @@ def conversations(
     """
     chat = bool(tokenizer.chat_template)
     told = systems or [None] * len(prompts)
+    opened = openings(tokenizer, prompts, told)
     if chat:
-        questions = [
-            [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": prompt}]
-            for system, prompt in zip(told, prompts, strict=True)
-        ]
         dialogues = [
-            [*turn, {"role": "assistant", "content": answer}] for turn, answer in zip(questions, responses, strict=True)
+            [*_asked(prompt, system), {"role": "assistant", "content": answer}]
+            for prompt, system, answer in zip(prompts, told, responses, strict=True)
         ]
-        openings = [_rendered(tokenizer, turns, add_generation_prompt=True) for turns in questions]
         wholes = [_rendered(tokenizer, turns, continue_final_message=not ended) for turns in dialogues]
     else:
-        openings = [f"{system}\n\n{prompt}" if system else prompt for system, prompt in zip(told, prompts, strict=True)]
-        wholes = [f"{opening}{delimiter}{answer}" for opening, answer in zip(openings, responses, strict=True)]
+        wholes = [f"{opening}{delimiter}{answer}" for opening, answer in zip(opened, responses, strict=True)]
     end: Any = tokenizer.eos_token_id
     rows = []
     for opening, ids in zip(
-        _tokenize(tokenizer, openings, special=not chat), _tokenize(tokenizer, wholes, special=not chat), strict=True
+        _tokenize(tokenizer, opened, special=not chat), _tokenize(tokenizer, wholes, special=not chat), strict=True
     ):
         # A token that straddles prompt and response belongs to the response: the common prefix ends before it.
         start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(opening, ids, strict=False)))
@@ -174,6 +170,18 @@ def conversations(
             ids = [*(ids[:-1] if ids[-1] == end else ids), *([end] if ended else [])]
         rows.append(Encoded(array("i", ids), start))
     return rows
+
+
+def openings(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], systems: Sequence[str | None]) -> list[str]:
+    """Returns what a model reads before it answers: prompts in its chat template, or else as plain text."""
+    if tokenizer.chat_template:
+        asked = [_asked(prompt, system) for prompt, system in zip(prompts, systems, strict=True)]
+        return [_rendered(tokenizer, turns, add_generation_prompt=True) for turns in asked]
+    return [f"{system}\n\n{prompt}" if system else prompt for system, prompt in zip(systems, prompts, strict=True)]
+
+
+def _asked(prompt: str, system: str | None) -> list[dict[str, str]]:
+    return [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": prompt}]
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **options: Any) -> str:
