@@ -45,6 +45,4 @@ class Ties(Merger):
     def combine(self, block: Block) -> Tensor:
         from spunge import merging
 
-        deltas = merging.weighted(block, merging.trimmed(block))
-        elected = merging.elect(deltas, self.election)
-        return merging.disjoint_mean(deltas, elected, block.weights, self.normalize)
+        return merging.ties(block, self.election, self.normalize)

@@ -15,7 +15,7 @@ from spunge.merging.engine import Merged, merge, write
 from spunge.merging.factors import leading_svd
 from spunge.merging.grams import Grams, batches_of, gram_matrices
 from spunge.merging.job import BLOCK, Options
-from spunge.merging.kernels import average, disjoint_mean, elect, mean, total, trimmed, uniform, weighted
+from spunge.merging.kernels import average, disjoint_mean, elect, mean, ties, total, trimmed, uniform, weighted
 from spunge.merging.sources import Part, open_variant, open_variants, select
 from spunge.merging.spectra import Spectrum, by_matrix, decompose, join
 from spunge.weights.origin import check_base
@@ -50,6 +50,7 @@ __all__ = [
     "open_variant",
     "open_variants",
     "select",
+    "ties",
     "total",
     "trimmed",
     "uniform",

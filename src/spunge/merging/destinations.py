@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from spunge.merging.diagnostics import Rounding
 from spunge.merging.factors import Factors
 from spunge.merging.job import Job, provenance
+from spunge.merging.kernels import loops
 from spunge.weights import adapter, seal
 from spunge.weights.checkpoint import TensorWriter, refuse_overflow, rewrite
-from spunge.weights.safetensors_files import create
+from spunge.weights.safetensors_files import as_bytes, create
 from spunge.weights.task_vector import FILE, TaskVector, add, write_manifest
 
 
@@ -104,10 +107,20 @@ class _CheckpointFiles:
 
     def write(self, name: str, start: int, values: Tensor) -> None:
         weight = self._job.base_weights(name, start, start + len(values))
-        # By the same `add` as the resident model's, so that what was evaluated is what is written, bit for bit.
-        changed = add(weight, values, self._job.scale)
-        refuse_overflow(name, changed)
-        self._rounding.count(weight, values, changed)
+        compiled = loops(weight, values)
+        if compiled is not None and weight.dtype == torch.bfloat16:
+            changed = torch.empty_like(weight)
+            scale = np.float32(self._job.scale)
+            before, after = (as_bytes(each).view(np.uint16) for each in (weight, changed))
+            lost, whole, finite = compiled.add_bfloat16(before, values.numpy(), scale, scale != 1, after)
+            self._rounding.add(lost, whole)
+            if not finite:
+                refuse_overflow(name, changed)
+        else:
+            # By the same `add` as the resident model's, so that what was evaluated is what is written, bit for bit.
+            changed = add(weight, values, self._job.scale)
+            refuse_overflow(name, changed)
+            self._rounding.count(weight, values, changed)
         self._tensors.write(name, start, changed)
 
     def close(self, diagnostics: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,12 +7,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from spunge.errors import RecipeError
 from spunge.merging.job import BLOCK, Job
-from spunge.merging.kernels import as_array, as_integers, count_nonzero
+from spunge.merging.kernels import as_array, as_integers, count_nonzero, from_bits, loops
 from spunge.merging.thresholds import Counts, Thresholds
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.origin import unlike_base
@@ -43,13 +44,19 @@ class Measures:
 
     def add(self, stacked: Tensor, thresholds: Thresholds | None) -> None:
         """Counts one block: the variants' deltas and, last, the merged one."""
-        # Row by row: a product of so few rows costs a matrix multiplication twice as much.
-        for row in range(len(stacked)):
-            products = torch.mv(stacked[row:], stacked[row]).cpu().double()
-            self.gram[row, row:] += products
-            self.gram[row + 1 :, row] += products[1:]
         deltas = stacked[:-1]
-        self._add_signs([as_array(delta) for delta in deltas], thresholds)
+        if (compiled := loops(stacked)) is not None:
+            half = torch.zeros_like(self.gram)
+            compiled.add_products(stacked.numpy(), half.numpy())
+            self.gram += half + half.triu(1).T
+            self._add_signs_compiled(deltas, thresholds, compiled)
+        else:
+            # Row by row: a product of so few rows costs a matrix multiplication twice as much.
+            for row in range(len(stacked)):
+                products = torch.mv(stacked[row:], stacked[row]).cpu().double()
+                self.gram[row, row:] += products
+                self.gram[row + 1 :, row] += products[1:]
+            self._add_signs([as_array(delta) for delta in deltas], thresholds)
         if thresholds is not None and thresholds.counts is None:
             for row, (cutoffs, tied) in enumerate(zip(thresholds.cutoffs, thresholds.largest, strict=True)):
                 magnitudes = as_array(deltas[row].abs())
@@ -69,6 +76,19 @@ class Measures:
         self.conflicting += count_nonzero(raised & lowered)
         for many in range(2, len(deltas) + 1):
             self.conflicting_by_chance += (1 - 2 ** (1 - many)) * count_nonzero(holding == many)
+
+    def _add_signs_compiled(self, deltas: Tensor, thresholds: Thresholds | None, compiled: Any) -> None:
+        """Does the same in one pass."""
+        cutoffs = np.zeros(len(deltas), np.float32)
+        if thresholds is not None:
+            cutoffs[:] = [row[0] for row in thresholds.cutoffs]
+        holding = np.zeros(len(deltas) + 1, np.int64)
+        # Zero holds nothing, so the smallest float there is may stand for a cutoff of zero.
+        changed, conflicting = compiled.signs(deltas.numpy(), np.maximum(cutoffs, np.float32(from_bits(1))), holding)
+        self.changed += int(changed)
+        self.conflicting += int(conflicting)
+        for many in range(2, len(deltas) + 1):
+            self.conflicting_by_chance += (1 - 2 ** (1 - many)) * int(holding[many])
 
     def take(self, counts: Sequence[Counts]) -> None:
         """Takes over what the search for one tensor's thresholds has counted already."""
@@ -94,8 +114,12 @@ class Rounding:
     def count(self, weight: Tensor, delta: Tensor, changed: Tensor) -> None:
         wanted = delta if self._scale == 1.0 else delta * self._scale
         lost = (changed.float() - weight.float()).sub_(wanted)
-        self._lost += float(torch.dot(lost, lost))
-        self._whole += float(torch.dot(wanted, wanted))
+        self.add(float(torch.dot(lost, lost)), float(torch.dot(wanted, wanted)))
+
+    def add(self, lost: float, whole: float) -> None:
+        """Adds energies that were found elsewhere."""
+        self._lost += lost
+        self._whole += whole
 
     @property
     def share(self) -> float | None:

@@ -17,6 +17,7 @@ from spunge.interfaces import RETAIN, Block, Merger
 from spunge.merging.destinations import AsCheckpoint, Form
 from spunge.merging.diagnostics import Measures, summarise
 from spunge.merging.job import Job, Options, prepare, provenance
+from spunge.merging.kernels import load_loops
 from spunge.merging.thresholds import find_thresholds
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.task_vector import TaskVector
@@ -107,6 +108,7 @@ def combine(job: Job, write: Callable[[str, int, Tensor], None]) -> dict[str, An
     # glibc gives freed memory back to the system above a limit, so that every block would fault its pages in again. The
     # limit rises with the largest mapping that was freed, to 32 MiB at most: one that is never touched costs nothing.
     torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8)
+    load_loops(len(job.variants) * sum(math.prod(shape) for shape in job.shapes.values()))
     with job.files:
         diagnostics = _combine(job, write)
     for variant in job.variants.values():

@@ -10,16 +10,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from spunge.errors import IncompatibleTaskVectors, RecipeError
 from spunge.interfaces import RETAIN, Merger, Needs, Progress, silent
 from spunge.merging.grams import Grams
+from spunge.merging.kernels import loops
 from spunge.merging.sources import refuse_twice
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.origin import check_base, common_base
-from spunge.weights.safetensors_files import OpenFiles, StoredTensor
+from spunge.weights.safetensors_files import OpenFiles, StoredTensor, as_bytes
 from spunge.weights.task_vector import ROWS, Difference, LowRank, TaskVector
 
 BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
@@ -158,7 +160,7 @@ class Job:
         """Returns the same with one more row, for the merged delta."""
         size = stop - start
         rows = self._buffers.get("rows", (len(self.variants) + 1) * size).view(-1, size)
-        weight, read = self._buffers.get("base", size), None
+        weight, read = torch.empty(0), None
         for row, variant in zip(rows, self.variants.values(), strict=False):
             entry = variant.entries.get(name)
             if entry is None:
@@ -168,27 +170,65 @@ class Job:
             elif isinstance(entry, Difference):
                 if read is not entry.base:  # variants of one base: its block is read once
                     read = entry.base
-                    weight.copy_(self._stored(read, start, size))
-                row.copy_(self._stored(entry.changed, start, size))  # converted first: a mixed subtraction is slower
-                row.sub_(weight)
+                    weight = self._stored(read, start, size, "base")
+                    if weight.dtype != torch.float32 and loops(weight) is None:
+                        weight = self._buffers.get("converted", size).copy_(weight)
+                _subtract(self._stored(entry.changed, start, size), weight, row)
             else:
                 row.copy_(variant.read(name, start, stop))
             if not self.factored and variant.scale != 1.0:
                 row.mul_(variant.scale)
         return rows.to(self.options.device)
 
+    def are_bfloat16_differences(self, name: str) -> bool:
+        """Whether every variant's deltas of a tensor are bfloat16 less bfloat16, for loops that take them as stored."""
+        return (
+            loops(torch.empty(0, device=self.options.device)) is not None
+            and self.factored
+            and all(
+                isinstance(entry := variant.entries.get(name), Difference)
+                and entry.changed.dtype == entry.base.dtype == torch.bfloat16
+                for variant in self.variants.values()
+            )
+        )
+
+    def bfloat16_pairs(self, name: str, start: int, stop: int) -> Iterator[tuple[Any, Any]]:
+        """Yields one block of every such variant and of its base, both as uint16; gone with the next."""
+        base, read = torch.empty(0), None
+        for variant in self.variants.values():
+            entry = variant.entries[name]
+            assert isinstance(entry, Difference)
+            if read is not entry.base:
+                read = entry.base
+                base = self._stored(read, start, stop - start, "base")
+            changed = self._stored(entry.changed, start, stop - start)
+            yield as_bytes(changed).view(np.uint16), as_bytes(base).view(np.uint16)
+
     def base_weights(self, name: str, start: int, stop: int) -> Tensor:
         """Returns one block of the base model's weights, in their own dtype; gone with the next."""
         assert self.base is not None
         return self._stored(self.base.tensor(name), start, stop - start).to(self.options.device)
 
-    def _stored(self, tensor: StoredTensor, start: int, size: int) -> Tensor:
-        """Returns stored values in their own dtype; gone with the next."""
+    def _stored(self, tensor: StoredTensor, start: int, size: int, purpose: str = "stored") -> Tensor:
+        """Returns stored values in their own dtype; gone with the next for the same purpose."""
         if (held := self._held.get(tensor)) is not None:
             return held[start : start + size]
-        values = self._buffers.get("stored", size, tensor.dtype)
+        values = self._buffers.get(purpose, size, tensor.dtype)
         tensor.read_into(values, start, self.files)
         return values
+
+
+def _subtract(changed: Tensor, base: Tensor, difference: Tensor) -> None:
+    """Writes a difference of stored values in float32."""
+    compiled = loops(changed, base)
+    if compiled is not None and changed.dtype == base.dtype == torch.bfloat16:
+        minuend, subtrahend = (as_bytes(each).view(np.uint16) for each in (changed, base))
+        compiled.subtract_bfloat16(minuend, subtrahend, difference.numpy())
+    elif changed.dtype == base.dtype == torch.float32:
+        torch.sub(changed, base, out=difference)
+    else:
+        difference.copy_(changed)  # converted first: a mixed subtraction is slower
+        difference.sub_(base)
 
 
 def prepare(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import struct
+import sys
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +16,8 @@ from torch import Tensor
 
 from spunge.interfaces import Block
 
+COMPILED_FROM = 1 << 25
+"""Elements of all variants from which loading compiled loops, half a second, costs less than they spare."""
 _GOLDEN, _MIX_1, _MIX_2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
@@ -23,6 +28,36 @@ def trimmed(block: Block) -> Tensor:
         # hardshrink keeps what is strictly greater, so it is given the float just below the threshold.
         torch.hardshrink(delta, lambd=_below(threshold), out=row)
     return survivors
+
+
+def load_loops(elements: int) -> None:
+    """Loads the compiled loops where numba is installed, for a merge of so many elements of all variants."""
+    if elements >= COMPILED_FROM and find_spec("numba") is not None:
+        importlib.import_module("spunge.merging.compiled")
+
+
+def loops(*tensors: Tensor) -> Any:
+    """Returns the compiled loops, if a merge has loaded them and all these tensors are the processor's own; else None.
+
+    They come to the same weights bit for bit, so what a process loaded once it may use ever after.
+    """
+    compiled = sys.modules.get("spunge.merging.compiled")
+    return compiled if all(tensor.device.type == "cpu" for tensor in tensors) else None
+
+
+def ties(block: Block, election: Literal["mass", "count"], normalize: Literal["count", "weights", "none"]) -> Tensor:
+    """Returns what TIES makes of a block: trimmed, elected and averaged."""
+    if (compiled := loops(block.deltas)) is None:
+        deltas = weighted(block, trimmed(block))
+        return disjoint_mean(deltas, elect(deltas, election), block.weights, normalize)
+    deltas = block.deltas.reshape(len(block.deltas), -1)
+    below = np.array([_below(threshold) for threshold, *_ in block.thresholds], np.float32)
+    merged, weights = torch.empty(deltas.shape[1]), np.array(block.weights, np.float32)
+    divisor = {"none": 0, "count": 1, "weights": 2}[normalize]
+    compiled.ties(
+        deltas.numpy(), below, weights, bool((weights != 1).any()), election == "count", divisor, merged.numpy()
+    )
+    return merged.reshape(block.deltas.shape[1:])
 
 
 def weighted(block: Block, deltas: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,18 @@ import torch
 from torch import Tensor
 
 from spunge.merging.job import Job
-from spunge.merging.kernels import as_array, count_nonzero, from_bits
+from spunge.merging.kernels import as_array, count_nonzero, from_bits, loops
 
 _TOP = 0x7FFFFFFF  # above the bits of every finite magnitude
 _BINS, _NARROW = 16, 18  # the bits of a histogram over a wide bracket, and the width of one that is counted at once
 _SAMPLED, _SLICE = 1 << 16, 1 << 12
+_SPARSE = 6  # one in 2⁶ entries is sampled, as far as that is between a quarter of `_SAMPLED` and all of it
 _SURE = 3  # standard deviations of a sampled rank that the first bracket reaches to either side
 _WAITING = 1 << 17  # magnitudes within the bracket that are held before they are counted in a histogram
+
+
+Scan = Callable[[int, int], tuple[int, int, np.ndarray]]
+"""From the bounds of a bracket to how many magnitudes are not zero, how many are beyond it, and those within."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,11 @@ def find_thresholds(job: Job, names: Sequence[str], size: int) -> Thresholds:
     while running:
         for name in names:
             for start, stop in job.pieces(name, "element"):
-                for row, magnitudes in enumerate(map(as_array, _magnitudes(job, name, start, stop))):
-                    nonzero[row] += count_nonzero(magnitudes) if first else 0
+                for row, scan in enumerate(_scans(job, name, start, stop)):
                     for search in searches[row]:
                         if search in running:
-                            search.add(magnitudes)
+                            counted = search.add(scan)
+                            nonzero[row] += counted if first and search is searches[row][0] else 0
         running, first = [search for search in running if not search.narrow()], False
     exclude = job.needs.threshold_ties == "exclude"
     cutoffs = tuple(tuple(from_bits(search.smallest_kept(exclude)) for search in row) for row in searches)
@@ -97,17 +103,16 @@ class _Search:
         lower, upper = int(from_low[0]), int(np.partition(from_low, last - first)[last - first])
         self._look(lower if low >= 0 else 0, upper + 1 if high < len(sample) or complete else _TOP)
 
-    def add(self, bits: Any) -> None:
-        """Counts one block."""
-        above = bits >= self._high
-        self._above += count_nonzero(above)
-        within = (bits >= self._low) ^ above
-        inside = bits.compress(within) if isinstance(bits, np.ndarray) else bits[within].cpu().numpy()
+    def add(self, scan: Scan) -> int:
+        """Counts one block; returns how many of it are not zero."""
+        nonzero, above, inside = scan(self._low, self._high)
+        self._above += above
         self._pending.append(inside)
         self._inside += len(inside)
         self._waiting += len(inside)
         if self._waiting >= _WAITING:
             self._count_pending()
+        return nonzero
 
     def narrow(self) -> bool:
         """Looks at what was counted; True if the magnitude is found, else another pass is needed."""
@@ -162,12 +167,39 @@ class _Search:
         self._pending, self._waiting = [], 0
 
 
+def _scans(job: Job, name: str, start: int, stop: int) -> Iterator[Scan]:
+    """Yields what looks at one block of each variant; each is gone with the next."""
+    if job.are_bfloat16_differences(name):
+        for changed, base in job.bfloat16_pairs(name, start, stop):
+            yield partial(_compiled_scan, loops().search_differences, changed, base)
+        return
+    deltas = job.deltas(name, start, stop)
+    if (compiled := loops(deltas)) is not None:
+        yield from (partial(_compiled_scan, compiled.search, bits) for bits in deltas.view(torch.int32).numpy())
+    else:
+        yield from (partial(_scan, as_array(magnitudes)) for magnitudes in deltas.abs_().view(torch.int32))
+
+
+def _scan(magnitudes: Any, low: int, high: int) -> tuple[int, int, np.ndarray]:
+    above = magnitudes >= high
+    within = (magnitudes >= low) ^ above
+    inside = magnitudes.compress(within) if isinstance(magnitudes, np.ndarray) else magnitudes[within].cpu().numpy()
+    return count_nonzero(magnitudes), count_nonzero(above), inside
+
+
+def _compiled_scan(loop: Any, *arrays_and_bounds: Any) -> tuple[int, int, np.ndarray]:
+    inside = np.empty(len(arrays_and_bounds[0]), np.int32)
+    nonzero, above, count = loop(*arrays_and_bounds, inside)
+    return nonzero, above, inside[:count].copy()
+
+
 def _sample(job: Job, names: Sequence[str], entries: int) -> tuple[list[np.ndarray], bool]:
     """Returns magnitudes of each variant from evenly spaced places, and whether these are all there are."""
     complete = entries <= _SAMPLED
     # Slices, not single entries: a page of the disk is read either way. Neighbours are alike, so that a sample of them
     # can mislead by more than the margin; `narrow` notices, and starts over.
-    step = 1 if complete else entries * _SLICE // _SAMPLED
+    sampled = min(max(entries >> _SPARSE, _SAMPLED // 4), _SAMPLED)
+    step = 1 if complete else entries * _SLICE // sampled
     pieces: list[Tensor] = []
     offset = 0
     for name in names:
