@@ -15,9 +15,9 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("ask", [loglikelihoods, token_scores, complete])
 @pytest.mark.parametrize("name", ["llama", "mistral, window 400"])
-def test_a_killed_attempt_is_continued_to_the_same_numbers(name, ask, tmp_path, monkeypatch):
+def test_a_killed_attempt_is_continued_to_the_same_numbers(name, ask, tmp_path, request):
     model, asked = MODELS[name], []
-    monkeypatch.setattr(model, "forward", lambda *a, forward=model.forward, **k: (asked.append(1), forward(*a, **k))[1])
+    request.addfinalizer(model.register_forward_pre_hook(lambda *call: asked.append(1)).remove)
     requests = [Request((0, *range(5, 6 + n % 7)), tuple(range(9, 10 + n))) for n in range(12)]
     questions = [request.context for request in requests] if ask is complete else requests
     options = {"max_new_tokens": 3, "stop": {7}} if ask is complete else {}
@@ -38,7 +38,7 @@ def test_a_killed_attempt_is_continued_to_the_same_numbers(name, ask, tmp_path, 
     file.write_bytes(file.read_bytes() + b'[[0.5, "torn')
     asked.clear()
     assert ask(model, questions, Batching(2, scratch=tmp_path), **options) == expected
-    assert 0 < len(asked) <= whole // 2 + 1
+    assert 0 < len(asked) <= 2 * whole // 3  # half of the batches, and what is tried out first
     asked.clear()
     assert ask(model, questions, Batching(2, scratch=tmp_path), **options) == expected
     assert len(asked) <= 1  # the shared beginning

@@ -5,7 +5,7 @@ from evaluate_models import MODELS, alone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spunge.asking import likelihoods
+from spunge.asking import batching, likelihoods
 from spunge.asking.batching import Batching
 from spunge.asking.encoding import Request
 
@@ -30,6 +30,31 @@ def test_scores_equal_those_of_every_pair_alone(name, requests, batch_size):
     scores = likelihoods.loglikelihoods(MODELS[name], requests, Batching(batch_size))
     expected = [alone(MODELS[name], [*r.context], [*r.continuation]) for r in requests]
     assert scores == pytest.approx(expected, abs=1e-4, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=15, deadline=None)
+@given(requests=request_lists(), numbers=st.integers(1, 3000))
+def test_a_head_that_is_asked_slice_by_slice_says_the_same(name, requests, numbers):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(likelihoods, "LOGITS_AT_ONCE", numbers)
+        patch.setattr(batching, "TOKENS_AT_ONCE", 20)
+        scores = likelihoods.loglikelihoods(MODELS[name], requests, Batching(4))
+    expected = [alone(MODELS[name], [*r.context], [*r.continuation]) for r in requests]
+    assert scores == pytest.approx(expected, abs=1e-4, rel=1e-5)
+
+
+def test_logits_of_a_long_text_never_lie_in_memory_at_once(monkeypatch):
+    model, seen = MODELS["llama"], []
+    monkeypatch.setattr(likelihoods, "LOGITS_AT_ONCE", 3000)
+    hook = model.lm_head.register_forward_hook(lambda *call: seen.append(call[2].numel()))
+    below = model.model.layers[0].register_forward_hook(lambda *call: seen.append("a layer"))
+    likelihoods.loglikelihoods(model, [Request((0,), tuple(range(3, 100)))], Batching(1))
+    hook.remove()
+    below.remove()
+    assert seen.count("a layer") == 1
+    assert max(count for count in seen if count != "a layer") == 3000
+    assert len(seen) == 1 + 10
 
 
 def test_a_shared_beginning_is_read_once(monkeypatch):

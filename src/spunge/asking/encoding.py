@@ -17,6 +17,8 @@ Ids = tuple[int, ...]
 _NO_LIMIT = 10**9
 """Tokenizers without a limit of their own state one of 10^30."""
 _GUESSED_WINDOW = 2048
+_WORTH_SHARING = 8
+"""A shared beginning of fewer tokens is cheaper to compute again than to copy into every row's cache."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,17 @@ def fit_to_window(request: Request, length: int) -> tuple[Request, bool]:
     # Not even the continuation fits: its last tokens are scored, behind the one before them.
     rest = request.continuation[excess - len(request.context) + 1 :]
     return Request(request.continuation[excess - len(request.context) :][:1], rest), True
+
+
+def shared_beginning(contexts: Sequence[Ids]) -> Ids:
+    """Returns what all contexts begin with, short of the last token of the shortest, whose logits are wanted."""
+    if len(contexts) < 2:
+        return ()
+    # Of a sorted list, what the first and the last share, all share.
+    low, high = min(contexts), max(contexts)
+    most = min(map(len, contexts)) - 1
+    length = next((i for i in range(most) if low[i] != high[i]), most)
+    return low[:length] if length >= _WORTH_SHARING else ()
 
 
 def beginning_token(tokenizer: PreTrainedTokenizerBase) -> int:

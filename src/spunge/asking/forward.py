@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spunge.asking.encoding import Ids, Request
+from spunge.weights.shape import forward_replaced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +33,7 @@ class KeyValueCache:
 
 
 def forward(
-    model: PreTrainedModel, rows: Sequence[Ids], cache: KeyValueCache | None, *, keep: int = 0
+    model: PreTrainedModel, rows: Sequence[Ids], cache: KeyValueCache | None, *, keep: int | Tensor = 0
 ) -> tuple[Tensor, KeyValueCache]:
     """Reads rows, padded on the left, after a cache of one row (for all) or as many.
 
@@ -39,7 +41,7 @@ def forward(
         model: A causal language model for which `can_share_cache` is true.
         rows: Token ids, at least one each.
         cache: What was read before.
-        keep: The logits of so many last positions are wanted; 0: all.
+        keep: The logits of so many last positions are wanted, or of those that are named; 0: of all.
 
     Returns:
         The logits [rows, positions, words], where a model that cannot keep few gives all; the cache of all that was
@@ -69,6 +71,33 @@ def forward(
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=past, use_cache=True, **options
     )
     return output.logits, KeyValueCache([(entry[0], entry[1]) for entry in output.past_key_values], mask)
+
+
+def keeps_few(model: PreTrainedModel) -> bool:
+    """Whether a model gives the logits of chosen positions alone."""
+    return (
+        type(model).__module__.startswith("transformers.")
+        and "logits_to_keep" in inspect.signature(model.forward).parameters
+    )
+
+
+@contextmanager
+def reading_once(model: PreTrainedModel) -> Iterator[None]:
+    """Has the layers below the head read once, and return the same ever after: the next passes ask the head alone.
+
+    The logits of a batch of long texts need not lie in memory at once then, and whatever a model does to them after
+    its head (a scale, a cap) is done by the model itself.
+    """
+    decoder: Any = model.get_decoder()
+    read, states = decoder.forward, []
+
+    def once(*args: Any, **kwargs: Any) -> Any:
+        if not states:
+            states.append(read(*args, **kwargs))
+        return states[0]
+
+    with forward_replaced(decoder, once):
+        yield
 
 
 def forward_plainly(model: PreTrainedModel, requests: Sequence[Request]) -> Tensor:

@@ -81,7 +81,7 @@ class Completions(Generation):
     max_new_tokens: int
     stop_at_newline: bool
     engine: Literal["native", "vllm"]
-    batch_size: int
+    batch_size: int | None
 
     @property
     def ending(self) -> Ending:

@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spunge.asking.batching import AnswerLog, Batching, chunks
-from spunge.asking.encoding import Ids, Request
-from spunge.asking.forward import can_share_cache, forward, forward_plainly
+from spunge.asking.batching import LOGITS_AT_ONCE, AnswerLog, Batching, chunks, chunks_by_length
+from spunge.asking.encoding import Ids, Request, shared_beginning
+from spunge.asking.forward import (
+    KeyValueCache,
+    can_share_cache,
+    forward,
+    forward_plainly,
+    keeps_few,
+    reading_once,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_WORTH_SHARING = 8
-"""A shared beginning of fewer tokens is cheaper to compute again than to copy into every row's cache."""
 
 _Batches = Iterator[tuple[list[int], Callable[[], list[float]]]]
 """The indices of the requests of a batch, and what scores them in this order."""
@@ -48,7 +52,7 @@ def loglikelihoods(
     batches = _shared_batches if can_share_cache(model, longest) else _plain_batches
     log = AnswerLog(batching, what, requests)
     done = 0
-    for indices, ask in batches(model, requests, scored, batching.size):
+    for indices, ask in batches(model, requests, scored, batching.rows):
         for index, score in zip(indices, log.next(ask), strict=True):
             scores[index] = score
         done += len(indices)
@@ -79,7 +83,7 @@ def token_scores(
     order = sorted(range(len(requests)), key=lambda index: -len(requests[index]))
     done = 0
     log = AnswerLog(batching, what, requests)
-    for batch in chunks([index for index in order if requests[index].continuation], batching.size):
+    for batch in chunks([index for index in order if requests[index].continuation], batching.rows):
         ask = partial(_token_scores, model, [requests[index] for index in batch])
         for index, values in zip(batch, log.next(ask), strict=True):
             scores[index] = TokenScores(**values)
@@ -122,22 +126,20 @@ def _plain_batches(model: PreTrainedModel, requests: Sequence[Request], scored: 
 
     # Requests of one context stay together, in order of the contexts' first.
     by_context = [index for indices in _by_context(requests, scored).values() for index in indices]
-    for batch in chunks(sorted(by_context, key=lambda index: -len(requests[index])), size):
-        yield list(batch), partial(ask, batch)
+    for batch in chunks_by_length(by_context, size, {index: len(requests[index]) for index in by_context}):
+        yield batch, partial(ask, batch)
 
 
 def _shared_batches(model: PreTrainedModel, requests: Sequence[Request], scored: Sequence[int], size: int) -> _Batches:
     """Reads what all contexts begin with once, and a context with several continuations once for all of them."""
     by_context = _by_context(requests, scored)
-    shared = _shared_beginning(list(by_context))
+    shared = shared_beginning(list(by_context))
     prefix = forward(model, [shared], None, keep=1)[1] if shared else None
 
     def ask_alone(batch: Sequence[int]) -> list[float]:
         rows = [(*requests[index].context[len(shared) :], *requests[index].continuation[:-1]) for index in batch]
         targets = [requests[index].continuation for index in batch]
-        longest = max(map(len, targets))
-        logits, _ = forward(model, rows, prefix, keep=longest)
-        return _sums(logits[:, -longest:], targets).tolist()
+        return _score(model, rows, prefix, targets).tolist()
 
     def ask_groups(batch: Sequence[list[int]]) -> list[float]:
         rows = [requests[indices[0]].context[len(shared) :] for indices in batch]
@@ -155,8 +157,8 @@ def _shared_batches(model: PreTrainedModel, requests: Sequence[Request], scored:
         return torch.stack(list(scores.values())).tolist()
 
     alone = [indices[0] for indices in by_context.values() if len(indices) == 1]
-    for batch in chunks(sorted(alone, key=lambda index: -len(requests[index])), size):
-        yield list(batch), partial(ask_alone, batch)
+    for batch in chunks_by_length(alone, size, {index: len(requests[index]) for index in alone}):
+        yield batch, partial(ask_alone, batch)
     groups = [indices for indices in by_context.values() if len(indices) > 1]
     for batch in chunks(sorted(groups, key=lambda indices: -len(requests[indices[0]].context)), size):
         yield [index for indices in batch for index in indices], partial(ask_groups, batch)
@@ -169,15 +171,20 @@ def _by_context(requests: Sequence[Request], scored: Sequence[int]) -> dict[Ids,
     return by_context
 
 
-def _shared_beginning(contexts: Sequence[Ids]) -> Ids:
-    """Returns what all contexts begin with, short of the last token of the shortest, whose logits are wanted."""
-    if len(contexts) < 2:
-        return ()
-    # Of a sorted list, what the first and the last share, all share.
-    low, high = min(contexts), max(contexts)
-    most = min(map(len, contexts)) - 1
-    length = next((i for i in range(most) if low[i] != high[i]), most)
-    return low[:length] if length >= _WORTH_SHARING else ()
+def _score(model: PreTrainedModel, rows: Sequence[Ids], prefix: KeyValueCache | None, targets: Sequence[Ids]) -> Tensor:
+    """Reads rows and sums the log-probabilities of what each should end in; the head is asked slice by slice."""
+    longest, width = max(map(len, targets)), max(map(len, rows))
+    slice_of = max(1, LOGITS_AT_ONCE // (len(rows) * model.config.get_text_config().vocab_size))
+    if longest <= slice_of or not keeps_few(model):
+        return _sums(forward(model, rows, prefix, keep=longest)[0][:, -longest:], targets)
+    parts = []
+    with reading_once(model):
+        for start in range(0, longest, slice_of):
+            stop = min(start + slice_of, longest)
+            keep = torch.arange(width - longest + start, width - longest + stop, device=model.device)
+            wanted = [ids[max(0, len(ids) - longest + start) : max(0, len(ids) - longest + stop)] for ids in targets]
+            parts.append(_sums(forward(model, rows, prefix, keep=keep)[0], wanted))
+    return torch.stack(parts).sum(0)
 
 
 def _sums(logits: Tensor, targets: Sequence[Ids]) -> Tensor:

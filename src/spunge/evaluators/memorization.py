@@ -60,8 +60,8 @@ class Memorization(RowSettings, Evaluator):
     """The share of a text's least likely tokens that Min-K% is the mean of."""
     generate: bool = True
     """Whether to write a greedy answer as long as the response, for ROUGE-L."""
-    batch_size: int = Field(default=16, ge=1)
-    """How many rows go through the model at once."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """How many rows go through the model at once; by default 16, and in writing as many as suit its memory."""
 
     def check(self) -> None:
         """Refuses rows that cannot be asked."""

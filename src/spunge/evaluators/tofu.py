@@ -69,8 +69,8 @@ class Tofu(RowSettings, Evaluator):
     reference: LanguageModel | None = None
     """A model trained like the base but without the forget set (`spunge finetune` on the retain set), for
     `forget_quality`."""
-    batch_size: int = Field(default=16, ge=1)
-    """How many answers go through the model at once."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """How many answers go through the model at once; by default 16, and in writing as many as suit its memory."""
 
     def check(self) -> None:
         """Refuses rows that cannot be asked."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import polars as pl
 from pydantic import Field, model_validator
 
-from spunge.asking.batching import Batching
+from spunge.asking.batching import READ_AT_ONCE, Batching
 from spunge.asking.generation import Completion, Completions, Engine, choose_engine, read_completions
 from spunge.errors import DataError, ModelError
 from spunge.interfaces import Evaluator, Forecast, Generation, LoadedVariant, Progress, Scorer, Work, silent
@@ -119,8 +119,8 @@ class Toxicity(RowSettings, Evaluator):
     engine: Engine = "auto"
     """What writes the completions: `native`, `vllm`, or with `auto` vLLM where it is installed and there is a GPU. The
     two may differ in a token here and there, so one's completions are never taken for the other's."""
-    batch_size: int = Field(default=16, ge=1)
-    """How many rows go through a model at once."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """How many rows go through a model at once; by default 16, and in writing as many as suit its memory."""
 
     @property
     def depends_on(self) -> dict[str, str]:
@@ -249,7 +249,7 @@ class Classified(Scorer):
 
     classifier: Classifier
     reads: Literal["completion", "prompt_and_completion"]
-    batch_size: int
+    batch_size: int | None
 
     def score(self, written: pl.DataFrame, work: Work) -> pl.DataFrame:
         """Returns `score`.
@@ -263,7 +263,7 @@ class Classified(Scorer):
         )
         whole = self.reads == "prompt_and_completion"
         texts = [one.prompt + one.text if whole else one.text for one in read_completions(written)]
-        scores = classify(loaded, texts, batch_size=self.batch_size, progress=work.progress)
+        scores = classify(loaded, texts, batch_size=self.batch_size or READ_AT_ONCE, progress=work.progress)
         return pl.DataFrame({"score": scores}, schema={"score": pl.Float64})
 
 
@@ -274,7 +274,7 @@ class Judged(Scorer):
     outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
     judge: LanguageModel
-    batch_size: int
+    batch_size: int | None
 
     @property
     def depends_on(self) -> dict[str, str]:

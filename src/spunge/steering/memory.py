@@ -9,9 +9,9 @@ import torch
 
 from spunge.errors import ModelError, RecipeError
 from spunge.files import format_bytes
-from spunge.memory import available
 from spunge.steering.settings import Steering
 from spunge.steering.truncated import skeleton_of
+from spunge.weights.device import free_memory
 from spunge.weights.language_model import LanguageModel
 from spunge.weights.shape import activations_of, compute_dtype, find_layers
 
@@ -95,10 +95,3 @@ def check_memory(expected: Estimate, device: str) -> None:
             f"{format_bytes(expected.weights)}, training {format_bytes(expected.training)}, activations "
             f"{format_bytes(expected.activations)}; lower batch_size or max_length, or compute in bfloat16"
         )
-
-
-def free_memory(device: str) -> int:
-    """Returns the bytes that are free on a device."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return available()

@@ -11,7 +11,7 @@ from spunge.interfaces import Forecast
 from spunge.rows.sources import Corpus
 from spunge.training.settings import Lora, Tuning
 from spunge.weights.language_model import LanguageModel
-from spunge.weights.shape import Shape, shape_of, token_counts
+from spunge.weights.shape import Shape, reads_packed_rows, shape_of, token_counts
 
 if TYPE_CHECKING:
     from spunge.training.tuned import Reach
@@ -71,9 +71,7 @@ def out_of_reach(settings: Tuning, base: LanguageModel) -> str | None:
 
 @cache
 def _packs(base: LanguageModel, directory: Path) -> bool:
-    from spunge.training import packing
-
-    return packing.is_possible(base.outline())
+    return reads_packed_rows(base.outline())
 
 
 _Question = tuple[LanguageModel, Path, str | None, tuple[str, ...] | None]

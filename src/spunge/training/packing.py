@@ -7,7 +7,6 @@ batch, up to rounding.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,30 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from spunge.training.rows import Batch
+from spunge.weights.shape import reads_packed_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_ATTENTION = {"full_attention", "sliding_attention"}
 _BY_ROWS = "spunge_by_rows"
 """What the attention below is called in transformers' table; its masks are those of `sdpa`."""
-
-
-def is_possible(model: PreTrainedModel) -> bool:
-    """Whether a model's layers know of other tokens by attention and given positions alone; an outline of it will do.
-
-    A recurrent state would run on from row to row. What sees images too counts positions in its own way, and code that
-    is not transformers' own may read its arguments otherwise.
-    """
-    config: Any = model.config
-    return (
-        config._attn_implementation == "sdpa"
-        and config.get_text_config() is config
-        and type(model).__module__.startswith("transformers.")
-        and {"position_ids", "logits_to_keep"} <= set(inspect.signature(model.forward).parameters)
-        and not model._is_stateful
-        and set(getattr(config, "layer_types", None) or _ATTENTION) <= _ATTENTION
-    )
 
 
 @contextmanager
@@ -48,7 +30,7 @@ def attention_by_rows(model: PreTrainedModel) -> Iterator[bool]:
 
     It is asked before, so that one which mixes rows all the same is found out.
     """
-    if not is_possible(model):
+    if not reads_packed_rows(model):
         yield False
         return
     config: Any = model.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _WINDOWS = ("n_positions", "max_position_embeddings", "n_ctx")
+_ATTENTION = {"full_attention", "sliding_attention"}
 _SAMPLE = 128
 """So many texts are tokenised to know how long a token is: all would take seconds."""
 
@@ -86,6 +88,24 @@ def _shape_of(model: LanguageModel, directory: Path) -> Shape:
         cached=2 * len(layers) * heads * head,
         activations=activations_of(layers[-1]),
         bytes=number_size(config, model.dtype),
+    )
+
+
+def reads_packed_rows(model: PreTrainedModel) -> bool:
+    """Whether a model's layers know of other tokens by attention and given positions alone; an outline of it will do.
+
+    Only then can several texts lie behind one another in one sequence. A recurrent state would run on from text to
+    text. What sees images too counts positions in its own way, and code that is not transformers' own may read its
+    arguments otherwise.
+    """
+    config: Any = model.config
+    return (
+        config._attn_implementation == "sdpa"
+        and config.get_text_config() is config
+        and type(model).__module__.startswith("transformers.")
+        and {"position_ids", "logits_to_keep"} <= set(inspect.signature(model.forward).parameters)
+        and not model._is_stateful
+        and set(getattr(config, "layer_types", None) or _ATTENTION) <= _ATTENTION
     )
 
 

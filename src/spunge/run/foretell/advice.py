@@ -16,7 +16,7 @@ from spunge.weights.shape import shape_of
 
 _SAVINGS: tuple[tuple[str, Callable[[Any], bool], Any], ...] = (
     ("lora", lambda value: value is None, {"rank": 16}),
-    ("batch_size", lambda value: value > 1, 1),
+    ("batch_size", lambda value: value is None or value > 1, 1),
     ("gradient_checkpointing", lambda value: not value, True),
     ("max_length", lambda value: value is not None and value > 128, 128),
 )

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from spunge.interfaces import Forecast
-from spunge.steering.memory import free_memory
+from spunge.weights.device import free_memory
 
 _CALL = 3e-4
 """Seconds for calling one layer, whatever it computes: Python, and the start of a dozen kernels. Of a Llama of width 64
