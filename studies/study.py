@@ -75,6 +75,7 @@ class Study(Settings):
 
     description: str
     recipe: str
+    """A shipped recipe's name, or a file beside the study."""
     data: dict[str, str]
     """File below the data folder → its sha256."""
     settings: list[str] = []
@@ -96,6 +97,8 @@ def read(file: Path) -> Study:
 
 def _content(file: Path) -> dict[str, Any]:
     content = YAML(typ="safe").load(file.read_text())
+    if (recipe := file.parent / content.get("recipe", "")).is_file():
+        content["recipe"] = str(recipe)
     other = content.pop("like", None)
     return content if other is None else {**_content(file.parent / other), **content}
 

@@ -83,13 +83,17 @@ def summarise(items: pl.DataFrame, matches: Sequence[Mapping[str, Any]], study: 
     return result
 
 
+def sign(metric: str) -> int:
+    """Returns 1 where a score rises as something is forgotten, as what is forgotten becomes less likely; else −1."""
+    return 1 if metric == "nll" else -1
+
+
 def forgotten(items: pl.DataFrame, suite: str, score: Any) -> dict[str, float]:
     """Returns how much one arm forgets at each point: more is more forgotten, whichever way its score goes."""
     measured = scores(items, suite, score.metric, score.by)
     base = measured.grids["base", ""][0]
-    sign = 1 if score.metric == "nll" else -1  # what is forgotten becomes less likely; every other score falls
     return {
-        point: round(sign * float((grid - base).mean()), 4)
+        point: round(sign(score.metric) * float((grid - base).mean()), 4)
         for (arm, point), grid in measured.grids.items()
         if arm != "base"
     }

@@ -164,6 +164,46 @@ def test_every_arm_is_tuned_on_other_items_and_another_seed(studies, tmp_path: P
     assert set(pl.read_parquet(tmp_path / "out" / "tuned" / "items-0.parquet")["item"]) == items[1]
 
 
+def test_the_published_tables_are_what_the_results_say(studies) -> None:
+    tables = importlib.import_module("tables")
+    page = tables.PAGE.read_text(encoding="utf-8")
+    assert page == tables.written(page), "python studies/tables.py"
+    assert len(tables.MARKED.findall(page)) >= 4
+
+
+def test_a_table_turns_scores_that_fall_and_marks_what_is_clear_of_zero(studies) -> None:
+    tables = importlib.import_module("tables")
+    spent = {"scale": 0.5, "steps": 8.0, "seconds": 2.0, "seeds": [0, 1]}
+    arm = {"suite": "questions", "arm": "joint", "point": "near 0.1", "mean": -0.25, "by_group": {"a": -0.2, "b": 0.1}}
+    trial = {"arm": "joint", "settings": ["unlearn.learning_rate=4e-3"], "chosen": True}
+    results = {"arms": [{"suite": "questions", "arm": "base", "mean": 0.7}, {**arm, **spent}], "tuning": [trial]}
+    assert tables.arms(results, {"questions": -1}, ["joint"]).splitlines()[2:] == [
+        "| joint | 2 | 4e-3 | 0.250 | −0.100 | 0.50 | 8 | 2 |"
+    ]
+    contrast = {"suite": "questions", "arms": ["split", "joint"], "point": "near 0.1", "seeds": 2, "detectable": 0.03}
+    told = {**contrast, "difference": -0.04, "interval": [-0.06, -0.02]}
+    chance = {**contrast, "arms": ["random", "joint"], "difference": 0.01, "interval": [-0.02, 0.03]}
+    assert tables.contrasts({"contrasts": [told, chance]}, {"questions": -1}).splitlines()[2:] == [
+        "| split − joint | 2 | **+0.040 [+0.020, +0.060]** | 0.030 |",
+        "| random − joint | 2 | −0.010 [−0.030, +0.020] | 0.030 |",
+    ]
+
+
+def test_labels_are_as_wrong_as_they_say(studies) -> None:
+    labels = importlib.import_module("labels")
+    rows = [{"id": number, "target_groups": ["women", "lgbtq"][: number % 2 + 1]} for number in range(2000)]
+    for function, share in ((labels.wrong_10, 0.1), (labels.wrong_30, 0.3)):
+        wrong = [function(row) != labels.right(row) for row in rows]
+        assert sum(wrong) / len(rows) == pytest.approx(share, abs=0.03)
+    assert all(
+        set(labels.right(row)) < set(labels.overlapping(row)) or labels.overlapping(row) == labels.right(row)
+        for row in rows
+    )
+    assert {labels.tenths(row) for row in rows} == {f"part_{number}" for number in range(1, 11)}
+    assert labels.tenths({"id": 1, "target_groups": ["asian"]}) is None
+    assert labels.women_apart({"id": 1, "target_groups": ["women", "muslim", "lgbtq"]}) == ["women", "the four"]
+
+
 def test_more_forgotten_is_more_whichever_way_the_score_goes(studies) -> None:
     def forgotten(metric: str, base: float, after: float) -> dict[str, float]:
         rows = [
