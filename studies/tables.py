@@ -17,7 +17,7 @@ import summary
 
 STUDIES = Path(__file__).parent
 PAGE = STUDIES.parent / "docs" / "study.md"
-MARKED = re.compile(r"(<!-- (arms|contrasts) ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
+MARKED = re.compile(r"(<!-- (arms|contrasts|trials) ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -30,7 +30,7 @@ def arms(results: Results, signs: Mapping[str, int], order: Iterable[str]) -> st
     head = ["arm", "seeds", *(["learning rate"] if chosen else [])]
     for point in points:
         head += [f"{point}: forgotten", "worst group"]
-    lines = [[*head, "λ near", "steps", "seconds"]]
+    lines = [[*head, "λ near", "steps"]]
     for arm in order:
         at = {row["point"]: row for row in rows if row["arm"] == arm}
         line = [arm, str(len(at[points[0]]["seeds"])), *([chosen[arm]] if chosen else [])]
@@ -38,7 +38,7 @@ def arms(results: Results, signs: Mapping[str, int], order: Iterable[str]) -> st
             sign = signs[at[point]["suite"]]
             line += [f"{sign * at[point]['mean']:.3f}", f"{min(sign * x for x in at[point]['by_group'].values()):.3f}"]
         spent = at[points[0]]
-        lines.append([*line, f"{spent['scale']:.2f}", f"{spent['steps']:.0f}", f"{spent['seconds']:.0f}"])
+        lines.append([*line, f"{spent['scale']:.2f}", f"{spent['steps']:.0f}"])
     return _markdown(lines)
 
 
@@ -46,12 +46,26 @@ def contrasts(results: Results, signs: Mapping[str, int]) -> str:
     """Returns the table of the contrasts: how much more the first forgets than the second, at every point."""
     rows = results["contrasts"]
     points = sorted({row["point"] for row in rows}, reverse=True)
-    lines = [["forgets more than", "seeds", *points, "could be found near"]]
+    lines = [["difference", "seeds", *points, "could be found near"]]
     for pair in dict.fromkeys(tuple(row["arms"]) for row in rows):
         at = {row["point"]: row for row in rows if tuple(row["arms"]) == pair}
         told = [_difference(at[point], signs[at[point]["suite"]]) for point in points]
         first = at[points[0]]
         lines.append([" − ".join(pair), str(first["seeds"]), *told, f"{first['detectable']:.3f}"])
+    return _markdown(lines)
+
+
+def trials(results: Results) -> str:
+    """Returns the table of the trials: what each arm forgot of the validation part, averaged over the points."""
+    rows = results["tuning"]
+    rates = dict.fromkeys(_rate(row["settings"]) for row in rows)
+    lines = [["arm", *rates]]
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        line = [arm]
+        for row in (row for row in rows if row["arm"] == arm):
+            mean = f"{sum(row['forgotten'].values()) / len(row['forgotten']):.3f}"
+            line.append(f"**{mean}**" if row["chosen"] else mean)
+        lines.append(line)
     return _markdown(lines)
 
 
@@ -63,6 +77,8 @@ def written(page: str) -> str:
         results = json.loads((STUDIES / "results" / f"{name}.json").read_text(encoding="utf-8"))
         read = study.read(STUDIES / f"{name}.yaml")
         signs = {suite: summary.sign(score.metric) for suite, score in read.scores.items()}
+        if kind == "trials":
+            return start + trials(results) + end
         return start + (arms(results, signs, read.arms) if kind == "arms" else contrasts(results, signs)) + end
 
     return MARKED.sub(table, page)

@@ -173,12 +173,19 @@ def test_the_published_tables_are_what_the_results_say(studies) -> None:
 
 def test_a_table_turns_scores_that_fall_and_marks_what_is_clear_of_zero(studies) -> None:
     tables = importlib.import_module("tables")
-    spent = {"scale": 0.5, "steps": 8.0, "seconds": 2.0, "seeds": [0, 1]}
+    spent = {"scale": 0.5, "steps": 8.0, "seeds": [0, 1]}
     arm = {"suite": "questions", "arm": "joint", "point": "near 0.1", "mean": -0.25, "by_group": {"a": -0.2, "b": 0.1}}
     trial = {"arm": "joint", "settings": ["unlearn.learning_rate=4e-3"], "chosen": True}
     results = {"arms": [{"suite": "questions", "arm": "base", "mean": 0.7}, {**arm, **spent}], "tuning": [trial]}
     assert tables.arms(results, {"questions": -1}, ["joint"]).splitlines()[2:] == [
-        "| joint | 2 | 4e-3 | 0.250 | −0.100 | 0.50 | 8 | 2 |"
+        "| joint | 2 | 4e-3 | 0.250 | −0.100 | 0.50 | 8 |"
+    ]
+    tried = [{**trial, "forgotten": {"near 0.1": 0.25, "far 0.1": 0.15}}]
+    tried += [{**tried[0], "settings": ["unlearn.learning_rate=8e-3"], "forgotten": {"near 0.1": 0.1}, "chosen": False}]
+    assert tables.trials({"tuning": tried}).splitlines() == [
+        "| arm | 4e-3 | 8e-3 |",
+        "|---|---|---|",
+        "| joint | **0.200** | 0.100 |",
     ]
     contrast = {"suite": "questions", "arms": ["split", "joint"], "point": "near 0.1", "seeds": 2, "detectable": 0.03}
     told = {**contrast, "difference": -0.04, "interval": [-0.06, -0.02]}
