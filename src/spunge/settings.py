@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, get_args
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+
+@dataclass(frozen=True)
+class SearchRange:
+    """Stands in a numeric field's annotation: between which values `spunge auto` searches it.
+
+    `learning_rate: Annotated[float, SearchRange(1e-5, 1e-3, log=True)] = 1e-4`; an integer field gets integers.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    """Whether factors count rather than steps."""
+    first: float | None = None
+    """What is tried first; None: the middle."""
+    times: Literal["layers"] | None = None
+    """What of the base model the values are shares of."""
+
+
+@dataclass(frozen=True)
+class SearchChoice:
+    """Stands in any field's annotation: the values that `spunge auto` tries, the first one first.
+
+    As a recipe would write them; a single one is always taken.
+    """
+
+    values: tuple[Any, ...]
 
 
 class Settings(BaseModel):
@@ -32,7 +60,7 @@ class Settings(BaseModel):
         """Pydantic takes `layer: true` for layer 1; a recipe that says so is mistaken."""
         for name, field in cls.model_fields.items() if isinstance(settings, dict) else ():
             value = settings.get(name, settings.get(field.alias))
-            kinds = _kinds(field.annotation)
+            kinds = kinds_of(field.annotation)
             if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
                 raise ValueError(f"{field.alias or name} is {str(value).lower()}, and should be a number")
         return settings
@@ -42,7 +70,7 @@ class Settings(BaseModel):
         return self.model_dump(mode="json", by_alias=True)
 
 
-def _kinds(annotation: Any) -> set[Any]:
+def kinds_of(annotation: Any) -> set[Any]:
     """The types that an annotation is a union of."""
     parts = get_args(annotation)
-    return set().union(*map(_kinds, parts)) if parts else {annotation}
+    return set().union(*map(kinds_of, parts)) if parts else {annotation}

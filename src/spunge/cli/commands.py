@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spunge.cli import beginnings, listings, papers, steps, stores
+from spunge.cli import auto, beginnings, listings, papers, steps, stores
 from spunge.cli.options import (
     AllowCode,
     AsJson,
@@ -105,8 +105,8 @@ def main() -> None:
 
 
 _LONG = {
-    "demo", "run", "plan", "unlearn", "merge", "export", "evaluate", "audit", "finetune", "search", "train-classifier",
-    "report", "compare", "figures", "chat",
+    "demo", "auto", "reproduce", "run", "plan", "unlearn", "merge", "export", "evaluate", "audit", "finetune", "search",
+    "train-classifier", "report", "compare", "figures", "chat",
 }  # fmt: skip
 """Commands that load libraries, for seconds, before they can say anything of their own."""
 
@@ -325,6 +325,8 @@ def _show(directory: Path) -> None:
 
 for _command in (
     demo,
+    auto.auto,
+    auto.reproduce,
     beginnings.init,
     run,
     plan,

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from spunge.run.parts import Part
     from spunge.weights.language_model import LanguageModel
 
+_MOVED = 0.02
+"""A score of RMU's search below this is a model that is as it was."""
+
 
 def unlearn(
     model: Model,
@@ -370,7 +373,15 @@ def search(
             shown = (coefficient, f"{trial.alpha:g}", *(f"{value:.3f}" for value in figures))
             table.add_row(str(trial.layer), *shown)
         screen.print(table)
-        screen.print(f"a recipe takes the best with unlearn: {{method: rmu, search: {out}}}")
+        if trials[0].score < _MOVED:
+            write_line(
+                screen,
+                f"nothing worked: no trial moved what must go apart from what must stay at learning_rate="
+                f"{rmu.learning_rate:g}, which is not searched here; raise it, or let `spunge auto` search it",
+            )
+        else:
+            screen.print(f"a recipe takes the best with unlearn: {{method: rmu, search: {out}}}")
+        screen.print("`spunge auto` searches methods, learning rates and merges as well, and judges what it finds")
 
 
 def import_gguf(

@@ -68,9 +68,8 @@ def render(run: Run, findings: Findings, judged: Verdict, tables: Sequence[Table
     explorer = pack(run, findings)
     contents = [("verdict", "Verdict"), *((section.id, section.short) for section in sections)]
     contents += [("items", "Items")] if explorer else []
-    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    style = style.replace("/* variants */", _colours(dark=False)).replace("/* variants, dark */", _colours(dark=True))
-    page = _environment().from_string((_HERE / "page.html.j2").read_text(encoding="utf-8")).render(
+    (style, style_hash), script = style_and_hash(), (_HERE / "page.js").read_text(encoding="utf-8")
+    page = environment().from_string((_HERE / "page.html.j2").read_text(encoding="utf-8")).render(
         results=findings.results,
         verdict=judged,
         contests=contest_lines(judged) or [Line(f"{one.text} {one.figures}.", one.status) for one in judged.points],
@@ -86,13 +85,21 @@ def render(run: Run, findings: Findings, judged: Verdict, tables: Sequence[Table
         spoken={GOOD: "Borne out", BAD: "Spoken against", UNSURE: "Not settled"},
         style=Markup(style),
         script=Markup(script),
-        style_hash=_digest(style),
+        style_hash=style_hash,
         script_hash=_digest(script),
     )  # fmt: skip
     return page, [figure for section in sections for block in section.blocks for figure in block.figures]
 
 
-def _environment() -> Environment:
+def style_and_hash() -> tuple[str, str]:
+    """Returns the page's styles, and what a content-security-policy knows them by."""
+    style = (_HERE / "page.css").read_text(encoding="utf-8")
+    style = style.replace("/* variants */", _colours(dark=False)).replace("/* variants, dark */", _colours(dark=True))
+    return style, _digest(style)
+
+
+def environment() -> Environment:
+    """Returns what fills a page's template: everything is escaped, and no text can turn its direction."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     environment.filters |= {"plain": plain, "lines": lambda text: "\n".join(map(plain, text.splitlines())),
                             "breakable": lambda text: Markup("_<wbr>").join(text.split("_"))}  # fmt: skip

@@ -50,7 +50,7 @@ class ByColumn(Splitter):
         """
         if self.column not in forget.rows.columns:
             raise DataError(f"split.column: no column {self.column!r}; columns are {', '.join(forget.rows.columns)}")
-        cells = [[self._read(value) for value in _values(cell)] for cell in forget.rows[self.column].to_list()]
+        cells = [[self._read(value) for value in values_of(cell)] for cell in forget.rows[self.column].to_list()]
         self._check_present(sorted({value for cell in cells for value in cell}))
         return [self._subsets(number, cell) for number, cell in enumerate(cells, 1)]
 
@@ -96,7 +96,7 @@ def _as_list(wanted: str | list[str]) -> list[str]:
     return [] if isinstance(wanted, str) else wanted
 
 
-def _values(cell: Any) -> list[str]:
+def values_of(cell: Any) -> list[str]:
     """A cell as the list of its values; text that is a JSON list counts as one, as CSV files hold them."""
     if cell is None or cell == "":
         return []
@@ -106,7 +106,7 @@ def _values(cell: Any) -> list[str]:
         except (ValueError, RecursionError):
             return [cell]
     if isinstance(cell, list):
-        return [value for part in cell for value in _values(part)]
+        return [value for part in cell for value in values_of(part)]
     return [_text(cell)]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from spunge.errors import RecipeError
-from spunge.settings import Settings
+from spunge.settings import SearchChoice, SearchRange, Settings
 
 TABLE = "search.jsonl"
 """The trials of a search, one a line, the best first."""
@@ -28,15 +28,18 @@ class Steering(Settings):
 
     outside_key: ClassVar[frozenset[str]] = frozenset({"search"})
 
-    layer: int = Field(default=7, ge=0)
+    layer: Annotated[int, SearchRange(0.1, 0.6, first=1 / 3, times="layers")] = Field(default=7, ge=0)
     """ℓ: the decoder layer, counted from 0, whose output is steered."""
     update_layers: tuple[int, ...] | None = None
     """The layers whose matrices change; null: ℓ and the two below it."""
     parameters: Literal["auto"] | tuple[str, ...] = "auto"
     """Which matrices of those layers change: `auto`, the MLP's output projection, or names such as `mlp.down_proj`."""
-    alpha: Annotated[float, Field(ge=0)] | dict[str, Annotated[float, Field(ge=0)]] = 1200.0
+    alpha: Annotated[
+        Annotated[float, Field(ge=0)] | dict[str, Annotated[float, Field(ge=0)]],
+        SearchRange(1, 1000, log=True, first=10),
+    ] = 1200.0
     """The weight of the retain loss; one number, or one for every topic by its name."""
-    learning_rate: float = Field(default=5e-5, gt=0, le=1e30)
+    learning_rate: Annotated[float, SearchRange(1e-4, 1e-2, log=True)] = Field(default=5e-5, gt=0, le=1e30)
     """The constant learning rate."""
     batch_size: int = Field(default=4, ge=1)
     """Rows in a batch, of the forget and of the retain set alike."""
@@ -50,7 +53,9 @@ class Steering(Settings):
     """Forget rows are cut to so many tokens, unless their source sets its own limit."""
     retain_max_length: int = Field(default=512, ge=1)
     """Retain rows are cut to so many tokens, unless their source sets its own limit."""
-    loss_mask: Literal["non_pad", "all", "non_pad_non_bos", "non_pad_non_sink"] = "non_pad"
+    loss_mask: Annotated[
+        Literal["non_pad", "all", "non_pad_non_bos", "non_pad_non_sink"], SearchChoice(("non_pad_non_sink",))
+    ] = "non_pad"
     """Which positions losses, cosines and lengths average over: the reference counts pads and the first token too
     (`all`). `non_pad_non_sink` leaves out attention sinks, first tokens mostly, whose activation in the base model is
     over three times as long as the batch's median: of many models they alone decide every mean."""

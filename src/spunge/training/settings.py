@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from spunge.settings import Settings
+from spunge.settings import SearchChoice, SearchRange, Settings
 
 
 class Lora(Settings):
@@ -44,11 +44,11 @@ class Lora(Settings):
 class Tuning(Settings):
     """How a model is trained, whatever the loss."""
 
-    lora: Lora | None = Lora()
+    lora: Annotated[Lora | None, SearchChoice(({"target_modules": "all-linear", "dropout": 0.0},))] = Lora()
     """The adapter to train; null trains the weights themselves, in float32."""
     parameters: tuple[str, ...] | None = None
     """With `lora: null`, the only weights to train, by parts of their names: `layers.5`, `mlp.down_proj`, `lm_head`."""
-    learning_rate: float = Field(default=1e-4, gt=0, le=1e30)
+    learning_rate: Annotated[float, SearchRange(1e-4, 1e-2, log=True, first=1e-3)] = Field(default=1e-4, gt=0, le=1e30)
     """The highest learning rate of AdamW (betas 0.9 and 0.999, eps 1e-8)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up: to zero, or not at all."""

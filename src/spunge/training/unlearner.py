@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from spunge.errors import DataError
 from spunge.interfaces import Forecast, Unlearner, Work, longer, require_retain
+from spunge.settings import SearchChoice, SearchRange
 from spunge.training.settings import Tuning
 
 if TYPE_CHECKING:
@@ -72,9 +73,9 @@ class ForgetAndRetain(TrainedUnlearner):
 
     gamma: float = Field(default=1.0, ge=0)
     """γ, the weight of the forget loss."""
-    alpha: float = Field(default=1.0, ge=0)
+    alpha: Annotated[float, SearchRange(0.1, 10, log=True)] = Field(default=1.0, ge=0)
     """α, the weight of the retain loss; at 0 no retain set is needed."""
-    retain_loss: Literal["nll", "kl"] = "nll"
+    retain_loss: Annotated[Literal["nll", "kl"], SearchChoice(("kl", "nll"))] = "nll"
     """The negative log-likelihood of the retain set, or KL(base ‖ model) on it."""
     combine: Literal["sum", "pcgrad", "sago"] = "sum"
     """How the two gradients become one: added; forget without its part against retain, a parameter at a time (PCGrad);

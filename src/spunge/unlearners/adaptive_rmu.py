@@ -6,10 +6,11 @@ Dang et al., "On Effects of Steering Latent Representation for Large Language Mo
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from spunge.settings import SearchRange
 from spunge.steering.unlearner import SteeredUnlearner
 
 
@@ -18,7 +19,7 @@ class AdaptiveRMU(SteeredUnlearner):
 
     method: Literal["adaptive_rmu"] = "adaptive_rmu"
     """RMU whose steering coefficient is measured."""
-    scale: float = Field(default=5.0, gt=0)
+    scale: Annotated[float, SearchRange(1, 16, log=True)] = Field(default=5.0, gt=0)
     """How many times longer than the base model's activations the control vector is."""
 
     @classmethod

@@ -6,10 +6,11 @@ with the label's at −∞. It neither vanishes where the model is sure nor expl
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from spunge.settings import SearchRange
 from spunge.training.unlearner import ForgetAndRetain
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class CEU(ForgetAndRetain):
     """Distils the model's own distributions with the labels ruled out."""
 
     method: Literal["ce_u"] = "ce_u"
-    alpha: float = Field(default=0.0, ge=0)
+    alpha: Annotated[float, SearchRange(0.1, 10, log=True)] = Field(default=0.0, ge=0)
     """α, the weight of the retain loss; the paper does without."""
 
     def forget_loss(self, trainee: Trainee, batch: Batch) -> Tensor:

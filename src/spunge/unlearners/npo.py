@@ -6,10 +6,11 @@ Zhang et al. 2024, "Negative preference optimization: from catastrophic collapse
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from spunge.settings import SearchRange
 from spunge.training.unlearner import ForgetAndRetain
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class NPO(ForgetAndRetain):
     per: ClassVar[Literal["token", "sequence"]] = "sequence"
 
     method: Literal["npo"] = "npo"
-    beta: float = Field(default=0.1, gt=0)
+    beta: Annotated[float, SearchRange(0.02, 1, log=True, first=0.1)] = Field(default=0.1, gt=0)
     """β, the inverse temperature: larger stops sooner; towards 0 it is gradient ascent."""
 
     def forget_loss(self, trainee: Trainee, batch: Batch) -> Tensor:

@@ -5,8 +5,9 @@ Li et al., "The WMDP Benchmark", 2024 (https://arxiv.org/abs/2403.03218).
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from spunge.settings import SearchRange
 from spunge.steering.settings import of_topic
 from spunge.steering.unlearner import SteeredUnlearner
 
@@ -16,7 +17,7 @@ class RMU(SteeredUnlearner):
 
     method: Literal["rmu"] = "rmu"
     """Representation misdirection for unlearning."""
-    steering_coefficient: float | dict[str, float] = 6.5
+    steering_coefficient: Annotated[float | dict[str, float], SearchRange(1, 1000, log=True)] = 6.5
     """c: how long the vector is that forget activations are pushed to, usually two or three times their own length; one
     number, or one for every topic by its name."""
 

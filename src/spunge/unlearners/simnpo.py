@@ -6,10 +6,11 @@ Fan et al. 2024, "Simplicity prevails: rethinking negative preference optimizati
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from spunge.settings import SearchRange
 from spunge.training.unlearner import ForgetAndRetain
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class SimNPO(ForgetAndRetain):
     per: ClassVar[Literal["token", "sequence"]] = "sequence"
 
     method: Literal["simnpo"] = "simnpo"
-    beta: float = Field(default=4.5, gt=0)
+    beta: Annotated[float, SearchRange(1, 10, log=True, first=4.5)] = Field(default=4.5, gt=0)
     """β, the inverse temperature."""
     delta: float = Field(default=0.0, ge=0)
     """δ, the mean negative log-likelihood beyond which the push weakens; the paper's margin γ is β · δ."""

@@ -11,10 +11,11 @@ divergence has its minimum at the base, so what it holds at θ + τ is held at �
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from spunge.settings import SearchRange
 from spunge.training.unlearner import TrainedUnlearner
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class TaskVectorNegation(TrainedUnlearner):
     lambda_: float = Field(default=1.0, alias="lambda", ge=0)
     """λ, how much of the task vector is subtracted. It is applied when the result is read: a sweep trains once."""
 
-    alpha: float = Field(default=0.0, ge=0)
+    alpha: Annotated[float, SearchRange(0.1, 10, log=True, first=1)] = Field(default=0.0, ge=0)
     """α, the weight of KL(base ‖ model) on the retain set while τ is learnt; at 0 no retain set is needed. On ToxiGen 1
     removed more at the same damage than 0, in twice the time (docs/study.md)."""
 

@@ -6,10 +6,11 @@ arXiv 2402.10052: cross-entropy against softmax(base logits − β · onehot(lab
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from spunge.settings import SearchRange
 from spunge.training.unlearner import ForgetAndRetain
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ class UNDIAL(ForgetAndRetain):
     """Distils the base model's distributions with the labels' logits lowered."""
 
     method: Literal["undial"] = "undial"
-    beta: float = Field(default=10.0, gt=0)
+    beta: Annotated[float, SearchRange(3, 30, log=True)] = Field(default=10.0, gt=0)
     """β, how far the label's logit is lowered."""
-    alpha: float = Field(default=0.0, ge=0)
+    alpha: Annotated[float, SearchRange(0.1, 10, log=True)] = Field(default=0.0, ge=0)
     """α, the weight of the retain loss; the paper does without."""
 
     def forget_loss(self, trainee: Trainee, batch: Batch) -> Tensor:

@@ -1,0 +1,81 @@
+"""How long a search may take and how long it still will: by the minutes that it was given, or by what trials took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from time import monotonic
+from typing import Any
+
+from spunge.auto.rungs import Rung
+from spunge.auto.trials import Arm, points
+
+_UNTIL = (0.45, 0.7, 0.88)
+"""By which share of the time each rung has ended; the rest is for choosing and judging."""
+
+
+@dataclass
+class Clock:
+    """Knows what trials took, and says whether there is time for another."""
+
+    minutes: float | None
+    rungs: list[Rung]
+    earlier: float = 0.0
+    """Seconds that earlier sittings of the same search took."""
+    _began: float = field(default_factory=lambda: monotonic())
+    _took: dict[tuple[Arm, int], list[tuple[float, float]]] = field(default_factory=dict)
+
+    @property
+    def spent(self) -> float:
+        """Seconds so far."""
+        return self.earlier + monotonic() - self._began
+
+    @property
+    def whole(self) -> float | None:
+        """Seconds in all; None where trials are counted."""
+        return None if self.minutes is None else 60 * self.minutes
+
+    def note(self, arm: Arm, rung: Rung, result: Mapping[str, Any]) -> None:
+        """Takes note of what one trial took; of one that failed early nothing can be learnt."""
+        if result["trained"] is not None:
+            took = (result["trained"], result["seconds"] - result["trained"])
+            self._took.setdefault((arm, rung.number), []).append(took)
+
+    def expected(self, arm: Arm, rung: Rung) -> float | None:
+        """Returns what a trial will take: as long as those before it, or as others by what they train and read."""
+        if took := self._took.get((arm, rung.number)):
+            return fmean(map(sum, took))
+        known = sorted(self._took, key=lambda one: (one[0] == arm, one[1]))
+        if not known:
+            return None
+        other_arm, number = known[-1]
+        other, took = self.rungs[number], self._took[known[-1]]
+        training = rung.rows * rung.epochs / (other.rows * other.epochs)
+        asked = len(points(arm, wide=rung.wide)) * rung.tokens, len(points(other_arm, wide=other.wide)) * other.tokens
+        return training * fmean(one for one, _ in took) + asked[0] / asked[1] * fmean(two for _, two in took)
+
+    def has_time(self, arm: Arm, rung: Rung) -> bool:
+        """Whether a trial would end before its rung has to."""
+        if self.whole is None:
+            return True
+        last = _UNTIL[rung.number + len(_UNTIL) - len(self.rungs)]
+        return self.spent + (self.expected(arm, rung) or 0.0) <= last * self.whole
+
+    def holds(self, arms: Sequence[Arm], rung: Rung) -> bool:
+        """Whether a trial of each arm at a rung would leave time to choose and to judge."""
+        if self.whole is None:
+            return True
+        return self.spent + sum(self.expected(arm, rung) or 0.0 for arm in arms) <= _UNTIL[-1] * self.whole
+
+    def left(self, waiting: Mapping[tuple[Arm, int], int]) -> float | None:
+        """Returns the seconds that are left; None before anything is known.
+
+        Args:
+            waiting: How many trials are to come of every arm and rung, where trials are counted.
+        """
+        if self.whole is not None:
+            return max(0.0, self.whole - self.spent)
+        guesses = [(self.expected(arm, self.rungs[number]), count) for (arm, number), count in waiting.items() if count]
+        trials = sum((guess or 0.0) * count for guess, count in guesses)
+        return None if any(guess is None for guess, _ in guesses) else trials / _UNTIL[-1]

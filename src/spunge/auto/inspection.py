@@ -1,0 +1,173 @@
+"""What the files given to `spunge auto` hold: texts, answers or questions, and a column to split them by."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import polars as pl
+
+from spunge.errors import DataError, RecipeError
+from spunge.evaluators.multiple_choice import MultipleChoice
+from spunge.interfaces import Splitter
+from spunge.rows.groups import toxigen_group
+from spunge.rows.overlap import shared_rows
+from spunge.rows.sources import CONTENT, Corpus, Source, concatenate, load_corpus
+from spunge.splitters import ByCluster, ByColumn
+from spunge.splitters.by_column import values_of
+
+Kind = Literal["texts", "answers", "questions"]
+
+FEWEST = {"texts": 60, "answers": 24, "questions": 24}
+"""Rows of which three parts can still be asked apart: below that an interval says nothing."""
+SMALLEST = 8
+"""Rows of a subset: of fewer nothing is learnt that could be unlearned apart."""
+MOST_SUBSETS = 16
+_TOXIC = re.compile(r"toxic|hate|offens|harm", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What some files hold together."""
+
+    kind: Kind
+    """What can be asked of them: `questions` where there are any, `answers` of prompts, else `texts`."""
+    texts: Corpus
+    """What is unlearned, or kept: rows with a `text`, or a `prompt` and a `response`."""
+    questions: Corpus | None
+    """Multiple-choice questions, in the columns of their files."""
+    toxic: str | None
+    """A column that tells of toxicity, if there is one."""
+
+
+def inspect(sources: Sequence[Source], option: str) -> Holding:
+    """Reads files and says what they hold; questions without any texts are made into texts too.
+
+    Args:
+        sources: The files, each of one kind.
+        option: What they were given as (`--forget`), for errors.
+
+    Raises:
+        DataError: A file is missing or empty, or its columns are of no known kind.
+    """
+    texts, questions = [], []
+    kind: Kind = "texts"
+    for source in sources:
+        rows = load_corpus([source], require="rows")
+        columns = set(rows.rows.columns)
+        if {"question", "answer"} <= columns:
+            questions.append(rows)
+        elif "text" in columns or {"prompt", "response"} <= columns:
+            texts.append(load_corpus([source]))
+            kind = kind if "text" in columns else "answers"
+        else:
+            raise DataError(
+                f"{option} {source.path}: no column 'text', no 'prompt' with 'response', no 'question' with 'answer' "
+                f"and choices; columns are {', '.join(rows.rows.columns)}: name yours with --columns text=…"
+            )
+    asked = concatenate(questions) if questions else None
+    unlearned = concatenate(texts) if texts else _solved(sources)
+    toxic = next((name for name in unlearned.rows.columns if _TOXIC.search(name)), None)
+    return Holding("questions" if asked is not None else kind, unlearned, asked, toxic)
+
+
+def _solved(sources: Sequence[Source]) -> Corpus:
+    """Questions with their right answers, as prompts and responses; other columns stay."""
+    suite = MultipleChoice(suite="questions", goal="forget", style="continuation", sources=tuple(sources))
+    rows = []
+    for question in (one for group in suite.questions().values() for one in group):
+        kept = {name: cell for name, cell in question.item.row.items() if name not in ("question", "choices", "answer")}
+        right = question.targets[question.right[0]]
+        rows.append({**kept, "prompt": question.contexts[0].strip(), "response": str(right)})
+    return Corpus(pl.DataFrame(rows, infer_schema_length=None))
+
+
+def check(forget: Holding, retain: Holding) -> None:
+    """Refuses sets that nothing can be learnt from.
+
+    Raises:
+        DataError: There are too few rows, or rows that stand in both sets.
+    """
+    for option, holding in (("--forget", forget), ("--retain", retain)):
+        asked = holding.questions if holding.questions is not None else holding.texts
+        fewest = FEWEST[holding.kind]
+        if len(asked) < fewest:
+            raise DataError(
+                f"{option}: {len(asked)} {holding.kind} cannot be parted into rows to tune, to choose and to judge on: "
+                f"give {fewest} or more, or unlearn them with settings of your own (`spunge unlearn`)"
+            )
+    if shared := shared_rows(forget.texts, retain.texts):
+        raise DataError(
+            f"--forget and --retain share {shared} rows, which cannot both go and stay: remove them from one of the two"
+        )
+
+
+def splitter_of(texts: Corpus, by: str | None) -> Splitter:
+    """Returns how the forget set is split: by the column that is asked for or the first that can, else by clusters.
+
+    Args:
+        texts: The forget set.
+        by: `--by`: a column, `cluster`, or None for whatever there is.
+
+    Raises:
+        RecipeError: There is no such column, or it is of one value, or of too many.
+    """
+    if by == "cluster":
+        return ByCluster(most=6, min_size=SMALLEST, small="drop")
+    if by is not None:
+        if by not in texts.rows.columns:
+            fit = ", ".join(attributes(texts)) or "none"
+            raise RecipeError(f"--by {by}: no such column; those that could be used are {fit}, or cluster")
+        counts = _counts(texts, by)
+        if len(counts) < 2:
+            raise RecipeError(
+                f"--by {by}: all {len(texts)} rows have the value {next(iter(counts), 'null')!r}, so there is nothing "
+                "to split; use another column or --by cluster"
+            )
+        large = [name for name, count in counts.items() if count >= SMALLEST]
+        if len(counts) > 4 * MOST_SUBSETS or len(large) > MOST_SUBSETS:
+            raise RecipeError(
+                f"--by {by}: {len(counts):,} values for {len(texts):,} rows, more than {MOST_SUBSETS} subsets are "
+                "worth training; use --by cluster, or a coarser column"
+            )
+        if len(large) < 2:
+            raise RecipeError(
+                f"--by {by}: fewer than two of its {len(counts)} values have {SMALLEST} rows; use --by cluster"
+            )
+        return _by_column(texts, by)
+    found = attributes(texts)
+    return _by_column(texts, found[0]) if found else splitter_of(texts, "cluster")
+
+
+def attributes(texts: Corpus) -> list[str]:
+    """Returns the columns that part the rows into some subsets of a fair size, the fewest rows left over first."""
+    fit: dict[str, float] = {}
+    for name in texts.rows.columns:
+        if name in CONTENT or texts.rows.schema[name].is_float() or _TOXIC.search(name):
+            continue
+        counts = _counts(texts, name)
+        large = {value: count for value, count in counts.items() if count >= SMALLEST}
+        if 2 <= len(large) <= MOST_SUBSETS and len(counts) <= 4 * MOST_SUBSETS:
+            fit[name] = sum(large.values()) / max(len(texts), 1)
+    return sorted((name for name, share in fit.items() if share >= 0.8), key=lambda name: -min(fit[name], 1.0))
+
+
+def _by_column(texts: Corpus, column: str) -> ByColumn:
+    plain = ByColumn(column=column, null="drop", min_size=SMALLEST, small="drop")
+    spelled = _spelled(texts, column)
+    try:
+        groups = len({toxigen_group(value) for value in spelled})
+    except DataError:
+        return plain
+    return plain.model_copy(update={"read_as": "toxigen_group"}) if groups > 1 else plain
+
+
+def _spelled(texts: Corpus, column: str) -> set[str]:
+    return {value for cell in texts.rows[column].to_list() for value in values_of(cell)}
+
+
+def _counts(texts: Corpus, column: str) -> Counter[str]:
+    return Counter(value for cell in texts.rows[column].to_list() for value in set(values_of(cell)))

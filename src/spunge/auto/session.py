@@ -1,0 +1,362 @@
+"""One search from beginning to end: what was asked for, what is looked at and said first, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from spunge.auto import judging, page, telling
+from spunge.auto.asking import Asking, asking_of
+from spunge.auto.clock import Clock
+from spunge.auto.inspection import Holding, check, inspect, splitter_of
+from spunge.auto.parts import Parts, divide
+from spunge.auto.rungs import ladder, promoted
+from spunge.auto.search import Event, Search, readings_of
+from spunge.auto.spaces import Space, space_of
+from spunge.auto.study import Sampler, Study
+from spunge.auto.trials import ARMS, Arm, Bench, Reading, mean_of, method_class, name_of, points, worst
+from spunge.errors import ArtifactError, DataError, RecipeError
+from spunge.evaluators.attacks import Attack
+from spunge.files import format_bytes, format_duration, replace_text
+from spunge.interfaces import Progress, Splitter, silent
+from spunge.memory import available
+from spunge.recipe import reading
+from spunge.recipe.schema import attack_named
+from spunge.rows.sources import Source
+from spunge.run.chat import Chat
+from spunge.run.compute import Compute, choose_device
+from spunge.run.executors import Executor
+from spunge.run.standalone import export
+from spunge.run.store import Store
+from spunge.run.variant import Base, Variant
+from spunge.weights.language_model import LanguageModel, Resident
+from spunge.weights.shape import shape_of
+
+METHODS = ("adaptive_rmu", "task_vector_negation", "npo")
+"""What is searched where nobody says which methods: one that steers, one that subtracts, one that weighs losses."""
+MINUTES = 60.0
+WISH, RESULT, PAGE, RECIPE, REPRODUCE, MODEL = (
+    "auto.json", "result.json", "index.html", "recipe.yaml", "reproduce.json", "model",
+)  # fmt: skip
+"""What a search leaves in its directory."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was asked for."""
+
+    model: str
+    forget: tuple[Source, ...]
+    retain: tuple[Source, ...]
+    by: str | None = None
+    """A column, `cluster`, or None."""
+    damage: float = 0.03
+    """Nats a token."""
+    minutes: float | None = None
+    trials: int | None = None
+    """Of each arm."""
+    methods: tuple[str, ...] = METHODS
+    against: str | None = None
+    """An attack."""
+    sampler: Sampler = "tpe"
+    seed: int = 0
+    dtype: str | None = None
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """All that the trials depend on, as JSON values; not how long the search may take."""
+        sources = {
+            name: [one.model_dump(mode="json", exclude_defaults=True) for one in getattr(self, name)]
+            for name in ("forget", "retain")
+        }
+        kept = ("model", "by", "damage", "methods", "against", "sampler", "seed", "dtype")
+        return {**{name: getattr(self, name) for name in kept}, **sources, "methods": [*self.methods]}
+
+
+def read_wish(content: Mapping[str, Any]) -> Wish:
+    """Reads what `Wish.described` wrote."""
+    sources = {name: tuple(map(Source.model_validate, content[name])) for name in ("forget", "retain")}
+    return Wish(**{**content, **sources, "methods": tuple(content["methods"])})
+
+
+@dataclass
+class Session:
+    """A search that is ready to begin or to go on."""
+
+    wish: Wish
+    out: Path
+    search: Search
+    known: str
+    """What the base model knows of what must go, in a sentence."""
+    lines: list[str]
+    """What it is going to do."""
+    holdings: tuple[Holding, Holding]
+    told: Callable[[str], object]
+    """Told what is done beside trials."""
+
+    @property
+    def asking(self) -> Asking:
+        """How it is asked."""
+        return self.search.bench.asking
+
+    def run(self, listener: Callable[[Event], object] = lambda event: None) -> dict[str, Any]:
+        """Searches, chooses and judges; returns the result, which lies in the directory as well, with its page."""
+        self.search.listener = listener
+        self.search.run()
+        self.told("choosing on rows that nothing was tuned on, and judging on others")
+        return self.write(judging.judge(self.search))
+
+    def write(self, judged: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes the result, its page and the recipe of its choice."""
+        result = {
+            "wish": self.wish.described, "plan": self.lines, "known": self.known, "kind": self.asking.kind, **judged
+        }  # fmt: skip
+        replace_text(self.out / RESULT, json.dumps(result, indent=1, ensure_ascii=False, default=str) + "\n")
+        page.write(result, self.trials(), self.asking.kind, self.out / PAGE)
+        return result
+
+    def trials(self) -> list[dict[str, Any]]:
+        """Returns every trial as it did at the highest rung that it reached, by arm and number."""
+        rows = []
+        for arm, study in self.search.studies.items():
+            settings = study.settings()
+            reached: dict[int, tuple[int, Mapping[str, Any]]] = {}
+            for rung in self.search.rungs:
+                reached |= {number: (rung.number, result) for number, result in study.results(rung.number).items()}
+            for number, (rung_number, result) in sorted(reached.items()):
+                within = [one for one in readings_of(result) if one.share == 1.0]
+                best = max(within, key=lambda one: one.forgotten, default=None)
+                rows.append({
+                    "arm": arm, "number": number, "rung": rung_number, "told": settings[number].told,
+                    "seconds": result["seconds"], "failed": result["failed"],
+                    "forgotten": best and best.forgotten, "damage": best and best.damage,
+                })  # fmt: skip
+        return rows
+
+    def point(self, result: Mapping[str, Any], number: int | None = None) -> tuple[dict[str, Any], Variant]:
+        """Returns one point of the result and its variant: a row of the front's table, or None for the choice.
+
+        Raises:
+            RecipeError: There is no such row, or no choice.
+        """
+        if number is None:
+            if result["choice"] is None:
+                raise RecipeError("no trial came to a model: there is nothing to export")
+            chosen = dict(result["arms"][result["choice"]]["choice"])
+        else:
+            rows = telling.points_of(result)
+            if not 1 <= number <= len(rows):
+                raise RecipeError(f"{number}: the front has the points 1 to {len(rows)}")
+            chosen = dict(rows[number - 1])
+        arm = chosen["arm"]
+        fields = {"share": 1.0, "damage": None, "met": True, "forgotten": 0.0}
+        place = {name: chosen[name] for name in ("arm", "number", "rung", "merge", "scale")}
+        variant = judging.variant_of(self.search, Reading(**{**fields, **place}))
+        scale = chosen["scale"] if number is None else variant.scale * chosen["scale"]
+        return {**chosen, "arm": arm}, replace(variant, scale=scale)
+
+    def recipe(self, chosen: Mapping[str, Any], variant: Variant) -> str:
+        """Returns the recipe of a point, for `spunge run`: judged on the rows that nothing was chosen on."""
+        search = self.search
+        setting = search.studies[chosen["arm"]].settings()[chosen["number"]]
+        name = f"auto-{chosen['arm']}-{chosen['number']}"
+        return reading.dump(search.bench.experiment(setting, search.rungs[chosen["rung"]], chosen["merge"], name))
+
+    def export(self, result: Mapping[str, Any], number: int | None = None, out: Path | None = None) -> Path:
+        """Writes a point as a checkpoint with its card, its recipe and what it takes to reproduce it.
+
+        Raises:
+            SpungeError: There is no such point, or `out` exists.
+        """
+        from spunge.auto import reproducing
+
+        chosen, variant = self.point(result, number)
+        out = out or self.out / MODEL
+        about = telling.card(result, self.wish.described, self.asking.kind, self.known)
+        bench = self.search.bench
+        export(bench.model, bench.part(variant, self.out), out, about=about)
+        replace_text(self.out / RECIPE, self.recipe(chosen, variant))
+        reproducing.record(self, chosen, variant, self.out / REPRODUCE)
+        return out
+
+    def chat(self, result: Mapping[str, Any], number: int | None) -> Chat:
+        """Returns what answers as the base model and as a point of the result, side by side."""
+        part = self.search.bench.part(self.point(result, number)[1], self.out)
+        return Chat(part, Resident(choose_device("auto")))
+
+    def attacked(self, result: Mapping[str, Any], number: int | None, name: str) -> tuple[float, float]:
+        """Returns how much a point of the result has forgotten on the test part, and how much after an attack."""
+        bench = replace(self.search.bench, against=_attack(name))
+        variant = self.point(result, number)[1]
+        suite = self.asking.forget("test", 128)
+        [[before], [after]] = bench.ask([Variant("base", "base", bench.seed), variant], [suite])
+        [[items]] = bench.ask([variant], bench.attacks("test", 128))
+        return mean_of(self.asking.forgotten(before, after)), worst(self.asking, before, items)
+
+
+def look(wish: Wish) -> tuple[Holding, Holding, Splitter, dict[str, Space]]:
+    """Looks at the files and the methods before anything is computed.
+
+    Raises:
+        SpungeError: A file, a column, a method or a budget is wrong.
+    """
+    if not wish.damage > 0:
+        raise RecipeError(f"--damage {wish.damage:g}: a budget above 0 is needed, in nats per token; 0.03 is usual")
+    if wish.minutes is not None and not wish.minutes > 0:
+        raise RecipeError(f"--minutes {wish.minutes:g}: give more than 0")
+    if wish.trials is not None and wish.trials < 2:
+        raise RecipeError(f"--trials {wish.trials}: two of each are the fewest that can be compared")
+    base = LanguageModel(id=wish.model)
+    base.directory(weights=False)  # before the rows, which may take long to read
+    layers = int(base.config().get_text_config().num_hidden_layers)
+    if len(set(wish.methods)) < len(wish.methods) or not wish.methods:
+        raise RecipeError("--methods: name each method once")
+    spaces = {name: space_of(name, method_class(name), layers) for name in wish.methods}
+    forget, retain = inspect(wish.forget, "--forget"), inspect(wish.retain, "--retain")
+    check(forget, retain)
+    return forget, retain, splitter_of(forget.texts, wish.by), spaces
+
+
+def begin(
+    wish: Wish, out: Path, executor_of: Callable[[Store], Executor], *, allow_code: bool = False,
+    told: Callable[[str], object] = lambda line: None,
+) -> Session:  # fmt: skip
+    """Prepares a search in a directory, or opens one that was begun there.
+
+    Args:
+        wish: What is asked for.
+        out: The search's directory.
+        executor_of: Returns what runs tasks on a store.
+        allow_code: Whether methods from outside the package may run.
+        told: Told what is done meanwhile.
+
+    Raises:
+        SpungeError: Something is missing or wrong, nothing is known to begin with, or `out` is another search's.
+    """
+    forget, retain, splitter, spaces = look(wish)
+    _claim(wish, out)
+    parts = divide(forget, retain, (out / "parts").absolute())  # a recipe that names them runs anywhere
+    executor = executor_of(Store(out / "store"))
+    model = LanguageModel.model_validate({"id": wish.model, "dtype": wish.dtype or "auto"})
+    against = None if wish.against is None else _attack(wish.against)
+    told("asking the base model what it knows")
+    asking, known = asking_of(parts, forget.kind, Base(model), executor)
+    bench = Bench(model, asking, splitter, wish.damage, executor, wish.seed, allow_code, against)
+    told("splitting the forget set")
+    subsets = bench.subsets()
+    if len(subsets) < 2:
+        raise DataError(
+            f"--by {getattr(splitter, 'column', 'cluster')}: one subset is left of the rows to unlearn, so there is "
+            "nothing to merge; use another column or --by cluster"
+        )
+    rungs = ladder(parts.rows["forget-train"])
+    readings = {arm: [name_of(*point) for point in points(arm, wide=False)] for arm in ARMS}
+    studies: dict[Arm, Study] = {
+        arm: Study(
+            out, arm, [*spaces.values()], readings[arm], wish.seed, sampler=wish.sampler,
+            objectives=2 if against is None else 3,
+        )
+        for arm in ARMS
+    }  # fmt: skip
+    earlier = sum(
+        one["seconds"] for study in studies.values() for rung in rungs for one in study.results(rung.number).values()
+    )
+    minutes = wish.minutes if wish.minutes is not None or wish.trials is not None else MINUTES
+    search = Search(bench, studies, rungs, Clock(minutes, rungs, earlier), out, wish.trials)
+    _check_methods(bench, spaces, rungs)
+    lines = plan_lines(
+        wish, (forget, retain), parts, {name: len(rows) for name, rows in subsets.items()}, search, known
+    )
+    return Session(wish, out, search, known, lines, (forget, retain), told)
+
+
+def _claim(wish: Wish, out: Path) -> None:
+    """Makes the directory this search's, or finds that it is; another search's is left as it is."""
+    described = json.loads(json.dumps(wish.described))
+    file = out / WISH
+    if file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if differing := sorted(name for name in described if before.get(name) != described[name]):
+            raise ArtifactError(
+                f"{out}: holds a search with another --{differing[0].replace('_', '-')}; give another --out"
+            )
+        return
+    if out.exists() and any(out.iterdir()):
+        raise ArtifactError(f"{out}: is not empty, and holds no search; give another --out")
+    replace_text(file, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+
+
+def _attack(name: str) -> type[Attack]:
+    try:
+        return attack_named(name)
+    except ValueError as error:
+        raise RecipeError(f"--against: {error}") from error
+
+
+def _check_methods(bench: Bench, spaces: Mapping[str, Space], rungs: Sequence[Any]) -> None:
+    """Asks every method what it will take, so that what it lacks and what does not fit is known before any training.
+
+    Raises:
+        SpungeError: Rows lack what a method needs, or it does not fit into the memory that is free.
+    """
+    from spunge.auto.study import Setting
+    from spunge.interfaces import Work
+
+    shape = shape_of(bench.model)
+    held, free = shape.parameters * shape.bytes, available()
+    for name, space in spaces.items():
+        first = {dimension.name: dimension.first for dimension in space.dimensions if not dimension.choices}
+        unlearner = bench.unlearner(Setting(0, name, first, space.fixed), rungs[0])
+        work = Work(Resident("cpu"), bench.asking.parts.directory, bench.asking.parts.directory)
+        takes = unlearner.forecast(bench.model, bench.rows.forget, bench.rows.retain, work)
+        if takes.memory is not None and takes.memory - held > free:
+            raise RecipeError(
+                f"--methods {name}: takes {format_bytes(takes.memory)} of memory, and {format_bytes(free)} is free: "
+                "leave it out, or give a smaller model"
+            )
+
+
+def plan_lines(
+    wish: Wish, holdings: tuple[Holding, Holding], parts: Parts, subsets: Mapping[str, int], search: Search, known: str
+) -> list[str]:
+    """Returns in five lines what a search is going to do."""
+    forget, retain = holdings
+    toxic = f", with their toxicity in `{forget.toxic}`" if forget.toxic else ""
+    shown = ", ".join(f"{name} {count}" for name, count in [*subsets.items()][:6])
+    more = f" and {len(subsets) - 6} more" if len(subsets) > 6 else ""
+    by = getattr(search.bench.splitter, "column", "cluster")
+    rows = {name: parts.rows[f"forget-{name}"] for name in ("train", "tune", "choose", "test")}
+    top = search.rungs[-1]
+    steps = " → ".join(f"{rung.rows} rows" for rung in search.rungs)
+    lines = [
+        f"To forget: {len(forget.texts):,} {'texts' if forget.kind == 'texts' else 'rows'}{toxic}; {known}. "
+        f"To keep: {len(retain.texts):,} rows.",
+        f"Split by {by} into {len(subsets)}: {shown}{more}.",
+        f"Parts by item hash: {rows['train']} rows are unlearned; {rows['tune']} are asked to tune, {rows['choose']} "
+        f"to choose, {rows['test']} to judge, and those alone are reported.",
+        f"Trials of {', '.join(wish.methods)}, as many of joint unlearning as of the merged model; {steps}, one in "
+        f"three goes on, {top.epochs} epoch{'s' if top.epochs > 1 else ''} at the top.",
+    ]
+    if wish.trials is not None and search.clock.whole is None:
+        made = sum(promoted(wish.trials, rung.number) for rung in search.rungs)
+        left = search.clock.left({
+            (arm, rung.number): promoted(wish.trials, rung.number) for arm in ARMS for rung in search.rungs
+        })  # fmt: skip
+        told = (
+            f", about {format_duration(left)}" if left else "; how long it takes is known after the first trial of each"
+        )
+        lines.append(f"{2 * made} trainings ({wish.trials} trials of each){told}.")
+    else:
+        lines.append(
+            f"It takes {format_duration(search.clock.whole)} and ends with the choice at a damage of {wish.damage:g} "
+            "nats per token; Ctrl-C keeps the best, and the same command goes on."
+        )
+    return lines
+
+
+def executor_here(compute: Compute, progress: Progress = silent) -> Callable[[Store], Executor]:
+    """Returns what makes the executor of this process for a store."""
+    return lambda store: compute.start(store, progress, lambda task, artifact: None)

@@ -1,0 +1,193 @@
+"""The search around its trials: rungs, who goes on, the clock, the front; with a bench that only computes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spunge.auto import clock
+from spunge.auto.clock import Clock
+from spunge.auto.rungs import Rung, ladder, promoted
+from spunge.auto.search import Event, Search, front
+from spunge.auto.spaces import Dimension, Space
+from spunge.auto.study import Setting, Study
+from spunge.auto.trials import ARMS, Arm, Bench, Reading, name_of, points
+from spunge.errors import RecipeError
+
+SPACES = [Space("method", [Dimension("rate", 1e-4, 1e-1, log=True, first=1e-3)], {})]
+BUDGET = 0.03
+
+
+class Computed:
+    """A bench whose trials are a formula; it ends its process at the trial that it is told to."""
+
+    against = None
+    budget = BUDGET
+
+    def __init__(self, dies_at: int | None = None, seconds: float = 1.0) -> None:
+        self.made: list[tuple[Arm, int, int]] = []
+        self._dies_at, self._seconds = dies_at, seconds
+
+    def run(self, arm: Arm, setting: Setting, rung: Rung) -> dict[str, Any]:
+        self.made.append((arm, setting.number, rung.number))
+        if len(self.made) == self._dies_at:
+            os._exit(9)
+        height = 1 - abs(setting.fields["rate"] - 0.01) * 9
+        readings = [
+            Reading(arm, setting.number, rung.number, merge, share, 1.0, BUDGET * share * 0.97, True,
+                    height * share * (1 + rung.number) * (0.9 if merge == "ties 0.2" else 1.0))
+            for merge, share in points(arm, wide=rung.wide)
+        ]  # fmt: skip
+        return {"readings": [asdict(one) for one in readings], "seconds": self._seconds, "trained": 0.5, "failed": None}
+
+
+def searched(directory: Path, trials: int | None, bench: Computed, minutes: float | None = None) -> Search:
+    rungs = ladder(1000)
+    studies: dict[Arm, Study] = {
+        arm: Study(directory, arm, SPACES, [name_of(*point) for point in points(arm, wide=False)], 0) for arm in ARMS
+    }
+    earlier = sum(
+        one["seconds"] for study in studies.values() for rung in rungs for one in study.results(rung.number).values()
+    )
+    search = Search(cast("Bench", bench), studies, rungs, Clock(minutes, rungs, earlier), directory, trials)
+    search.run()
+    return search
+
+
+def test_killed_twice_the_front_is_the_same(tmp_path: Path):
+    whole = searched(tmp_path / "whole", 9, Computed())
+    killed = tmp_path / "killed"
+    for at in (5, 7):
+        process = multiprocessing.get_context("fork").Process(target=searched, args=(killed, 9, Computed(at)))
+        process.start()
+        process.join()
+        assert process.exitcode == 9
+    again = Computed()
+    search = searched(killed, 9, again)
+    for rung in whole.rungs:
+        assert search.readings(rung.number) == whole.readings(rung.number)
+    assert front(search.readings(2)) == front(whole.readings(2))
+    assert len(again.made) < 9 + 9  # what was made is not made again
+
+
+def test_joint_has_as_many_trials_as_the_merged_model_at_every_rung(tmp_path: Path):
+    bench = Computed()
+    searched(tmp_path, 9, bench)
+    for rung, count in enumerate((9, 3, 1)):
+        assert [sum(made[0] == arm and made[2] == rung for made in bench.made) for arm in ARMS] == [count, count]
+
+
+def test_who_goes_on_forgot_most_within_the_budget(tmp_path: Path):
+    search = searched(tmp_path, 9, Computed())
+    for arm in ARMS:
+        scores = {
+            number: max(one["forgotten"] for one in result["readings"] if one["share"] == 1.0)
+            for number, result in search.studies[arm].results(0).items()
+        }
+        best = sorted(scores, key=lambda number: -scores[number])[:3]
+        assert {*search.studies[arm].results(1)} == set(best)
+
+
+def test_a_finished_search_makes_nothing_again(tmp_path: Path):
+    searched(tmp_path, 4, Computed())
+    again = Computed()
+    searched(tmp_path, 4, again)
+    assert again.made == []
+
+
+def test_more_trials_go_on_from_what_is_there(tmp_path: Path):
+    searched(tmp_path, 3, Computed())
+    more = Computed()
+    searched(tmp_path, 6, more)
+    assert [made for made in more.made if made[2] == 0] == [(arm, number, 0) for number in (3, 4, 5) for arm in ARMS]
+
+
+def test_it_ends_in_time_with_both_arms_at_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bench = Computed(seconds=60.0)
+    monkeypatch.setattr(clock, "monotonic", lambda: 60.0 * len(bench.made))
+    search = searched(tmp_path, None, bench, minutes=30)
+    counts = [[len(search.studies[arm].results(rung.number)) for arm in ARMS] for rung in search.rungs]
+    assert all(joint == merged for joint, merged in counts)
+    assert counts[-1][0] >= 1
+    assert 60.0 * len(bench.made) <= 60 * 30
+
+
+def test_where_a_higher_rung_would_take_too_long_the_lower_one_is_chosen_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bench = Computed(seconds=60.0)
+    monkeypatch.setattr(clock, "monotonic", lambda: 60.0 * len(bench.made))
+    search = searched(tmp_path, None, bench, minutes=4.5)
+    assert [rung for _, _, rung in bench.made] == [0, 0]
+    assert [one.rung for one in search.at_top()][:1] == [0]
+
+
+def test_no_time_for_two_trials_says_how_much_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bench = Computed(seconds=1000.0)
+    monkeypatch.setattr(clock, "monotonic", lambda: 1000.0 * len(bench.made))
+    with pytest.raises(RecipeError, match=r"--minutes 0.5: no time for two trials.*give --minutes \d+ or more"):
+        searched(tmp_path, None, bench, minutes=0.5)
+
+
+def test_events_tell_how_far_it_is(tmp_path: Path):
+    rungs, seen = ladder(1000), list[Event]()
+    studies: dict[Arm, Study] = {
+        arm: Study(tmp_path, arm, SPACES, [name_of(*point) for point in points(arm, wide=False)], 0) for arm in ARMS
+    }
+    Search(cast("Bench", Computed()), studies, rungs, Clock(None, rungs), tmp_path, 3, seen.append).run()
+    assert [event.done for event in seen] == list(range(1, len(seen) + 1))
+    assert {event.whole for event in seen} == {len(seen)}
+    assert seen[-1].left == 0.0
+    assert all(event.left is not None for event in seen)
+
+
+@given(rows=st.integers(8, 100_000))
+def test_rungs_rise(rows: int):
+    rungs = ladder(rows)
+    assert [rung.number for rung in rungs] == list(range(len(rungs)))
+    for lower, upper in pairwise(rungs):
+        assert lower.rows < upper.rows
+        assert lower.items < upper.items
+        assert lower.tokens < upper.tokens
+    assert rungs[-1].rows == min(rows, 1500)
+    assert [rung.wide for rung in rungs] == [rung.number > 0 for rung in rungs]
+
+
+@given(trials=st.integers(1, 500))
+def test_of_three_trials_one_goes_on(trials: int):
+    assert promoted(trials, 0) == trials
+    assert 1 <= promoted(trials, 2) <= promoted(trials, 1) <= trials
+
+
+@given(points=st.lists(st.tuples(st.floats(0, 5), st.floats(-1, 5)), max_size=30))
+def test_the_front_is_what_nobody_beats(points: list[tuple[float, float]]):
+    readings = [
+        Reading("joint", number, 0, "", 1.0, 1.0, damage, True, forgotten)
+        for number, (damage, forgotten) in enumerate(points)
+    ]
+
+    def beaten(one: Reading) -> bool:
+        return any(
+            (other.damage or 0) <= (one.damage or 0) and other.forgotten >= one.forgotten
+            and (other.damage, other.forgotten) != (one.damage, one.forgotten)
+            for other in readings
+        )  # fmt: skip
+
+    kept = front(readings)
+    assert all(not beaten(one) and one.forgotten > 0 for one in kept)
+    naive = {(one.damage, one.forgotten) for one in readings if one.forgotten > 0 and not beaten(one)}
+    assert {(one.damage, one.forgotten) for one in kept} == naive
+
+
+def test_time_counts_earlier_sittings():
+    counted = Clock(1.0, ladder(1000), earlier=59.9)
+    assert not counted.has_time("joint", counted.rungs[0])
+    assert counted.left({}) == pytest.approx(0.1, abs=0.1)
