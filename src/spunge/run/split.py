@@ -12,7 +12,7 @@ from spunge.rows.sources import Corpus
 from spunge.run.identity import identity
 from spunge.run.keys import derived_seed, key
 from spunge.run.variant import Base
-from spunge.splitters import ByFunction
+from spunge.splitters import ByFunction, Relabelled
 
 _SPLITS: dict[str, dict[str, list[int]]] = {}
 """Key of a split → subset name → row indices, of every split of this process: a plan has to make it, a run makes it."""
@@ -37,12 +37,13 @@ class Split:
     def inputs(self) -> Mapping[str, Any]:
         """The rows and the way to split them; the seed, the base model and a function's code where it asks them."""
         splitter = self.splitter
+        asked = splitter.of if isinstance(splitter, Relabelled) else splitter
         return {
             "splitter": identity(splitter),
             "rows": self.forget.full_fingerprint,
             **({"seed": self.seed} if splitter.seeded else {}),
             **({"base": self.base.identity} if splitter.asks_base else {}),
-            **({"source": splitter.source} if isinstance(splitter, ByFunction) else {}),
+            **({"source": asked.source} if isinstance(asked, ByFunction) else {}),
         }
 
     def forecast(self, work: Work, earlier: Mapping[str, Forecast]) -> Forecast:

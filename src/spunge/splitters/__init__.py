@@ -10,9 +10,22 @@ from spunge.splitters.by_cluster import ByCluster
 from spunge.splitters.by_column import ByColumn
 from spunge.splitters.by_expression import ByExpression
 from spunge.splitters.by_function import ByFunction
+from spunge.splitters.by_gradient import ByGradient
+from spunge.splitters.relabelled import Relabelled
 
 AnySplitter = Annotated[
-    ByColumn | ByExpression | ByClassifier | ByCluster | ByFunction | AtRandom, Field(discriminator="by")
+    ByColumn | ByExpression | ByClassifier | ByCluster | ByGradient | ByFunction | AtRandom | Relabelled,
+    Field(discriminator="by"),
 ]
 
-__all__ = ["AnySplitter", "AtRandom", "ByClassifier", "ByCluster", "ByColumn", "ByExpression", "ByFunction"]
+__all__ = [
+    "AnySplitter",
+    "AtRandom",
+    "ByClassifier",
+    "ByCluster",
+    "ByColumn",
+    "ByExpression",
+    "ByFunction",
+    "ByGradient",
+    "Relabelled",
+]

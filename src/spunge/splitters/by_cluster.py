@@ -20,8 +20,6 @@ from spunge.weights.tokens import tokenize
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_SILHOUETTE_ROWS = 2000
-
 
 class ByCluster(Splitter):
     """Subsets `cluster_1`, `cluster_2` …, the largest first: k-means over the mean hidden state of every row."""
@@ -71,15 +69,7 @@ class ByCluster(Splitter):
                 lambda: (handle.load(device=work.device), handle.load_tokenizer()),
             )
         points = self.embed(model, tokenizer, forget.texts, work.progress)
-        distinct = len(np.unique(points, axis=0))
-        if distinct < (self.k or 3):
-            raise DataError(f"split.k: {distinct} distinct rows cannot be {self.k or 'two or more'} clusters")
-        if self.k is not None:
-            chosen = clustering.k_means(points, self.k, work.seed)
-        else:
-            sample = np.random.default_rng(work.seed).permutation(len(points))[:_SILHOUETTE_ROWS]
-            tried = [clustering.k_means(points, k, work.seed) for k in range(2, min(self.most, distinct - 1) + 1)]
-            chosen = max(tried, key=lambda clusters: clustering.silhouette(points[sample], clusters[sample]))
+        chosen = clustering.find_clusters(points, self.k, self.most, work.seed)
         return [(f"cluster_{cluster + 1}",) for cluster in chosen]
 
     def embed(

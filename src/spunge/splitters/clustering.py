@@ -4,8 +4,33 @@ from __future__ import annotations
 
 import numpy as np
 
+from spunge.errors import DataError
+
 _RESTARTS = 8
 _MOST_STEPS = 200
+_SILHOUETTE_ROWS = 2000
+
+
+def find_clusters(points: np.ndarray, k: int | None, most: int, seed: int) -> np.ndarray:
+    """Returns the cluster of every point, the largest first.
+
+    Args:
+        points: [points, dimensions].
+        k: How many clusters; None: as many as give the largest silhouette.
+        most: The most that are tried for None.
+        seed: Of the starts, and of the points that the silhouette is of.
+
+    Raises:
+        DataError: There are fewer distinct points than clusters.
+    """
+    distinct = len(np.unique(points, axis=0))
+    if distinct < (k or 3):
+        raise DataError(f"split.k: {distinct} distinct rows cannot be {k or 'two or more'} clusters")
+    if k is not None:
+        return k_means(points, k, seed)
+    sample = np.random.default_rng(seed).permutation(len(points))[:_SILHOUETTE_ROWS]
+    tried = [k_means(points, k, seed) for k in range(2, min(most, distinct - 1) + 1)]
+    return max(tried, key=lambda clusters: silhouette(points[sample], clusters[sample]))
 
 
 def k_means(points: np.ndarray, k: int, seed: int) -> np.ndarray:
