@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Control = Literal["joint", "joint_equal_steps", "sequential", "random_split"]
+Control = Literal["joint", "joint_equal_steps", "sequential", "layered", "random_split"]
 """The variants that a recipe asks for by name."""
 Kind = Literal["base", "joint", "control", "merged", "subset", "oracle", "audited"]
 
@@ -59,13 +59,16 @@ SEQUENTIAL = Role(
     "sequential", "control", "one after the other", "unlearning one subset after the other", "#5f7a1f", "#a9c95a", "v",
     "in turn", rival=True,
 )  # fmt: skip
+LAYERED = Role("layered", "control", "layered", "layered unlearning", "#7d5236", "#cfa283", "<", rival=True)
 RANDOM_SPLIT = Role(
     "random_split", "control", "random split", "a random split", "#a8558a", "#dd9cc4", "^", rival=True, split=True
 )
 ORACLE = Role("oracle", "oracle", "oracle", "a model that never knew", "#3d4a5c", "#c3ccd8", "X")
 MERGED = Role("spunge", "merged", "SPUNGE", "SPUNGE", "#0a66a8", "#6cb6ee", "p", split=True)
 
-ROLES = {role.name: role for role in (BASE, JOINT, JOINT_EQUAL_STEPS, SEQUENTIAL, RANDOM_SPLIT, MERGED, ORACLE)}
+ROLES = {
+    role.name: role for role in (BASE, JOINT, JOINT_EQUAL_STEPS, SEQUENTIAL, LAYERED, RANDOM_SPLIT, MERGED, ORACLE)
+}
 """In the order of tables, but for the subsets' models, which come last."""
 
 RIVALS = tuple(name for name, role in ROLES.items() if role.rival)

@@ -16,7 +16,7 @@ def test_every_rival_has_a_line_also_one_that_was_not_run(tmp_path: Path) -> Non
     lines = report.ending(report.write(write_run(tmp_path, items=200)).parent)
     assert lines[0].text.startswith("SPUNGE forgot")
     rivals = [line.text for line in lines if line.text.startswith("Against")]
-    assert len(rivals) == 4
+    assert len(rivals) == 5
     assert rivals[2] == "Against unlearning one subset after the other: not run."
     assert [line.text.split(":")[0] for line in lines[1:4]] == ["Forgotten", "Kept", "Better than joint"]
     assert lines[-1].text == "1 warning: see the report"

@@ -331,7 +331,7 @@ def test_the_first_screen_has_three_numbers_the_setting_and_what_to_trust(plain_
         zip(page.locator(".trust dt").all_inner_texts(), page.locator(".trust dd").all_inner_texts(), strict=True)
     )
     assert facts["Seeds"] == "1"
-    assert facts["Controls"] == "joint, equal steps, random split; not run: in turn"
+    assert facts["Controls"] == "joint, equal steps, random split; not run: in turn, layered"
     assert facts["Warnings"] == "1"
     assert page.locator(".contests li").count() == 4
     assert "tiny" in page.locator(".warnings").inner_text()

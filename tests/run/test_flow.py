@@ -13,12 +13,15 @@ import torch
 
 from spunge.errors import DataError, RecipeError
 from spunge.files import host, locked
+from spunge.interfaces import Work
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
-from spunge.rows.sources import Corpus
+from spunge.rows.sources import SUBSET, Corpus
 from spunge.run import pipeline
 from spunge.run.compute import Compute
 from spunge.run.foretell import plan as planning
+from spunge.weights.checkpoint import export
+from spunge.weights.language_model import LanguageModel, Resident
 from spunge.weights.task_vector import TaskVector
 
 VARIANTS = ["base", "joint", "joint_equal_steps", "subset:a", "subset:b", "spunge", "random_split"]
@@ -333,6 +336,41 @@ def test_the_sequential_control_unlearns_each_subset_from_what_the_one_before_le
     assert any(not torch.equal(delta, second.delta(name)) for name, delta in zip(first, apart, strict=True))
     assert "one after the other" in (run / "report" / "results.md").read_text()
     assert not [*(tmp_path / "runs" / "store" / ".scratch").rglob("*.safetensors")]
+
+
+def test_the_layered_control_is_stages_by_hand(world: dict[str, Any], tmp_path: Path) -> None:
+    world["controls"] = ["layered"]
+    recipe = Experiment.model_validate(world)
+    run = pipeline.run(recipe, out=tmp_path / "runs")
+    variants = {variant["name"]: variant for variant in manifest_of(run)["variants"]}
+    total, first, second = (
+        TaskVector.load(run / variants[name]["task_vector"]) for name in ("layered", "subset:a", "subset:b")
+    )
+    assert variants["layered"]["kind"] == "control"
+    assert total.provenance["steps"] == first.provenance["steps"] + second.provenance["steps"]
+
+    rows = [json.loads(line) for line in (tmp_path / "forget.jsonl").read_text().splitlines()]
+    gone = {name: [row["text"] for row in rows if row["domain"] == name] for name in "ab"}
+    kept = [json.loads(line)["text"] for line in (tmp_path / "retain.jsonl").read_text().splitlines()]
+    turns = [text for place, text in enumerate(kept) for text in (text, gone["b"][place % len(gone["b"])])]
+    layers = [(gone["a"], ["a"] * 8, turns), (gone["a"] + gone["b"], ["a"] * 8 + ["b"] * 8, kept)]
+    base, added = recipe.model, []
+    for number, (forget, subsets, retain) in enumerate(layers):
+        steps = (first, second)[number].provenance["steps"]
+        method = recipe.unlearn.lengthened(steps, taken=steps)
+        assert method is not None
+        seed = (first, second)[number].provenance["seed"]
+        work = Work(Resident(), tmp_path / f"o{number}", tmp_path / f"s{number}", seed)
+        for directory in (work.output, work.scratch):
+            directory.mkdir()
+        corpora = (
+            Corpus(pl.DataFrame({"text": forget, SUBSET: subsets})), Corpus(pl.DataFrame({"text": retain}))
+        )  # fmt: skip
+        added.append(method.unlearn(base, *corpora, work))
+        base = LanguageModel(id=str(export(base.directory(), added[-1], tmp_path / f"base{number}")))
+    for name in total:
+        expected = added[0].delta(name) + added[1].delta(name)
+        torch.testing.assert_close(total.delta(name), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_each_subset_retains_the_others_in_turn_with_the_retain_rows_but_joint_and_sequential_do_not(

@@ -362,10 +362,11 @@ class Experiment(Settings):
     @property
     def left_out(self) -> dict[str, str]:
         """The controls that are asked for and cannot be had → why."""
-        if "joint_equal_steps" not in self.controls or self.joint_unlearner.lengthened(1, taken=1) is not None:
+        counted = [name for name in ("joint_equal_steps", "layered") if name in self.controls]
+        if self.joint_unlearner.lengthened(1, taken=1) is not None:
             return {}
         method = getattr(self.unlearn, "method", type(self.unlearn).__name__)
-        return {"joint_equal_steps": f"{method} counts no steps (it has no `lengthened`)"}
+        return dict.fromkeys(counted, f"{method} counts no steps (it has no `lengthened`)")
 
     def subset_unlearner(self, subset: str) -> Unlearner:
         """Returns the method for one subset."""

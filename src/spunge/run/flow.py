@@ -78,7 +78,7 @@ def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
         jointly = [joint] if {"joint", "joint_equal_steps"} & controls else []
         unlearned, baselines = steps.unlearn(context, apart, jointly)
 
-        # the controls: joint with as many steps as all subsets together, the subsets in turn, and a split at random
+        # the controls: joint with as many steps as all subsets together, these in turn or in layers, a split at random
         prolong, longer = "joint_equal_steps" in controls, []
         if prolong and not steps.takes_all_steps(baselines[0], unlearned):
             longer = [steps.longer_task(joint, [*baselines, *unlearned])]
@@ -88,7 +88,10 @@ def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
         if prolong and not longer:
             prolonged = [replace(baselines[0], name="joint_equal_steps")]
             outcome.notes.append(steps.STANDS_FOR_BOTH)
-        in_turn = steps.anchor(context, [steps.unlearn_in_turn(context, subsets)] if "sequential" in controls else [])
+        in_turn = [steps.unlearn_in_turn(context, subsets)] if "sequential" in controls else []
+        if "layered" in controls:
+            in_turn.append(steps.unlearn_in_layers(context, subsets, apart, unlearned))
+        in_turn = steps.anchor(context, in_turn)
 
         # merge; of a sweep's settings each variant takes the one that does best on the validation part of the items
         rivals = [steps.scaled(context, variant) for variant in steps.anchor(context, [*baselines, *prolonged])]

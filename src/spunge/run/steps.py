@@ -10,7 +10,7 @@ import polars as pl
 
 from spunge.interfaces import RETAIN, Merger, strength_of
 from spunge.recipe.schema import Experiment
-from spunge.rows.sources import SUBSET, Corpus, take_turns
+from spunge.rows.sources import SUBSET, Corpus, concatenate, take_turns
 from spunge.run import sweep
 from spunge.run.anchor import AnchorToRetain
 from spunge.run.damage import MatchDamage, described
@@ -26,7 +26,7 @@ from spunge.run.sweep import Point
 from spunge.run.unlearn import Unlearn, UnlearnInTurn
 from spunge.run.variant import Base, Variant
 from spunge.splitters import AtRandom
-from spunge.variants import ELSEWHERE
+from spunge.variants import ELSEWHERE, LAYERED
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,32 @@ def unlearn_in_turn(context: Context, subsets: Subsets) -> Variant:
     tasks = subset_tasks(context, subsets, others=False)
     [artifact] = context.executor.run([UnlearnInTurn(tuple(tasks), context.seed)])
     return Variant("sequential", "control", context.seed, artifact)
+
+
+def unlearn_in_layers(context: Context, subsets: Subsets, apart: Sequence[Unlearn], done: Sequence[Variant]) -> Variant:
+    """Unlearns the first subset, then the first two, and so on, while what has not had its turn yet is retained.
+
+    Layered unlearning (arXiv 2505.09500), at the cost of the split: each layer takes as many steps as its newest subset
+    took alone.
+
+    Args:
+        context: The seed's.
+        subsets: What goes, in the order of their names.
+        apart: The tasks that unlearn every subset apart.
+        done: What these tasks came to.
+    """
+    layers: list[Unlearn] = []
+    names = [*subsets.rows]
+    for number, (task, variant) in enumerate(zip(apart, done, strict=True), 1):
+        forget = concatenate(subsets.rows[name].with_subset(name) for name in names[:number])
+        later = [rows for name in names[number:] if len(rows := subsets.rows[name].without(forget))]
+        kept = [] if context.rows.retain is None else [context.rows.retain]
+        kept += [take_turns(later)] if later else []
+        assert variant.artifact is not None, "a subset's variant is of its task"
+        taken = (variant.artifact.path,) * 2  # as many steps as it took, of itself
+        layers.append(replace(task, forget=forget, retain=take_turns(kept) if kept else None, steps_of=taken))
+    [artifact] = context.executor.run([UnlearnInTurn(tuple(layers), context.seed, LAYERED.name)])
+    return Variant(LAYERED.name, "control", context.seed, artifact)
 
 
 Candidates = list[tuple[Mapping[str, Any], Variant]]

@@ -63,9 +63,13 @@ class Unlearn:
 
     def make(self, work: Work) -> Mapping[str, Any]:
         """Unlearns, and saves the task vector."""
-        unlearner = self._prolonged() if self.steps_of else self.unlearner
-        work = self._seeded(work)
+        work, unlearner = self._seeded(work), self.in_steps
         return self._save(unlearner, unlearner.unlearn(self.base.model, self.forget, self.retain, work), work)
+
+    @property
+    def in_steps(self) -> Unlearner:
+        """The method, with as many steps as `steps_of` asks for."""
+        return self._prolonged() if self.steps_of else self.unlearner
 
     def take_part(self, work: Work) -> None:
         """Unlearns beside the process that makes the artifact (torchrun), which alone joins what is in pieces."""
@@ -113,9 +117,9 @@ class UnlearnInTurn:
     """The control that unlearns one subset after the other, each from what the one before left, and merges nothing."""
 
     parts: tuple[Unlearn, ...]
-    """The subsets' own tasks, in order."""
+    """What is unlearned, in order: the subsets' own tasks, or, layered, those of more and more subsets."""
     seed: int
-    name = SEQUENTIAL.name
+    name: str = SEQUENTIAL.name
     stage = "unlearn"
 
     @property
@@ -151,7 +155,7 @@ class UnlearnInTurn:
                 output.mkdir(exist_ok=True)
                 # A resident of its own: what is cached of one model is of no use to the next.
                 alone = replace(work, resident=Resident(work.device), output=output, scratch=output)
-                vector = part.unlearner.unlearn(here, part.forget, part.retain, part._seeded(alone))
+                vector = part.in_steps.unlearn(here, part.forget, part.retain, part._seeded(alone))
                 alone.resident.close()
                 with replaced(done) as building:
                     vector.save(building)
