@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,53 @@ def test_what_was_read_is_told_from_what_never_was(what: Audit, tmp_path: Path) 
     }
     assert all(0 <= row["auc_low"] <= row["auc"] <= row["auc_high"] <= 1 for row in rows)
     assert "Whether one can tell what was read" in (where / "report" / "index.html").read_text()
+
+
+def as_on_the_hub(cache: Path, name: str, directory: Path) -> str:
+    """Lays a directory out as the hub's client keeps what it fetched, and returns its id."""
+    model = cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(directory, model / "snapshots" / ("1" * 40))
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("1" * 40)
+    return name
+
+
+def test_adapters_and_hub_ids_are_audited_as_directories_are(
+    what: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import peft
+
+    torch.manual_seed(0)
+    lora = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["down_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(what.base.load(), lora)
+    adapted.save_pretrained(tmp_path / "adapter")
+    export = adapted.merge_and_unload()
+    export.save_pretrained(tmp_path / "merged")
+    what.base.load_tokenizer().save_pretrained(tmp_path / "merged")
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    hub = [
+        as_on_the_hub(cache, "someone/adapter", tmp_path / "adapter"),
+        as_on_the_hub(cache, "someone/merged", tmp_path / "merged"),
+    ]
+    base = as_on_the_hub(cache, "someone/base", what.base.directory())
+    models = [str(tmp_path / "adapter"), str(tmp_path / "merged"), *hub]
+    where = audit(replace(what, models=models, attacks=[Quantization]), tmp_path / "audit")
+    results = json.loads((where / "report" / "results.json").read_text())
+    told = {
+        row["variant"]: row["value"]
+        for row in results["scores"]
+        if row["metric"] == "p_correct" and row["suite"] == "hazards" and row["attribute"] is None
+    }
+    assert set(told) == {"base", *models}  # two names stand twice, so each goes by its whole one
+    assert len({round(told[model], 5) for model in models}) == 1
+    assert told[models[0]] != pytest.approx(told["base"], abs=1e-4)
+
+    again = audit(
+        replace(what, base=LanguageModel(id=base), models=hub, attacks=[Quantization]), tmp_path / "audit of the hub's"
+    )
+    results = json.loads((again / "report" / "results.json").read_text())
+    assert {row["name"] for row in results["variants"]} == {"base", "adapter", "merged"}
 
 
 def test_an_oracle_gives_the_scale_and_is_no_rival(what: Audit, tmp_path: Path) -> None:
