@@ -19,6 +19,7 @@ from spunge.evaluators.attacks import (
     LogitLens,
     Noise,
     OptionShift,
+    Patching,
     Probe,
     Pruning,
     Quantization,
@@ -31,7 +32,7 @@ from spunge.evaluators.attacks.probe import fitted
 from spunge.evaluators.attacks.pruning import pruned
 from spunge.evaluators.attacks.quantization import _NF4, quantized
 from spunge.evaluators.attacks.states import last_states
-from spunge.evaluators.attacks.tuning import KEPT
+from spunge.evaluators.attacks.tuning import KEPT, factors_beside
 from spunge.evaluators.multiple_choice import MultipleChoice
 from spunge.interfaces import LoadedVariant
 
@@ -78,6 +79,85 @@ def test_every_weight_goes_to_a_nearest_level_of_its_block(rows, code, block):
     assert torch.allclose((found - weight).abs(), (expected - weight).abs(), atol=1e-5)
 
 
+def packed_q4_k(row: list[float]) -> np.ndarray:
+    """A block of 256 weights as Q4_K's 144 bytes, the long way."""
+    parts = [row[start : start + 32] for start in range(0, 256, 32)]
+    lows = [-min(0.0, *part) for part in parts]
+    steps = [(max(part) + low) / 15 for part, low in zip(parts, lows, strict=True)]
+    units = [np.float16(max(values) / 63) for values in (steps, lows)]
+    codes = [[round(value / (max(values) / 63)) if max(values) else 0 for value in values] for values in (steps, lows)]
+    levels = []
+    for part, step, low in zip(parts, *codes, strict=True):
+        width, offset = float(units[0]) * step, float(units[1]) * low
+        levels.append([min(15, max(0, round((value + offset) / width))) if width else 0 for value in part])
+    (s, m), scales = codes, [0] * 12
+    for place in range(4):
+        scales[place] = s[place] | (s[place + 4] >> 4) << 6
+        scales[place + 4] = m[place] | (m[place + 4] >> 4) << 6
+        scales[place + 8] = (s[place + 4] & 15) | (m[place + 4] & 15) << 4
+    nibbles = [low | high << 4 for pair in range(0, 8, 2) for low, high in zip(*levels[pair : pair + 2], strict=True)]
+    return np.array([*np.array(units).view(np.uint8), *scales, *nibbles], dtype=np.uint8)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.02, 1.0]), st.booleans())
+def test_what_gguf_files_hold_is_what_their_reader_reads(seed, size, positive):
+    from gguf import GGMLQuantizationType, quants
+
+    weight = size * torch.randn(3, 512, generator=torch.Generator().manual_seed(seed))
+    weight = weight.abs() if positive else weight
+    kind = GGMLQuantizationType.Q8_0
+    expected = quants.dequantize(quants.quantize(weight.numpy(), kind), kind)
+    assert torch.equal(quantized(weight, "q8_0", None), torch.from_numpy(expected))
+
+    blocks = np.stack([packed_q4_k(block) for block in weight.view(-1, 256).tolist()])
+    expected = quants.dequantize(blocks, GGMLQuantizationType.Q4_K).reshape(3, 512)
+    found = quantized(weight, "q4_k", None).numpy()
+    step = np.abs(weight.numpy()).max() * 2 / 15  # at a tie either level is nearest
+    assert np.isclose(found, expected, atol=1e-6).mean() > 0.99
+    assert np.abs(found - expected).max() <= step
+    assert np.abs(found - weight.numpy()).max() <= 0.6 * step + 1e-6
+
+
+def test_a_row_that_fills_no_block_is_rounded_too():
+    weight = torch.randn(2, 300, generator=torch.Generator().manual_seed(0))
+    for code in ("q8_0", "q4_k"):
+        found = quantized(weight, code, None)
+        assert found.shape == weight.shape
+        assert torch.equal(found[:, :256], quantized(weight[:, :256], code, None))
+        assert 0 < (found - weight).abs().max() < 0.5
+
+
+def test_upper_layers_read_the_states_of_the_lower_ones(tmp_path):
+    of = asking(tmp_path)
+    base, loaded, _ = unlearned(tmp_path)
+    before = weights(loaded.model)
+    table = attack(Patching, of, depths=[0.5]).evaluate(loaded, work(tmp_path))
+    kept = {}
+
+    def note(module, arguments, output):
+        kept["states"] = output
+
+    def patch(module, arguments, output):
+        return kept["states"]
+
+    # One text at a time: the unlearned model's state after its first layer takes the place of the base's own.
+    suite = MultipleChoice.model_validate(of)
+    expected = {}
+    for question in suite.questions()["inner"]:
+        ids = [0, *byte_tokenizer().encode(question.contexts[1], add_special_tokens=False)]
+        answer = byte_tokenizer().encode(question.delimiter + question.targets[1], add_special_tokens=False)
+        both = torch.tensor([ids + answer])
+        with torch.no_grad(), ExitStack() as stack:
+            stack.callback(loaded.model.model.layers[0].register_forward_hook(note).remove)
+            loaded.model(input_ids=both)
+            stack.callback(base.model.layers[0].register_forward_hook(patch).remove)
+            logs = base(input_ids=both).logits[0].double().log_softmax(-1)
+        expected[question.item.id] = sum(float(logs[len(ids) - 1 + at, token]) for at, token in enumerate(answer))
+    assert answered(table, "states of 50% of the layers") == pytest.approx(expected, abs=1e-4)
+    assert all(torch.equal(weight, before[name]) for name, weight in loaded.model.named_parameters())
+
+
 def test_quantization_is_seen_and_undone(tmp_path):
     model = llama()
     before = weights(model)
@@ -85,7 +165,7 @@ def test_quantization_is_seen_and_undone(tmp_path):
     table = evaluator.evaluate(variant(model, byte_tokenizer()), work(tmp_path))
     whole = perplexities(evaluator.of.evaluate(variant(model, byte_tokenizer()), work(tmp_path)))["inner"]
     found = perplexities(table)
-    assert set(found) == {"inner @ int8", "inner @ int4", "inner @ nf4"}
+    assert set(found) == {f"inner @ {code}" for code in ("int8", "int4", "nf4", "q8_0", "q4_k")}
     assert set(table["suite"]) == {"q"}
     assert evaluator.described["attacks"] == "inner"
     assert 0 < abs(found["inner @ int8"] - whole) < abs(found["inner @ int4"] - whole)
@@ -377,3 +457,48 @@ def test_an_attack_on_questions_refuses_other_suites(tmp_path):
     for kind in (FewShot, OptionShift, Rewording, Probe, JunkDirection, RetrainingOnFacts):
         with pytest.raises(DataError, match="on multiple_choice, and 'inner' is perplexity"):
             attack(kind, reading(tmp_path)).check()
+
+
+def test_a_grid_of_rates_tries_each_from_the_same_model(tmp_path):
+    model = llama(initializer_range=0.05)
+    before, asked = weights(model), reading(tmp_path)
+    settings = {"suite": "r", "goal": "forget", "of": asked, "train_on": asked["sources"], "rows": 3, "steps": [0, 4]}
+    grid = Relearning.model_validate({**settings, "learning_rate": [1e-3, 1e-2]})
+    found = perplexities(grid.evaluate(variant(model, byte_tokenizer()), work(tmp_path)))
+    assert list(grid.settings) == ["0 steps at 0.001", "4 steps at 0.001", "0 steps at 0.01", "4 steps at 0.01"]
+    for rate in (1e-3, 1e-2):
+        alone = Relearning.model_validate({**settings, "learning_rate": rate})
+        one = perplexities(alone.evaluate(variant(model, byte_tokenizer()), work(tmp_path / f"{rate:g}")))
+        assert one == {f"inner @ {steps} steps": found[f"inner @ {steps} steps at {rate:g}"] for steps in (0, 4)}
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+    with pytest.raises(ValueError, match="each once"):
+        Relearning.model_validate({**settings, "learning_rate": [1e-3, 1e-3]})
+
+
+def test_an_adapter_beside_the_weights_learns_what_pefts_does_and_leaves(tmp_path):
+    peft = pytest.importorskip("peft")
+    model, asked = llama(initializer_range=0.05), reading(tmp_path)
+    before = weights(model)
+    settings = {"suite": "r", "goal": "forget", "of": asked, "train_on": asked["sources"], "rows": 3, "rank": 2}
+    one = Relearning.model_validate({**settings, "steps": [0, 3], "learning_rate": 1e-2})
+    found = perplexities(one.evaluate(variant(model, byte_tokenizer()), work(tmp_path)))
+    assert found["inner @ 3 steps"] < found["inner @ 0 steps"]
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+    with factors_beside(model, 2, 0) as factors:
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for factor in factors:
+                factor.copy_(0.3 * torch.randn_like(factor))
+        ids = torch.tensor([[0, 5, 9, 20, 7]])
+        written = model(input_ids=ids).logits
+        pairs = [(A.detach().clone(), B.detach().clone()) for A, B in zip(factors[::2], factors[1::2], strict=True)]
+    config = peft.LoraConfig(r=2, lora_alpha=4, lora_dropout=0, target_modules="all-linear")
+    adapted = peft.get_peft_model(llama(initializer_range=0.05), config).eval()
+    layers = [module for module in adapted.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
+    with torch.no_grad():
+        for layer, (A, B) in zip(layers, pairs, strict=True):
+            layer.lora_A["default"].weight.copy_(A)
+            layer.lora_B["default"].weight.copy_(B)
+    assert torch.allclose(adapted(input_ids=ids).logits, written, atol=1e-5)

@@ -17,6 +17,7 @@ from spunge.variants import BASE, ORACLE
 KEPT = "kept"
 """The metric that says of a setting which share of what must stay is left: bookkeeping of attacks that train."""
 _UNTOUCHED = "0 steps"
+"""With which the name of a setting begins whose training has not."""
 
 _Measured = Mapping[tuple[str, str], Answers]
 """By suite and metric."""
@@ -24,7 +25,7 @@ _Measured = Mapping[tuple[str, str], Answers]
 
 def begun(setting: str) -> bool:
     """Whether an attack has begun in a setting; before that the score says what it said without it."""
-    return setting.partition(" on ")[0] != _UNTOUCHED
+    return not setting.startswith(_UNTOUCHED)
 
 
 def recovered(suites: Sequence[Suite], measured: Sequence[Answers]) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ from spunge.evaluators.attacks.logit_lens import LogitLens
 from spunge.evaluators.attacks.membership import Membership
 from spunge.evaluators.attacks.noise import Noise
 from spunge.evaluators.attacks.option_shift import OptionShift
+from spunge.evaluators.attacks.patching import Patching
 from spunge.evaluators.attacks.probe import Probe
 from spunge.evaluators.attacks.pruning import Pruning
 from spunge.evaluators.attacks.quantization import Quantization
@@ -21,7 +22,7 @@ from spunge.evaluators.attacks.stripping import Stripping
 AnyAttack = (
     Quantization | Pruning | Noise | Stripping | Interpolation
     | FewShot | OptionShift | Rewording
-    | LogitLens | Probe | JunkDirection
+    | LogitLens | Probe | JunkDirection | Patching
     | Relearning | RetrainingOnFacts
     | Membership
 )  # fmt: skip
@@ -42,6 +43,7 @@ __all__ = [
     "Membership",
     "Noise",
     "OptionShift",
+    "Patching",
     "Probe",
     "Pruning",
     "Quantization",

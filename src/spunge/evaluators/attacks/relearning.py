@@ -52,12 +52,14 @@ class Relearning(Tuned):
     @property
     def settings(self) -> tuple[str, ...]:
         """The numbers of steps, of each value's rows where there are several."""
-        return tuple(_named(value, stop) for value in self._texts() for stop in self.steps)
+        return tuple(
+            self.setting(stop, rate, value) for value in self._texts() for rate in self.rates for stop in self.steps
+        )
 
     @property
     def runs(self) -> int:
-        """One, or as many as there are values."""
-        return len(self._texts())
+        """For every value, if there are several, one for every rate."""
+        return len(self._texts()) * len(self.rates)
 
     def check(self) -> None:
         """Refuses what its suites refuse, and too few rows."""
@@ -73,8 +75,9 @@ class Relearning(Tuned):
         """
         ask = self.beside_what_is_kept(self.of.evaluate, variant, work)
         for value, texts in self._texts().items():
-            for stop in self.tuned(variant, texts, work):
-                yield _named(value, stop), ask
+            for rate in self.rates:
+                for stop in self.tuned(variant, texts, rate, work):
+                    yield self.setting(stop, rate, value), ask
 
     def _texts(self) -> dict[str, list[str]]:
         """What is trained on, value → texts; the value is empty where all rows are taken as one."""
@@ -98,7 +101,3 @@ class Relearning(Tuned):
         held = [[str(part) for part in cell] if isinstance(cell, list) else [str(cell)] for cell in column]
         values = sorted({value for cell in held for value in cell})[:_MOST_VALUES]
         return {value: corpus.select([row for row, cell in enumerate(held) if value in cell]) for value in values}
-
-
-def _named(value: str, stop: int) -> str:
-    return f"{stop} steps on {value}" if value else f"{stop} steps"

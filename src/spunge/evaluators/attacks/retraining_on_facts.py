@@ -35,7 +35,7 @@ class RetrainingOnFacts(Tuned):
     @property
     def settings(self) -> tuple[str, ...]:
         """The numbers of steps."""
-        return tuple(f"{stop} steps" for stop in self.steps)
+        return tuple(self.setting(stop, rate) for rate in self.rates for stop in self.steps)
 
     def check(self) -> None:
         """Refuses a suite of another kind or with a single question, and what its suites refuse."""
@@ -55,8 +55,9 @@ class RetrainingOnFacts(Tuned):
             + question.targets[question.right[0]] for group in told.values() for question in group
         ]  # fmt: skip
         ask = self.beside_what_is_kept(partial(multiple_choice(self).ask, asked), variant, work)
-        for setting, _ in zip(self.settings, self.tuned(variant, texts, work), strict=True):
-            yield setting, ask
+        for rate in self.rates:
+            for stop in self.tuned(variant, texts, rate, work):
+                yield self.setting(stop, rate), ask
 
     def _halves(self) -> tuple[dict[str, list[Question]], dict[str, list[Question]]]:
         """The questions whose answers are trained on, and those that are asked, by the last digit of their names."""

@@ -1,10 +1,11 @@
-"""What the attacks that train share: a plain fine-tuning of all weights, stopped to be asked, and what it ruins."""
+"""What the attacks that train share: a plain fine-tuning, of all weights or beside them, and what it ruins."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import polars as pl
 from pydantic import Field, field_validator
@@ -16,10 +17,12 @@ from spunge.rows.items import Item, ItemTable, Measurement, item_table, mean_val
 from spunge.weights.shape import shape_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from spunge.weights.language_model import LanguageModel
+
+Rate = Annotated[float, Field(gt=0)]
 
 KEPT = "kept"
 """The metric of the one item a setting that says which share of a suite of what must stay is left."""
@@ -30,8 +33,11 @@ class Tuned(Attack):
 
     steps: tuple[int, ...] = Field(default=(0, 10, 30), min_length=1)
     """After how many steps the suite is asked; 0 is before the attack."""
-    learning_rate: float = Field(default=1e-4, gt=0)
-    """AdamW's learning rate, constant."""
+    learning_rate: Rate | tuple[Rate, ...] = 1e-4
+    """AdamW's learning rate, constant; of several, each is tried."""
+    rank: int | None = Field(default=None, ge=1)
+    """Trains a LoRA of this rank on every linear layer, with α of twice the rank, as whoever has little memory does;
+    null: all weights."""
     train_batch_size: int = Field(default=4, ge=1)
     """Rows per step."""
     max_length: int = Field(default=512, ge=2)
@@ -49,10 +55,27 @@ class Tuned(Attack):
             raise ValueError(f"must rise from 0 or more, not {list(steps)}")
         return steps
 
+    @field_validator("learning_rate")
+    @classmethod
+    def _each_once(cls, rates: Any) -> Any:
+        if isinstance(rates, tuple) and (not rates or len(set(rates)) < len(rates)):
+            raise ValueError("name at least one rate, and each once")
+        return rates
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates that are tried."""
+        return self.learning_rate if isinstance(self.learning_rate, tuple) else (self.learning_rate,)
+
     @property
     def runs(self) -> int:
         """How many times it is trained anew."""
-        return 1
+        return len(self.rates)
+
+    def setting(self, stop: int, rate: float, value: str = "") -> str:
+        """Returns the name of one of its settings: after so many steps, at a rate where there are several, on what."""
+        at = f" at {rate:g}" if isinstance(self.learning_rate, tuple) else ""
+        return f"{stop} steps{at}" + (f" on {value}" if value else "")
 
     def check(self) -> None:
         """Refuses what its suites refuse."""
@@ -69,12 +92,14 @@ class Tuned(Attack):
             trained += kept.operations * (1 + len(self.settings))
         return replace(
             forecast,
-            memory=None if forecast.memory is None else forecast.memory + 12 * shape.parameters,
+            memory=None
+            if forecast.memory is None
+            else forecast.memory + (12 * shape.parameters if self.rank is None else 0),
             operations=None if forecast.operations is None else forecast.operations + trained,
         )
 
-    def tuned(self, variant: LoadedVariant, texts: Sequence[str], work: Work) -> Iterator[int]:
-        """Yields each number of steps while the weights are trained so far; afterwards they are what they were.
+    def tuned(self, variant: LoadedVariant, texts: Sequence[str], rate: float, work: Work) -> Iterator[int]:
+        """Yields each number of steps while the model is trained so far; afterwards it is what it was.
 
         Raises:
             TrainingDiverged: The loss became NaN or infinite.
@@ -86,10 +111,8 @@ class Tuned(Attack):
         ids = [row[: self.max_length] for row in encode(variant.tokenizer, texts)]
         model, done = variant.model, 0
         # The model stays in eval mode: dropout would only blur how fast it learns again.
-        with restored(model):
-            for parameter in model.parameters():
-                parameter.requires_grad_(True)
-            optimizer = torch.optim.AdamW(model.parameters(), lr=self.learning_rate, weight_decay=0.0)
+        with restored(model), self._trained(model) as trained:
+            optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
             draw = torch.Generator().manual_seed(self.seed)
             queue: list[int] = []
             for stop in self.steps:
@@ -107,6 +130,17 @@ class Tuned(Attack):
                     done += 1
                     work.progress(f"{self.suite}: training", done, self.steps[-1], loss=loss.item())
                 yield stop
+
+    @contextmanager
+    def _trained(self, model: PreTrainedModel) -> Iterator[list[nn.Parameter]]:
+        """What is trained: all weights, or factors beside them."""
+        for parameter in model.parameters():
+            parameter.requires_grad_(self.rank is None)
+        if self.rank is None:
+            yield list(model.parameters())
+        else:
+            with factors_beside(model, self.rank, self.seed) as factors:
+                yield factors
 
     def beside_what_is_kept(self, ask: Ask, variant: LoadedVariant, work: Work) -> Ask:
         """Returns what asks the same, and which share of the score before the attack is left of what must stay."""
@@ -130,6 +164,36 @@ class Tuned(Attack):
             return pl.concat([ask(variant, work), item_table(self.of.suite, [left])])
 
         return both
+
+
+@contextmanager
+def factors_beside(model: PreTrainedModel, rank: int, seed: int) -> Iterator[list[nn.Parameter]]:
+    """Adds 2·B·A·x to what every linear layer puts out (LoRA: Hu et al., 2021, arXiv:2106.09685), B at zero.
+
+    Yields:
+        A [rank, in features] and B [out features, rank] of each layer.
+    """
+    import torch
+
+    from spunge.training.tuned import linear_modules
+
+    draw, head = torch.Generator().manual_seed(seed), model.get_output_embeddings()
+    factors: list[torch.nn.Parameter] = []
+
+    def added(A: Tensor, B: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        return lambda module, read, written: written + 2.0 * ((read[0].to(A.dtype) @ A.T) @ B.T).to(written.dtype)
+
+    with ExitStack() as stack:
+        for module in linear_modules(model).values():
+            if module is head:
+                continue
+            weight: Tensor = module.weight  # type: ignore[assignment]
+            wide, narrow = weight.shape if isinstance(module, torch.nn.Linear) else weight.shape[::-1]
+            A = torch.randn(rank, narrow, generator=draw).to(weight.device) / narrow**0.5
+            pair = [torch.nn.Parameter(A), torch.nn.Parameter(torch.zeros(wide, rank, device=weight.device))]
+            stack.callback(module.register_forward_hook(added(*pair)).remove)
+            factors += pair
+        yield factors
 
 
 def next_token_loss(model: PreTrainedModel, ids: Sequence[tuple[int, ...]]) -> Tensor:
