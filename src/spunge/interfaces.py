@@ -214,11 +214,16 @@ class Block:
 class Merger(Settings):
     """Combines the task vectors of the subsets into one; `merging.merge` does the reading, blocks and writing."""
 
+    unkeyed_default: ClassVar[frozenset[str]] = frozenset({"layer_scaling"})
+
     lambda_: float = Field(default=1.0, alias="lambda")
     """What the merged task vector is multiplied by at the end."""
     weights: dict[str, float] | Literal["fitted"] = {}
     """Subset (or variant) → what its task vector counts for; 1 for those not named. `fitted`: chosen on the validation
     part of the forget suites, for the group of which most is left at the headline budget of `damage`."""
+    layer_scaling: tuple[float, float] | None = None
+    """What the merged task vector is multiplied by in the first layer and in the last, with those between on a straight
+    line (LiNeS, Wang et al. 2024, arXiv 2410.17146); what is in no layer is left. null: nowhere."""
 
     @property
     def named_weights(self) -> dict[str, float]:

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from spunge import merging
 from spunge.interfaces import Merger
 from spunge.mergers import AnyMerger, Isotropic, Knots, Tsv, Wudi
+from spunge.run.identity import identity
 from spunge.weights.task_vector import TaskVector
 
 Matrices = list[np.ndarray]
@@ -173,3 +174,30 @@ def test_weights_scale_what_a_variant_brings():
         weighted = TypeAdapter(AnyMerger).validate_python({"method": method, "weights": {"v0": 3.0}})
         plain = TypeAdapter(AnyMerger).validate_python({"method": method})
         assert np.allclose(merged(weighted, deltas), merged(plain, [3 * deltas[0], deltas[1]]), atol=1e-4)
+
+
+def test_the_published_steps_of_wudi_are_adam_on_its_loss():
+    deltas = [torch.tensor(delta, dtype=torch.float64) for delta in low_rank(5, 3, 7, 6, 2)]
+    expected = sum(deltas).clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([expected], lr=1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        sum((((expected - delta) @ delta.T).norm() / delta.norm()).square() for delta in deltas).backward()
+        optimizer.step()
+    found = merged(Wudi(steps=40, learning_rate=1e-2), [delta.numpy() for delta in deltas])
+    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+    # The solution is where many steps lead.
+    far = merged(Wudi(steps=3000, learning_rate=1e-2), [delta.numpy() for delta in deltas])
+    solved = merged(Wudi(), [delta.numpy() for delta in deltas])
+    losses = [
+        sum(float((((torch.tensor(one) - delta) @ delta.T).norm() / delta.norm()) ** 2) for delta in deltas)
+        for one in (solved, far, found)
+    ]
+    assert losses[0] <= losses[1] + 1e-6 < losses[2]
+
+
+def test_settings_that_came_later_are_out_of_the_key():
+    assert "steps" not in identity(Wudi())
+    assert identity(Wudi(steps=300)) == {**identity(Wudi()), "steps": 300}
+    assert "layer_scaling" not in identity(Tsv())
+    assert identity(Tsv(layer_scaling=(0.5, 1))) == {**identity(Tsv()), "layer_scaling": [0.5, 1.0]}

@@ -476,3 +476,20 @@ def test_variants_are_chosen_by_name():
         merging.select(variants, only=["bio"], without=["chem"])
     with pytest.raises(RecipeError, match="leaves nothing"):
         merging.select(variants, without=list(variants))
+
+
+@pytest.mark.parametrize("base", [None, base_of_sizes()], ids=["alone", "with a base"])
+def test_layers_are_scaled_on_a_straight_line(base: Checkpoint | None) -> None:
+    random = np.random.default_rng(0)
+    variants = {
+        name: TaskVector(
+            {n: torch.tensor(random.normal(size=shape), dtype=torch.float32) for n, shape in SHAPES.items()}
+        )
+        for name in "ab"
+    }
+    plain = merging.merge(Ties(density=0.5), variants, base=base).task_vector
+    found = merging.merge(Ties(density=0.5, layer_scaling=(0.5, 2)), variants, base=base).task_vector
+    last = 1 if base is None else 9  # the base has a layer 9, which nobody changes
+    factors = {"embed.weight": 1, "norm": 1, "layers.0.w": 0.5, "layers.1.w": 0.5 + 1.5 / last}
+    for name, factor in factors.items():
+        torch.testing.assert_close(found.delta(name), plain.delta(name) * factor)

@@ -212,7 +212,10 @@ def test_dense_and_low_rank_and_checkpoints_mix(tmp_path, base, vectors):
     assert all(torch.equal(merged.delta(name), wanted.delta(name)) for name in wanted)
 
 
-@pytest.mark.parametrize("merger", [Linear(weights={"v1": 3}), TaskArithmetic(lambda_=-0.5)])  # pyright: ignore[reportCallIssue]
+@pytest.mark.parametrize(
+    "merger",
+    [Linear(weights={"v1": 3}), TaskArithmetic(lambda_=-0.5), TaskArithmetic(layer_scaling=(0.5, 2))],  # pyright: ignore[reportCallIssue]
+)
 def test_a_linear_merge_of_low_rank_deltas_is_an_exact_adapter(tmp_path, base, merger):
     variants = {
         "v0": TaskVector({DOWN: low_rank(0, SHAPES[DOWN]), UP: low_rank(1, SHAPES[UP], rank=3)}),
@@ -221,7 +224,7 @@ def test_a_linear_merge_of_low_rank_deltas_is_an_exact_adapter(tmp_path, base, m
     found = merging.write(merger, variants, tmp_path / "out", base=base, form=AsAdapter())
     assert (found["exact"], found["energy"]) == (True, 1.0)
     read = merging.open_variant(tmp_path / "out", base)
-    merged = merging.merge(merger, variants).task_vector
+    merged = merging.merge(merger, variants, base=base).task_vector
     for name, rank in ((DOWN, 4), (UP, 3)):
         entry = read.entries[name]
         assert isinstance(entry, LowRank)

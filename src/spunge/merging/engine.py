@@ -151,6 +151,8 @@ def _combine(job: Job, write: Callable[[str, int, Tensor], None]) -> dict[str, A
                     grams=grams,
                 )
             ).reshape(-1)
+            if (factor := job.layer_factor(merged_as)) != 1.0:
+                merged = merged * factor
             # Beside the variants, so that one set of inner products gives cosines, norms and coverage alike.
             stacked[-1] = merged
             measures.add(stacked, thresholds)

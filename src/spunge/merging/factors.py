@@ -68,6 +68,7 @@ class Factors:
         coefficients = job.merger.combine(
             Block(unit, job.weights, (), tuple(job.variants), name, job.shapes[name], 0, job.options.seed)
         )
+        coefficients = coefficients * job.layer_factor(name)
         downs, ups, transposed = [], [], False
         for coefficient, variant in zip(coefficients.tolist(), job.variants.values(), strict=True):
             entry = variant.entries.get(name)

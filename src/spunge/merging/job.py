@@ -94,6 +94,11 @@ class _Held:
         return self._values.get(stored)
 
 
+def layer_of(name: str) -> int | None:
+    """Returns the number of the layer that a parameter is in, by the first number in its name; None outside of all."""
+    return next((int(part) for part in name.split(".") if part.isdecimal()), None)
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """One merge, checked: everything that the passes over the data need to know."""
@@ -203,6 +208,20 @@ class Job:
                 base = self._stored(read, start, stop - start, "base")
             changed = self._stored(entry.changed, start, stop - start)
             yield as_bytes(changed).view(np.uint16), as_bytes(base).view(np.uint16)
+
+    @cached_property
+    def _last_layer(self) -> int:
+        """The number of the last layer, from 0: of the base, or of those that change where none is given."""
+        names = self.shapes if self.base is None else self.base.tensors
+        return max((number for name in names if (number := layer_of(name)) is not None), default=0)
+
+    def layer_factor(self, name: str) -> float:
+        """What the merged delta of a tensor is multiplied by for the layer it is in; λ comes on top."""
+        scaling, layer = self.merger.layer_scaling, layer_of(name)
+        if scaling is None or layer is None:
+            return 1.0
+        first, last = scaling
+        return first + (last - first) * layer / max(self._last_layer, 1)
 
     def base_weights(self, name: str, start: int, stop: int) -> Tensor:
         """Returns one block of the base model's weights, in their own dtype; gone with the next."""
