@@ -26,6 +26,8 @@ SUBSET = RESERVED + "subset"
 MAX_LENGTH = RESERVED + "max_length"
 CONTENT = ("text", "system", "prompt", "response", "alternative", MAX_LENGTH, SUBSET)
 """The columns an unlearner may read; everything else in a forget set is an attribute."""
+_DIGESTED = 1 << 14
+"""Rows that are written as JSON at once for the digest: all would be another two copies of the data."""
 _BEGUN = r"^\s*(<[^<>\s]+>|\[\w+\])"
 """A row that may write out the token that begins a text (`<s>`, `<|begin_of_text|>`, `[gMASK]`)."""
 
@@ -263,13 +265,15 @@ def _digest(rows: pl.DataFrame) -> str:
         if _holds_bytes(dtype):
             digests = [None if cell is None else item_id(cell) for cell in rows[name].to_list()]
             rows = rows.with_columns(pl.Series(name, digests, dtype=pl.String))
-    content = rows.write_ndjson()
+    digest = hashlib.sha256()
+    for part in rows.iter_slices(_DIGESTED):
+        digest.update(part.write_ndjson().encode())
     texts = rows.select(pl.col(name) for name in CONTENT if rows.schema.get(name) == pl.String)
     if texts.select(pl.any_horizontal(pl.lit(False), pl.all().str.contains(_BEGUN).any())).to_series().any():
         # Such a row was once begun twice, and results that were stored of it are no longer those of its tokens. Which
         # tokens begin a text is the tokenizer's to say, and this does not know it: some rows are asked again in vain.
-        content += "begun once"
-    return hashlib.sha256(content.encode()).hexdigest()
+        digest.update(b"begun once")
+    return digest.hexdigest()
 
 
 def _holds_bytes(dtype: pl.DataType) -> bool:
