@@ -120,7 +120,7 @@ def rows(data: Any, **settings: Any) -> Corpus:
 
 
 def split(
-    rows: Corpus,
+    rows: Corpus | Any,
     by: str | Splitter = "column",
     *,
     model: str | Path | LanguageModel | None = None,
@@ -131,7 +131,7 @@ def split(
     """Splits a forget set by an attribute, as `split:` in a recipe does.
 
     Args:
-        rows: The forget set.
+        rows: The forget set, or whatever the function `rows` reads.
         by: `column` (with `column="domain"`), `expression`, `classifier`, `cluster`, `at_random`, or a splitter.
         model: The base model, for a splitter that asks it.
         seed: What a random split draws from.
@@ -153,6 +153,7 @@ def split(
     from spunge.weights.language_model import LanguageModel, Resident
 
     splitter: Splitter = _chosen(AnySplit, "split", "by", by, settings)
+    rows = _corpus(rows)
     if splitter.asks_base and model is None:
         raise RecipeError("split: this splitter asks the base model: give one as model=…")
     # No splitter that does not ask the base model looks at this handle.
@@ -165,8 +166,8 @@ def split(
 
 def unlearn(
     model: str | Path | LanguageModel,
-    forget: Corpus | Mapping[str, Corpus],
-    retain: Corpus | None = None,
+    forget: Corpus | Mapping[str, Corpus] | Any,
+    retain: Corpus | Any | None = None,
     method: str | Unlearner = "rmu",
     *,
     out: str | Path | None = None,
@@ -179,8 +180,8 @@ def unlearn(
 
     Args:
         model: The base model.
-        forget: The rows to forget; several by name are topics of one unlearning. For SPUNGE unlearn each subset by
-            itself and merge what comes of it.
+        forget: The rows to forget, or whatever `rows` reads; several by name are topics of one unlearning. For SPUNGE
+            unlearn each subset by itself and merge what comes of it.
         retain: The rows to keep, which most methods need.
         method: A method (`spunge methods` lists them), or an unlearner.
         out: A new directory for the task vector; None keeps it in memory alone.
@@ -200,7 +201,8 @@ def unlearn(
     with _new_or_temporary(out) as directory:
         step = standalone.Step(_handle(model), directory, seed, device, progress=progress)
         topics = forget if isinstance(forget, Mapping) else {"": forget}
-        written = standalone.unlearn_rows(step, unlearner, topics, retain)
+        topics = {name: _corpus(each) for name, each in topics.items()}
+        written = standalone.unlearn_rows(step, unlearner, topics, None if retain is None else _corpus(retain))
         return TaskVector.load(directory) if out is None else written
 
 
@@ -226,6 +228,8 @@ def merge(
     from spunge.weights.task_vector import TaskVector
 
     merger = _chosen(AnyMerge, "merge", "method", method, settings)
+    if isinstance(task_vectors, str | Path | TaskVector):
+        raise RecipeError("merge: give several task vectors, as a list or by name")
     if not isinstance(task_vectors, Mapping):
         task_vectors = {f"task_vector_{number}": vector for number, vector in enumerate(task_vectors, 1)}
     opened = {name: each if isinstance(each, TaskVector) else _open(each) for name, each in task_vectors.items()}
@@ -348,6 +352,13 @@ def _open(source: str | Path) -> TaskVector:
 
 def _handle(model: str | Path | LanguageModel) -> LanguageModel:
     return load(model) if isinstance(model, str | Path) else model
+
+
+def _corpus(data: Any) -> Corpus:
+    """Rows as they are, or whatever `rows` reads."""
+    from spunge.rows.sources import Corpus
+
+    return data if isinstance(data, Corpus) else rows(data)
 
 
 def _chosen(kind: Any, section: str, discriminator: str, method: Any, settings: Mapping[str, Any]) -> Any:

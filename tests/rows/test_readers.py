@@ -87,7 +87,7 @@ def test_a_byte_order_mark_and_the_line_ends_of_windows_are_no_content(tmp_path:
     ("encoding", "message"),
     [
         ("utf-16", "it is UTF-16: convert it, as with `iconv -f UTF-16 -t UTF-8 {name} > utf8-{name}`"),
-        ("latin-1", "it is not UTF-8, perhaps Latin-1 or Windows-1252: convert it, as with `iconv -f LATIN1 -t UTF-8"),
+        ("latin-1", "line 2 is not UTF-8, perhaps Latin-1 or Windows-1252: convert it, as with `iconv -f LATIN1 "),
     ],
 )
 def test_another_encoding_is_named_with_the_remedy(tmp_path: Path, name: str, encoding: str, message: str) -> None:

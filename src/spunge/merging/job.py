@@ -312,7 +312,8 @@ def _shapes(variants: Mapping[str, TaskVector], base: Checkpoint | None) -> dict
                 base.check(name, shape, variant)
             if shapes.setdefault(name, shape) != shape:
                 raise IncompatibleTaskVectors(
-                    f"{name}: the shape is {list(shapes[name])} in {owner[name]} and {list(shape)} in {variant}"
+                    f"{name}: the shape is {list(shapes[name])} in {owner[name]} and {list(shape)} in {variant}: they "
+                    "are of different base models"
                 )
             owner.setdefault(name, variant)
     check_base(variants, base)

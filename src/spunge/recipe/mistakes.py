@@ -104,6 +104,8 @@ def _reason(error: Any, root: Any, path: Sequence[int | str]) -> str:
         return f"a section is wanted{_written_out(value, _kinds_at(root, path))} (got {value!r})"
     if kind == "list_type" and isinstance(value, str | int | float):
         return f"a list is wanted: write [{value}] (got {value!r})"
+    if kind == "list_type" and isinstance(value, Mapping):
+        return "a list is wanted: put it in [ ], or each part on lines of its own that begin with `-`"
     if kind == "extra_forbidden":
         return "unknown setting"
     if kind == "missing":
@@ -127,11 +129,20 @@ def _written_out(value: Any, kinds: Sequence[type[BaseModel]]) -> str:
         if tag(kind) == value:
             return f": write {{{discriminator(kind)}: {value}}}"
     for kind in kinds:
-        required = [field.alias or name for name, field in kind.model_fields.items() if field.is_required()]
+        required = {field.alias or name: field for name, field in kind.model_fields.items() if field.is_required()}
         if len(required) == 1:
+            ((name, field),) = required.items()
             by = f"by: {tag(kind)}, " if "by" in kind.model_fields else ""
-            return f": write {{{by}{required[0]}: {value}}}"
+            inner = _listed(field.annotation, value) if typing.get_origin(field.annotation) is list else value
+            return f": write {{{by}{name}: {inner}}}"
     return ""
+
+
+def _listed(annotation: Any, value: Any) -> str:
+    """A list of the one section whose setting that matters has this value."""
+    part = next(models(annotation), None)
+    first = next((name for name, field in part.model_fields.items() if field.is_required()), None) if part else None
+    return f"[{{{first}: {value}}}]" if first else f"[{value}]"
 
 
 def _wanted_discriminator(error: Any) -> str:

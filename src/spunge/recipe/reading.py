@@ -21,6 +21,7 @@ from spunge.recipe.mistakes import in_document, in_settings, near
 from spunge.recipe.overrides import apply, split
 from spunge.recipe.schema import Experiment, Suite
 from spunge.recipe.yaml import Document
+from spunge.rows.readers import SUFFIXES
 from spunge.settings import Settings
 
 S = TypeVar("S", bound=Settings)
@@ -88,6 +89,11 @@ def read_suite(suite: str, overrides: Sequence[str] = (), *, allow_code: bool = 
     if not Path(suite).is_file() and suite not in shipped.recipes():
         document, name, folder = yaml.load(f"[{{suite: {json.dumps(suite)}}}]", "--suite"), "--suite", None
     else:
+        if suite.endswith(SUFFIXES) and not suite.endswith(".json"):
+            raise RecipeError(
+                f"{suite}: a data file, not a suite: a suite is a YAML list that says how to ask it, such as "
+                f"[{{suite: mine, method: multiple_choice, goal: forget, sources: [{{path: {suite}}}]}}]"
+            )
         file = _find(suite)
         name, folder = _shown(file), _folder(file)
         document = yaml.load(file.read_bytes(), name)
@@ -134,6 +140,8 @@ def _validated(root: type[S], document: Document, words: Sequence[str]) -> S:
 def _find(recipe: str | Path) -> Path | Traversable:
     path = Path(recipe)
     refuse_special(path)
+    if path.is_file() and path.name.endswith(SUFFIXES) and path.suffix != ".json":  # JSON is YAML
+        raise RecipeError(f"{recipe}: a data file, not a recipe: `spunge init {recipe} --model M` writes one for it")
     if path.is_file():
         return path
     recipes = shipped.recipes()

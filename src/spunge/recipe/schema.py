@@ -8,6 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, WrapValidator, field_validator, model_validator
@@ -443,8 +444,12 @@ def _overridden(method: M, fields: Mapping[str, Any], section: str) -> M:
 
 
 def json_schema() -> dict[str, Any]:
-    """Returns the JSON Schema of a recipe, with the documentation of every setting."""
-    return Experiment.model_json_schema()
+    """Returns the JSON Schema of a recipe, with the documentation of every setting and the version it is of."""
+    number = version("spunge")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"urn:spunge:recipe:{number}",
+        "$comment": f"recipes of Spunge {number}", **Experiment.model_json_schema(),
+    }  # fmt: skip
 
 
 def methods() -> dict[str, dict[str, type[BaseModel]]]:

@@ -124,7 +124,8 @@ def load_items(
     columns = next(iter(rows.values()))
     for name in (*needs, *readers):
         if name not in columns:
-            raise DataError(f"{sources[0].path}: no column {name!r}; columns are {', '.join(columns)}")
+            named = ", which `attributes` names" if name in readers else ""
+            raise DataError(f"{sources[0].path}: no column {name!r}{named}; columns are {', '.join(columns)}")
     items = []
     for name, row in rows.items():
         values = {column: read(row[column]) for column, read in readers.items()}
@@ -174,7 +175,11 @@ class RowSettings(Settings):
 def suite_items(settings: RowSettings, *needs: str, **options: Any) -> list[Item]:
     """Reads the items that settings ask about; see `load_items` for the rest."""
     chosen = {"where": settings.where, "limit": settings.limit, "part": settings.part}
-    return load_items(settings.sources, needs=needs, **{"attributes": settings.attributes, **chosen, **options})
+    try:
+        return load_items(settings.sources, needs=needs, **{"attributes": settings.attributes, **chosen, **options})
+    except DataError as error:
+        suite = getattr(settings, "suite", None)
+        raise DataError(f"suite {suite!r}: {error}" if suite else str(error)) from error
 
 
 def item_table(suite: str, measured: Iterable[Measurement]) -> ItemTable:

@@ -164,10 +164,19 @@ def _open_zstd(path: Path) -> BinaryIO:
 
 
 def _encoding(path: Path) -> str:
-    """Says what encoding a file that is not UTF-8 seems to be in, and how to mend it."""
+    """Says in which line a file is not UTF-8, what encoding it seems to be in, and how to mend it."""
     with _open(path) as stream:
-        content = stream.read(1 << 16)
-    seems, name = "it is not UTF-8, perhaps Latin-1 or Windows-1252", "LATIN1"  # all bytes are valid there: a guess
+        content, line = stream.read(1 << 16), 1
+        stream.seek(0)
+        for line, text in enumerate(stream, 1):  # noqa: B007
+            try:
+                text.decode()
+            except UnicodeDecodeError:
+                break
+    seems, name = (
+        f"line {line} is not UTF-8, perhaps Latin-1 or Windows-1252",
+        "LATIN1",
+    )  # all bytes are valid there: a guess
     if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:1000]:
         seems, name = "it is UTF-16", "UTF-16"
     return f"{seems}: convert it, as with `iconv -f {name} -t UTF-8 {path.name} > utf8-{path.name}`"
@@ -289,9 +298,9 @@ def _read_csv(path: Path, reading: Reading) -> pl.DataFrame:
     with _open(path) as stream:
         content = stream.read()
     content.decode("utf-8-sig")  # polars would only say that it is invalid
-    header = content.split(b"\n", 1)[0]
-    # Where decimals have a comma, spreadsheets part cells by semicolons.
-    separator = next((mark for mark in (",", ";", "\t") if mark.encode() in header), ",")
+    header = re.sub(rb'"[^"]*"', b"", content.split(b"\n", 1)[0])
+    # Where decimals have a comma, spreadsheets part cells by semicolons; a column's name may hold any of the three.
+    separator = max((",", ";", "\t"), key=lambda mark: header.count(mark.encode()))
     # Every column stays text: inference would turn the label 007 into 7 and NA into null.
     return pl.read_csv(content, infer_schema=False, separator=separator)
 

@@ -80,6 +80,10 @@ class Corpus:
 
     rows: pl.DataFrame
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.rows, pl.DataFrame):
+            raise TypeError(f"a Corpus holds a polars frame, not {type(self.rows).__name__}: spunge.rows(…) reads one")
+
     def __len__(self) -> int:
         return self.rows.height
 
@@ -175,8 +179,10 @@ class Corpus:
             raise DataError(f"{label}: cannot evaluate {shown}: {reason}") from error
         except pl.exceptions.PolarsError as error:
             reason = f"{expressions.in_words(error)}; {_columns_in_words(self.rows)}"
-            names = [name for name in re.findall(r'"([^"]*)"', expression) if name not in self.rows.columns]
-            if names:  # SQL's double quotes are for the names of columns
+            # SQL's double quotes are for the names of columns, as bare words are.
+            unknown = re.findall(r'"([^"]*)"', expression) + re.findall(r'unable to find column "([^"]*)"', str(error))
+            names = [name for name in unknown if name not in self.rows.columns]
+            if names:
                 reason += f"; text stands in single quotes: '{names[0]}'"
             raise DataError(f"{label}: cannot evaluate {shown}: {reason}") from error
         if len(values) not in (1, len(self)):

@@ -204,6 +204,11 @@ class TaskVector:
         """
         from spunge.weights.language_model import LanguageModel, Resident
 
+        if not isinstance(model, str | Path | LanguageModel):
+            raise TypeError(
+                f"on takes the base model's directory, hub id or handle, from whose files it is restored, not "
+                f"{type(model).__name__}; apply(model.state_dict()) gives the changed weights of a loaded one"
+            )
         handle = model if isinstance(model, LanguageModel) else LanguageModel(id=str(model))
         origin.check_base({"the task vector": self}, handle.checkpoint())
         with Resident(device).variant(handle, self) as changed:
@@ -353,6 +358,11 @@ class TaskVector:
         Raises:
             IncompatibleTaskVectors: A parameter is missing or has another shape.
         """
+        if not isinstance(weights, Mapping):
+            raise TypeError(
+                f"apply takes weights by name, not {type(weights).__name__}: model.state_dict(); a model of its own "
+                "gives `with vector.on(base) as model`"
+            )
         changed = {}
         for name in self:
             if name not in weights:
@@ -376,7 +386,9 @@ def add(weight: Tensor, delta: Tensor, scale: float) -> Tensor:
 def check_shape(name: str, base: tuple[int, ...], other: tuple[int, ...], owner: str = "the task vector") -> None:
     """Raises IncompatibleTaskVectors, naming the tensor, unless both shapes are the same."""
     if tuple(base) != tuple(other):
-        raise IncompatibleTaskVectors(f"{name}: the base model's shape is {list(base)}, {owner}'s {list(other)}")
+        raise IncompatibleTaskVectors(
+            f"{name}: the base model's shape is {list(base)}, {owner}'s {list(other)}: it is of another base model"
+        )
 
 
 def _scale_in(manifest: Mapping[str, Any]) -> float:
