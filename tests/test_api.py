@@ -13,7 +13,7 @@ from report_runs import write_run
 import spunge
 from spunge import api, report
 from spunge.cli import steps
-from spunge.errors import RecipeError
+from spunge.errors import ArtifactError, RecipeError
 from spunge.recipe.schema import Experiment
 from spunge.run import pipeline
 from spunge.splitters import AtRandom
@@ -196,3 +196,39 @@ def test_the_names_of_the_package_are_all_there_and_typed() -> None:
     assert all(getattr(spunge, name) is not None for name in spunge.__all__)
     assert set(api.__all__) <= set(spunge.__all__)
     assert callable(spunge.rows)
+
+
+def test_what_is_pushed_is_what_was_exported(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    class Hub:
+        def __init__(self, **settings: Any) -> None: ...
+
+        def create_repo(self, repository: str, **settings: Any) -> None:
+            asked.append((repository, settings))
+
+        def upload_folder(self, **settings: Any) -> str:
+            asked.append((settings["repo_id"], settings))
+            if settings["repo_id"] == "me/refused":
+                raise OSError("403 Forbidden: no right to write\nmore")
+            return "https://hub/commit/1"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    vector = spunge.TaskVector({"model.norm.weight": torch.ones(16)})
+    exported = spunge.export(vector, tmp_path / "out", model=tiny_model)
+    assert spunge.push_to_hub(exported, "me/model") == "https://hub/commit/1"
+    (_, made), (_, sent) = asked
+    assert made == {"private": True, "exist_ok": True}
+    assert sent["folder_path"] == exported
+    assert "README.md" in {file.name for file in sent["folder_path"].iterdir()}
+    assert spunge.push_to_hub(vector.save(tmp_path / "tv"), "me/vector", private=False).startswith("https")
+    with pytest.raises(ArtifactError, match="me/refused: the hub does not take it: 403 Forbidden: no right to write;"):
+        spunge.push_to_hub(exported, "me/refused")
+    with (exported / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+    with pytest.raises(ArtifactError, match="damaged"):
+        spunge.push_to_hub(exported, "me/model")
+    with pytest.raises(ArtifactError, match="nothing that export, merge or unlearn wrote"):
+        spunge.push_to_hub(tmp_path, "me/model")
+    assert len(asked) == 6

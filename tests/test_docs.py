@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import typer
 
 import spunge
 from spunge.cli.commands import app
+from spunge.recipe import schema
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
@@ -79,6 +82,29 @@ def test_every_environment_variable_that_is_read_is_documented() -> None:
     assert {"WORLD_SIZE", "SPUNGE_VLLM_PYTHON", "CUDA_VISIBLE_DEVICES"} <= read
     documented = (ROOT / "docs" / "howto.md").read_text(encoding="utf-8")
     assert [name for name in sorted(read) if f"`{name}`" not in documented] == []
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = json.loads((ROOT / "docs" / "first_steps.ipynb").read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for number, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [], "outputs are not kept: they would not be those of this version"
+            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+    assert names["left"] < 0.8 < names["known"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_reference_has_every_command_method_and_name() -> None:
+    pytest.importorskip("mkdocs", reason="the extra `docs`")
+    page = runpy.run_path(str(ROOT / "docs" / "reference_page.py"))["reference"]()
+    assert {f"### `spunge.{name}`" for name in spunge.__all__} <= set(page.splitlines())
+    for words in ("spunge run", "spunge store gc", "spunge init"):
+        assert f"### `{words}`" in page
+    for kinds in schema.methods().values():
+        assert all(f"### `{name}`" in page for name in kinds)
 
 
 @pytest.mark.long

@@ -85,7 +85,7 @@ def test_data_where_a_recipe_or_a_suite_is_wanted(tmp_path: Path) -> None:
 
 def test_task_vectors_of_two_base_models(tiny_model: Path, tmp_path: Path) -> None:
     smaller = make_model(tmp_path / "smaller", hidden_size=8, intermediate_size=16)
-    settings = {"layer": 2, "steering_coefficient": 5, "alpha": 10, "max_steps": 1}
+    settings: dict[str, Any] = {"layer": 2, "steering_coefficient": 5, "alpha": 10, "max_steps": 1}
     vectors = [tmp_path / name for name in ("a", "b")]
     for model, out in zip((tiny_model, smaller), vectors, strict=True):
         spunge.unlearn(model, sentences(8, 1), sentences(8, 2), out=out, **settings)

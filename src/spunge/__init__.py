@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spunge.api import evaluate, export, load, load_vector, merge, open, rows, run, split, unlearn
+    from spunge.api import evaluate, export, load, load_vector, merge, open, push_to_hub, rows, run, split, unlearn
     from spunge.errors import SpungeError
     from spunge.recipe.schema import Experiment
     from spunge.report.opened import OpenedRun
@@ -36,6 +36,7 @@ __all__ = [
     "load_vector",
     "merge",
     "open",
+    "push_to_hub",
     "rows",
     "run",
     "split",
@@ -52,7 +53,20 @@ _MODULES = {
     "SpungeError": "errors",
     "TaskVector": "weights.task_vector",
     **dict.fromkeys(
-        ("evaluate", "export", "load", "load_vector", "merge", "open", "rows", "run", "split", "unlearn"), "api"
+        (
+            "evaluate",
+            "export",
+            "load",
+            "load_vector",
+            "merge",
+            "open",
+            "push_to_hub",
+            "rows",
+            "run",
+            "split",
+            "unlearn",
+        ),
+        "api",
     ),
 }
 

@@ -24,7 +24,19 @@ if TYPE_CHECKING:
 
     Suite: TypeAlias = str | Path | Mapping[str, Any] | Evaluator
 
-__all__ = ["evaluate", "export", "load", "load_vector", "merge", "open", "rows", "run", "split", "unlearn"]
+__all__ = [
+    "evaluate",
+    "export",
+    "load",
+    "load_vector",
+    "merge",
+    "open",
+    "push_to_hub",
+    "rows",
+    "run",
+    "split",
+    "unlearn",
+]
 
 
 def run(
@@ -321,6 +333,45 @@ def export(
         assert path is not None
         standalone.export(_handle(model), path, Path(out), form=written)
     return Path(out)
+
+
+def push_to_hub(directory: str | Path, repository: str, *, private: bool = True, message: str | None = None) -> str:
+    """Uploads what `export` wrote to the hub: a checkpoint, an adapter or a task vector, with its card.
+
+    Args:
+        directory: What `export`, `merge` or `unlearn` wrote.
+        repository: `owner/name`; made where there is none.
+        private: Whether a new repository is.
+        message: Of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ArtifactError: There is no such thing, it is damaged, or the hub does not take it.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    from spunge.errors import ArtifactError, hub_refusal
+    from spunge.weights import seal
+    from spunge.weights.task_vector import FILE, TaskVector
+
+    path = Path(directory)
+    if (path / FILE).exists():
+        TaskVector.open(path).verify()
+    elif not (path / seal.SEAL).exists():
+        raise ArtifactError(f"{path}: nothing that export, merge or unlearn wrote (no {FILE}, no {seal.SEAL})")
+    else:
+        seal.verify(path)
+    try:
+        hub = HfApi(library_name="spunge")
+        hub.create_repo(repository, private=private, exist_ok=True)
+        return str(
+            hub.upload_folder(folder_path=path, repo_id=repository, commit_message=message or "Upload by Spunge")
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ArtifactError(f"{repository}: the hub does not take it: {hub_refusal(error, repository)}") from error
 
 
 def load_vector(source: str | Path, *, model: str | Path | LanguageModel | None = None) -> TaskVector:
