@@ -75,6 +75,11 @@ def test_every_link_and_every_file_that_is_named_leads_somewhere(page: Path) -> 
     assert not missing + [name for name in named if not (ROOT / name).exists()]
 
 
+def test_no_page_has_the_marks_of_a_conflict() -> None:
+    pages = [*PAGES, *(ROOT / name for name in ("mkdocs.yml", "pyproject.toml", "constraints.txt"))]
+    assert [page.name for page in pages if re.search(r"^(<{7}|>{7}) ", page.read_text(encoding="utf-8"), re.M)] == []
+
+
 def test_every_environment_variable_that_is_read_is_documented() -> None:
     code = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "src").rglob("*.py"))
     read = set(re.findall(r"environ(?:\.get|\.setdefault)?[\[(]\"([A-Z_]+)\"", code))
