@@ -1,4 +1,4 @@
-"""Other labels for ToxiGen's rows, as functions that a study's recipe splits by: some wrong, some one too many."""
+"""Other subsets of the studies' rows, as functions a recipe splits by: groups apart, and random parts."""
 
 from __future__ import annotations
 
@@ -14,24 +14,6 @@ GROUPS = ("mexican", "women", "muslim", "lgbtq", "physical_disability")
 def right(row: Mapping[str, Any]) -> list[str]:
     """The row's groups among the study's five."""
     return [group for group in map(toxigen_group, row["target_groups"]) if group in GROUPS]
-
-
-def wrong_10(row: Mapping[str, Any]) -> list[str]:
-    """The row's groups, of every tenth row drawn another group for each."""
-    return _wrong(row, 0.1)
-
-
-def wrong_30(row: Mapping[str, Any]) -> list[str]:
-    """The row's groups, of three rows of ten another group for each."""
-    return _wrong(row, 0.3)
-
-
-def overlapping(row: Mapping[str, Any]) -> list[str]:
-    """The row's groups, and for three rows of ten another group beside them."""
-    drawn, groups = random.Random(row["id"]), right(row)
-    if not groups or drawn.random() >= 0.3:
-        return groups
-    return [*groups, drawn.choice([group for group in GROUPS if group not in groups])]
 
 
 def women_apart(row: Mapping[str, Any]) -> list[str]:
@@ -59,13 +41,11 @@ def twentieths(row: Mapping[str, Any]) -> str | None:
     return _part(row, 20)
 
 
+def people(row: Mapping[str, Any]) -> str:
+    """One of three parts of the birthdays, drawn at random for each person: all that is said of one stays together."""
+    person = f"{row['split']} {row['person']}"
+    return f"part_{random.Random(person).randrange(3) + 1}"
+
+
 def _part(row: Mapping[str, Any], parts: int) -> str | None:
     return f"part_{random.Random(row['id']).randrange(parts) + 1}" if right(row) else None
-
-
-def _wrong(row: Mapping[str, Any], share: float) -> list[str]:
-    # By the row's number: the same rows whatever the seed, and those of a smaller share among those of a larger.
-    drawn, groups = random.Random(row["id"]), right(row)
-    if drawn.random() >= share:
-        return groups
-    return [drawn.choice([other for other in GROUPS if other != group]) for group in groups]

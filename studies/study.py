@@ -176,9 +176,17 @@ def ask(experiment: Experiment, name: str, arm: Arm, seed: int, executor: Local,
         for asked, artifact in steps.evaluate(context, variants, matched.elsewhere)
     ]  # fmt: skip
     manifests = [one.artifact.manifest for one in trained if one.artifact is not None]
-    cost = {name: sum(manifest.get(name, 0) for manifest in manifests) for name in ("steps", "seconds")}
+    cost: dict[str, Any] = {name: sum(manifest.get(name, 0) for manifest in manifests) for name in ("steps", "seconds")}
+    cost["cosine"] = _cosine(variant)
     print(f"seed {seed}: {name}: {cost['steps']} steps, {cost['seconds']:.0f} s of training", flush=True)
     return Asked(pl.concat(tables), [{**match, **cost} for match in matched.matches])
+
+
+def _cosine(variant: Variant) -> float | None:
+    """How much a merge's parts agree: the mean cosine of two parts' vectors, over layers; None of a joint model."""
+    layers = variant.artifact.manifest.get("diagnostics", {}).get("layers", {}) if variant.artifact else {}
+    cosines = [value for layer in layers.values() for row in layer["cosines"].values() for value in row.values()]
+    return sum(cosines) / len(cosines) if cosines else None
 
 
 def tune(study: Study, name: str, where: Where, executor: Local) -> list[dict[str, Any]]:

@@ -128,7 +128,8 @@ def _spent(matches: Sequence[Mapping[str, Any]], arm: str, point: str) -> dict[s
     here = [one for one in matches if one["variant"] == arm and f"{one['matching']} {one['budget']:g}" == point]
     if not here:
         return {}
-    figures = {name: [one[name] for one in here] for name in ("scale", "near", "far", "steps", "seconds")}
+    spent = ("scale", "near", "far", "steps", "seconds", "cosine")
+    figures: dict[str, list[Any]] = {name: [one.get(name) for one in here] for name in spent}
     missed = [one["status"] for one in here if one["status"] != "matched"]
     means = {name: float(f"{np.mean(values):.4g}") for name, values in figures.items() if None not in values}
     return {**means, **({"missed": missed} if missed else {})}

@@ -17,39 +17,46 @@ import summary
 
 STUDIES = Path(__file__).parent
 PAGE = STUDIES.parent / "docs" / "study.md"
-MARKED = re.compile(r"(<!-- (arms|contrasts|trials) ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
+MARKED = re.compile(r"(<!-- (arms|contrasts|trials) ([\w-]+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.S)
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def arms(results: Results, signs: Mapping[str, int], order: Iterable[str]) -> str:
-    """Returns the table of the arms: what each forgets at every point, of its worst group too, and what it took."""
+def arms(results: Results, sign: int, order: Iterable[str]) -> str:
+    """Returns the table of the arms: what each forgets at every point, of its worst group too, and what it took.
+
+    Args:
+        results: Of one suite.
+        sign: −1 where a score falls as something is forgotten.
+        order: The arms.
+    """
     rows = [row for row in results["arms"] if row["arm"] != "base"]
     points = sorted({row["point"] for row in rows}, reverse=True)  # near before far
     chosen = {trial["arm"]: _rate(trial["settings"]) for trial in results.get("tuning", ()) if trial["chosen"]}
+    parted = any("cosine" in row for row in rows)
     head = ["arm", "seeds", *(["learning rate"] if chosen else [])]
     for point in points:
         head += [f"{point}: forgotten", "worst group"]
-    lines = [[*head, "λ near", "steps"]]
+    lines = [[*head, "λ near", "steps", *(["parts' cosine"] if parted else [])]]
     for arm in order:
         at = {row["point"]: row for row in rows if row["arm"] == arm}
         line = [arm, str(len(at[points[0]]["seeds"])), *([chosen[arm]] if chosen else [])]
         for point in points:
-            sign = signs[at[point]["suite"]]
             line += [f"{sign * at[point]['mean']:.3f}", f"{min(sign * x for x in at[point]['by_group'].values()):.3f}"]
         spent = at[points[0]]
-        lines.append([*line, f"{spent['scale']:.2f}", f"{spent['steps']:.0f}"])
+        line += [f"{spent['scale']:.2f}", f"{spent['steps']:.0f}"]
+        lines.append([*line, *([f"{spent['cosine']:.2f}" if "cosine" in spent else ""] if parted else [])])
     return _markdown(lines)
 
 
-def contrasts(results: Results, signs: Mapping[str, int]) -> str:
+def contrasts(results: Results, sign: int) -> str:
     """Returns the table of the contrasts: how much more the first forgets than the second, at every point."""
     rows = results["contrasts"]
     points = sorted({row["point"] for row in rows}, reverse=True)
     lines = [["difference", "seeds", *points, "could be found near"]]
     for pair in dict.fromkeys(tuple(row["arms"]) for row in rows):
         at = {row["point"]: row for row in rows if tuple(row["arms"]) == pair}
-        told = [_difference(at[point], signs[at[point]["suite"]]) for point in points]
+        told = [_difference(at[point], sign) for point in points]
         first = at[points[0]]
         lines.append([" − ".join(pair), str(first["seeds"]), *told, f"{first['detectable']:.3f}"])
     return _markdown(lines)
@@ -73,13 +80,15 @@ def written(page: str) -> str:
     """Returns the page with every marked table as the results have it."""
 
     def table(found: re.Match[str]) -> str:
-        start, kind, name, end = found.groups()
+        start, kind, name, suite, end = found.groups()
         results = json.loads((STUDIES / "results" / f"{name}.json").read_text(encoding="utf-8"))
         read = study.read(STUDIES / f"{name}.yaml")
-        signs = {suite: summary.sign(score.metric) for suite, score in read.scores.items()}
+        suite = suite or next(iter(read.scores))
+        asked = {part: [row for row in rows if row.get("suite", suite) == suite] for part, rows in results.items()}
+        sign = summary.sign(read.scores[suite].metric)
         if kind == "trials":
-            return start + trials(results) + end
-        return start + (arms(results, signs, read.arms) if kind == "arms" else contrasts(results, signs)) + end
+            return start + trials(asked) + end
+        return start + (arms(asked, sign, read.arms) if kind == "arms" else contrasts(asked, sign)) + end
 
     return MARKED.sub(table, page)
 
