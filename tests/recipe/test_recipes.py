@@ -211,3 +211,8 @@ def test_what_the_hub_does_not_hand_out_is_one_clear_line(
     with pytest.raises(DataError, match=message.format(page="datasets/some/rows")) as of_data:
         load_corpus([Source(path="some/rows")])
     assert not any("hf_secret" in str(raised.value) for raised in (of_model, of_data))
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parent / "recipes_0_1").iterdir()), ids=lambda file: file.stem)
+def test_a_recipe_of_the_first_version_is_still_read(file: Path) -> None:
+    assert reading.read(file).name == file.stem
