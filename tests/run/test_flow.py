@@ -10,12 +10,14 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from conftest import WORDS, sentences, write_jsonl
 
 from spunge.errors import DataError, RecipeError
 from spunge.files import host, locked
 from spunge.interfaces import Work
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
+from spunge.rows.items import is_sampled
 from spunge.rows.sources import SUBSET, Corpus
 from spunge.run import pipeline
 from spunge.run.compute import Compute
@@ -439,3 +441,46 @@ def test_an_anchor_needs_a_retain_set(world: dict[str, Any]) -> None:
     world |= {"unlearn": {"method": "gradient_ascent"}, "anchor": {}}
     with pytest.raises(RecipeError, match=r"anchor: .*say where `retain` is"):
         reading.parse(json.dumps(world))
+
+
+def test_a_subsets_model_is_asked_what_is_about_it_and_a_sample_and_all_where_the_recipe_says_so(
+    world: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = [
+        {"question": text, "choices": WORDS[index % 9 : index % 9 + 4], "answer": index % 4, "domain": "ab"[index % 2]}
+        for index, text in enumerate(sentences(160, 3))
+    ]
+    world["evaluate"][0]["sources"] = [{"path": str(write_jsonl(tmp_path / "many.jsonl", rows))}]
+    world["controls"] = ["joint"]
+    run = pipeline.run(Experiment.model_validate(world), out=tmp_path / "runs")
+    items = pl.read_parquet(run / "items.parquet").unique(["variant", "item"])
+    asked = {name: set(items.filter(pl.col("variant") == name)["item"]) for name in items["variant"].unique()}
+    about = {
+        value: set(items.filter(pl.col("attributes").str.contains(f'"{value}"', literal=True))["item"])
+        for value in "ab"
+    }
+    for name in ("joint", "spunge"):
+        assert asked[name] == asked["base"]
+    sample = asked["subset:a"] & asked["subset:b"]
+    assert len(asked["base"]) == 160
+    assert 12 < len(sample) < 60
+    for value in "ab":
+        assert asked[f"subset:{value}"] == about[value] | {name for name in asked["base"] if is_sampled(name, 160)}
+
+    results = json.loads((run / "report" / "results.json").read_text())
+    scores = {
+        row["attribute_value"]: row["n"]
+        for row in results["scores"]
+        if row["variant"] == "subset:a" and row["metric"] == "acc"
+    }
+    assert scores["a"] == 80
+    assert scores[None] == sum(is_sampled(name, 160) for name in asked["base"])
+    assert "random sample of all" in (run / "report" / "index.html").read_text()
+
+    again = pipeline.run(Experiment.model_validate(world | {"ask_subsets": "all"}), out=tmp_path / "runs")
+    items = pl.read_parquet(again / "items.parquet").unique(["variant", "item"])
+    assert set(items.group_by("variant").len()["len"]) == {160}
+    stages = [stage for stage in manifest_of(again)["stages"] if stage["stage"] == "evaluate"]
+    assert {stage["name"].partition(" on ")[0]: stage["status"] for stage in stages} == {
+        "base": "reused", "joint": "reused", "spunge": "reused", "subset:a": "computed", "subset:b": "computed",
+    }  # fmt: skip

@@ -17,7 +17,7 @@ from spunge.asking.encoding import Ids, context_window, encode, end_tokens, stat
 from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError, MissingExtra
 from spunge.interfaces import Forecast, Generation, Work
-from spunge.rows.items import Part, load_items
+from spunge.rows.items import Focus, Part, load_items
 from spunge.rows.sources import Source
 
 if TYPE_CHECKING:
@@ -72,12 +72,13 @@ class Ending:
 class Completions(Generation):
     """Has a variant complete every prompt of some rows, greedily."""
 
-    outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size", "focus"})
 
     sources: tuple[Source, ...]
     where: str | None
     part: Part
     limit: int | None
+    focus: Focus | None = None
     max_new_tokens: int
     stop_at_newline: bool
     engine: Literal["native", "vllm"]
@@ -129,7 +130,9 @@ class Completions(Generation):
 
     def prompts(self) -> list[str]:
         """Returns the prompts, in the order of the items."""
-        loaded = load_items(self.sources, needs=["prompt"], where=self.where, limit=self.limit, part=self.part)
+        loaded = load_items(
+            self.sources, needs=["prompt"], where=self.where, limit=self.limit, part=self.part, focus=self.focus
+        )
         prompts = [item.row["prompt"] for item in loaded]
         if not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
             raise DataError(f"{self.sources[0].path}: a row has an empty 'prompt'; remove it, or set `where`")

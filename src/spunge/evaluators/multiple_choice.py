@@ -43,6 +43,7 @@ class MultipleChoice(RowSettings, Evaluator):
     """Scores every choice of every question by its log-likelihood."""
 
     metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY, P_CORRECT, replace(ACCURACY_BY_LENGTH, shown=False))
+    in_part: ClassVar[bool] = True
     outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
     method: Literal["multiple_choice"] = "multiple_choice"

@@ -26,6 +26,7 @@ class Perplexity(RowSettings, Evaluator):
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = (TEXT_PERPLEXITY,)
+    in_part: ClassVar[bool] = True
     outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
     method: Literal["perplexity"] = "perplexity"

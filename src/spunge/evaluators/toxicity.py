@@ -90,6 +90,7 @@ class Toxicity(RowSettings, Evaluator):
         Metric("empty", "empty completions", share=True, better="low", shown=False),
     )
     offensive: ClassVar[bool] = True
+    in_part: ClassVar[bool] = True
     outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
     method: Literal["toxicity"] = "toxicity"
@@ -134,12 +135,18 @@ class Toxicity(RowSettings, Evaluator):
             sources=self.sources,
             where=self.where,
             part=self.part,
+            focus=self.focus,
             limit=self.limit,
             max_new_tokens=self.max_new_tokens,
             stop_at_newline=self.stop_at_newline,
             engine=choose_engine(self.engine),
             batch_size=self.batch_size,
         )
+
+    @property
+    def attribute_columns(self) -> tuple[str, ...]:
+        """Those of ToxiGen's groups and of what is expected among them."""
+        return (*self.attributes, *self.expected, *([self.toxigen_groups] if self.toxigen_groups else []))
 
     @property
     def scorers(self) -> tuple[Scorer, ...]:

@@ -209,6 +209,9 @@ class Experiment(Settings):
     each at its own λ."""
     evaluate: list[AnyEvaluate] = Field(min_length=1)
     """What every variant is asked."""
+    ask_subsets: Literal["sample", "all"] = "sample"
+    """What the models of one subset alone are asked of a suite of texts, prompts or choices: the items about it, by
+    their attributes, and a random fifth of all (thirty at least); or all. They are compared on what both were asked."""
     robustness: Literal["cheap", "full"] | list[str] | None = None
     """Which attacks are asked of every variant on every suite of what must go: `cheap`, those that train nothing, on
     samples of the items that together cost less than half of the evaluation; `full`, all; or some by name, those from

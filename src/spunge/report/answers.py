@@ -10,7 +10,8 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from spunge.rows.items import FAMILIARITY, MEMBER, NAN, REFERENCE
+from spunge.rows.items import FAMILIARITY, MEMBER, NAN, REFERENCE, is_sampled
+from spunge.variants import SUBSET
 
 AT = " @ "
 """Between an attacked task's own name and how it was attacked: `bio @ int4`."""
@@ -48,6 +49,8 @@ class Answers:
     scopes: list[Scope]
     clusters: np.ndarray | None = None
     """What each item came from (a template, an author, an article), where those were sampled rather than the items."""
+    sample: np.ndarray | None = None
+    """[items] Which are in the random sample that stands for all where a subset's model was not asked all."""
 
     def clusters_of(self, items: np.ndarray) -> list[str] | None:
         """Returns the clusters of some of the items."""
@@ -59,10 +62,17 @@ class Answers:
         return self.weights is None and bool(np.isin(self.values[~np.isnan(self.values)], (0.0, 1.0)).all())
 
     def complete(self, rows: Sequence[int], items: np.ndarray) -> np.ndarray:
-        """Returns those of the items that all these rows have an answer for; for perplexity, of at least one token."""
+        """Returns those of the items that all these rows have an answer for; for perplexity, of at least one token.
+
+        Where a subset's model was asked some of them, those of the random sample, so that they stand for all.
+        """
         known = ~np.isnan(self.values[list(rows)][:, items]).any(axis=0)
         if self.weights is not None:
             known &= (self.weights[list(rows)][:, items] > 0).all(axis=0)
+        in_part = any(self.models[row][0].startswith(SUBSET) for row in rows)
+        if self.sample is not None and in_part and not known.all():
+            # All that was asked would count what is about its subset for more than it is of the items.
+            known &= self.sample[items]
         return items[known]
 
     def answered(self, rows: Sequence[int], items: np.ndarray) -> np.ndarray:
@@ -107,13 +117,14 @@ def matrices(items: pl.LazyFrame, clusters: Mapping[str, str] | None = None) -> 
         scopes, labels = _scopes(index), _clusters(index, (clusters or {}).get(str(suite)))
         keys = list(index.select("task", "item").iter_rows())
         broken = _broken(grids, keys)
+        sample = np.array([is_sampled(item, len(keys)) for _, item in keys])
         for metric, grid in grids.items():
             if metric != NAN:
                 grid[broken] = np.nan
             if metric not in UNSCORED:
-                yield Answers(str(suite), metric, names, grid, None, keys, scopes, labels)
+                yield Answers(str(suite), metric, names, grid, None, keys, scopes, labels, sample)
         if "nll" in grids and "tokens" in grids:
-            yield Answers(str(suite), "perplexity", names, grids["nll"], grids["tokens"], keys, scopes, labels)
+            yield Answers(str(suite), "perplexity", names, grids["nll"], grids["tokens"], keys, scopes, labels, sample)
 
 
 def in_order(items: pl.LazyFrame, *columns: str) -> pl.DataFrame:

@@ -234,6 +234,11 @@ class Findings:
         row = self._scores.get((variant, *_key(column)[:3], attribute, value))
         return None if row is None or isnan(row.value) else row
 
+    def asked_in_part(self, name: str) -> bool:
+        """Whether a subset's model was asked fewer items of a suite than the base model."""
+        scores = [(self.score(name, column), self.score(BASE.name, column)) for column in self.columns]
+        return name in self.subset_of and any(one.n < all_of.n for one, all_of in scores if one and all_of)
+
     def score_of_seed(self, variant: str, seed: int, column: Column) -> Score | None:
         """Returns what a variant of one seed scored overall."""
         about = (variant, *_key(column))

@@ -147,6 +147,11 @@ def _variants(key: str, title: str, findings: Findings, variants: list[str]) -> 
         note += (
             " They are over the items of one seed: how far another seed would lie is unknown (--seeds 3 runs three)."
         )
+    if any(findings.asked_in_part(name) for name in variants):
+        note += (
+            " Models of one subset were asked what is about it and a random sample of all: their figures here are of "
+            "the sample, and they are compared on what both were asked (`ask_subsets: all` asks everything)."
+        )
     return Table(
         key,
         title,

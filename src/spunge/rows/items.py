@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import polars as pl
 from pydantic import Field
 
 from spunge.errors import DataError
 from spunge.files import FileMemory
+from spunge.rows.groups import toxigen_group
 from spunge.rows.sources import Source, item_id, load_corpus
 from spunge.settings import Settings
 
@@ -66,6 +69,43 @@ FAMILIARITY = "familiarity"
 MEMBER = "member"
 """The metric beside it that is 1 where the base model was trained on the row, 0 where it never read it."""
 
+_SAMPLED, _FEWEST = 0.2, 30
+"""Of a suite's items, by their hash, what is a random sample of it; at least about so many."""
+
+
+class Focus(Settings):
+    """Which items are asked of a model that only some of them are about: those, and a random sample of all."""
+
+    value: str
+    """Items with this value of an attribute are asked, in ToxiGen's spellings too."""
+    attributes: tuple[str, ...]
+    """The columns of attributes."""
+    needed: bool
+    """Whether all are asked where none has the value; else the sample is."""
+
+    def chosen(self, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+        """Returns those of the rows, by item name, that are asked."""
+        meant = {name for name, row in rows.items() if any(self._is_of(row.get(each)) for each in self.attributes)}
+        if self.needed and not meant:
+            return {**rows}
+        return {name: row for name, row in rows.items() if name in meant or is_sampled(name, len(rows))}
+
+    def _is_of(self, cell: Any) -> bool:
+        values = [str(each) for each in (cell if isinstance(cell, list) else [cell]) if each is not None]
+        return self.value in values or any(_group(value) == self.value for value in values)
+
+
+def _group(value: str) -> str | None:
+    with suppress(DataError):
+        return toxigen_group(value)
+    return None
+
+
+def is_sampled(item: str, count: int) -> bool:
+    """Whether an item is in the random sample of a suite of so many: for every model and in every run the same ones."""
+    # Of the name's own digits `limit` and a part make use: the choices must not depend on each other.
+    return zlib.crc32(item.encode()) / 2**32 < max(_SAMPLED, _FEWEST / count)
+
 
 @dataclass(frozen=True)
 class Item:
@@ -99,6 +139,7 @@ def load_items(
     where: str | None = None,
     limit: int | None = None,
     part: Part = "all",
+    focus: Focus | None = None,
 ) -> list[Item]:
     """Reads the items of an evaluation set.
 
@@ -111,6 +152,7 @@ def load_items(
         limit: Keeps so many rows, the first by their hash, so that every variant and run keeps the same.
         part: `validation` is the 30 % of the rows whose hash is lowest in another digit, `tune` and `choose` its two
             halves, `test` the rest.
+        focus: Keeps of all these what a model that only some are about is asked.
 
     Raises:
         DataError: A column is missing, or no row is left.
@@ -122,6 +164,7 @@ def load_items(
     if len(rows) > _REMEMBERED:
         _MEMORY.forget(choice)
     columns = next(iter(rows.values()))
+    rows = rows if focus is None else focus.chosen(rows)
     for name in (*needs, *readers):
         if name not in columns:
             named = ", which `attributes` names" if name in readers else ""
@@ -170,11 +213,22 @@ class RowSettings(Settings):
     """Which rows, by their hash: `validation` (30 %, to tune on), `test` (the rest), or `all`."""
     limit: int | None = Field(default=None, ge=1)
     """Asks only so many rows, the first by their hash."""
+    focus: Focus | None = Field(default=None, exclude_if=lambda focus: focus is None)
+    """Asks of those only what has a value of an attribute, and a random sample: set by a run for subsets' models."""
+    outside_key: ClassVar[frozenset[str]] = frozenset({"focus"})  # in the key of the task, where there is one
+
+    in_part: ClassVar[bool] = False
+    """Whether items are measured each by itself, so that a model may be asked some of them."""
+
+    @property
+    def attribute_columns(self) -> tuple[str, ...]:
+        """The columns of the items' attributes."""
+        return self.attributes
 
 
 def suite_items(settings: RowSettings, *needs: str, **options: Any) -> list[Item]:
     """Reads the items that settings ask about; see `load_items` for the rest."""
-    chosen = {"where": settings.where, "limit": settings.limit, "part": settings.part}
+    chosen = {"where": settings.where, "limit": settings.limit, "part": settings.part, "focus": settings.focus}
     try:
         return load_items(settings.sources, needs=needs, **{"attributes": settings.attributes, **chosen, **options})
     except DataError as error:

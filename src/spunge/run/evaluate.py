@@ -16,6 +16,7 @@ from spunge.run.identity import identity
 from spunge.run.keys import key
 from spunge.run.store import Artifact
 from spunge.run.variant import Base, Variant, VariantTask
+from spunge.settings import Settings
 
 _ANSWERS = "answers.parquet"
 
@@ -38,7 +39,7 @@ class Generate(VariantTask):
     @property
     def inputs(self) -> Mapping[str, Any]:
         """The weights and the prompts; nothing of who reads the completions."""
-        return {**self.weights, "generation": identity(self.generation)}
+        return {**self.weights, "generation": identity(self.generation), **_focus(self.generation)}
 
     def forecast(self, work: Work, earlier: Mapping[str, Forecast]) -> Forecast:
         """Says what writing takes, whatever the variant."""
@@ -115,6 +116,7 @@ class Evaluate(VariantTask):
         return {
             **self.weights,
             "evaluator": identity(self.evaluator),
+            **_focus(self.evaluator),
             **({"steps": [step.key for step in self.steps]} if self.steps else {}),
         }
 
@@ -148,6 +150,12 @@ class Evaluate(VariantTask):
         with work.resident.scaled(self.base.model, change) as at:
             at(1.0)
             return self.evaluator.evaluate(replace(loaded, at=at), work)
+
+
+def _focus(asked: Settings) -> dict[str, Any]:
+    """Which of the items are asked, in the key only where it is not all of them."""
+    focus = getattr(asked, "focus", None)
+    return {} if focus is None else {"focus": identity(focus)}
 
 
 @contextmanager

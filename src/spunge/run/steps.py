@@ -8,8 +8,9 @@ from typing import Any
 
 import polars as pl
 
-from spunge.interfaces import RETAIN, Merger, strength_of
+from spunge.interfaces import RETAIN, Evaluator, Merger, strength_of
 from spunge.recipe.schema import Experiment
+from spunge.rows.items import Focus, RowSettings
 from spunge.rows.sources import SUBSET, Corpus, concatenate, take_turns
 from spunge.run import sweep
 from spunge.run.anchor import AnchorToRetain
@@ -362,9 +363,21 @@ def evaluate(
     asked = sweep.reported(context.experiment)
     forget = [suite for suite in asked if suite.goal == "forget"]
     suites = [*asked, *context.rows.robustness.attacks]
-    tasks = [Evaluate(variant, suite, context.base) for variant in variants for suite in suites]
+    tasks = [
+        Evaluate(variant, _as_asked(context.experiment, suite, variant), context.base)
+        for variant in variants
+        for suite in suites
+    ]
     tasks += [Evaluate(variant, suite, context.base) for variant in elsewhere for suite in forget]
     return [(task.variant, artifact) for task, artifact in zip(tasks, evaluated(context.executor, tasks), strict=True)]
+
+
+def _as_asked(experiment: Experiment, suite: Evaluator, variant: Variant) -> Evaluator:
+    """A suite as it is asked of a variant: of a model of one subset what is about it, and a sample."""
+    if variant.subset is None or experiment.ask_subsets == "all" or not isinstance(suite, RowSettings):
+        return suite
+    focus = Focus(value=variant.subset, attributes=suite.attribute_columns, needed=suite.goal == "forget")
+    return suite.model_copy(update={"focus": focus}) if suite.in_part else suite
 
 
 def evaluated(executor: Executor, tasks: Sequence[Evaluate]) -> list[Artifact]:
