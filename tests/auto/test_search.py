@@ -137,16 +137,19 @@ def test_no_time_for_two_trials_says_how_much_is_needed(tmp_path: Path, monkeypa
         searched(tmp_path, None, bench, minutes=0.5)
 
 
-def test_events_tell_how_far_it_is(tmp_path: Path):
-    rungs, seen = ladder(1000), list[Event]()
+def test_events_tell_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rungs, seen, bench = ladder(1000), list[Event](), Computed()
+    monkeypatch.setattr(clock, "monotonic", lambda: 1.0 * len(bench.made))
     studies: dict[Arm, Study] = {
         arm: Study(tmp_path, arm, SPACES, [name_of(*point) for point in points(arm, wide=False)], 0) for arm in ARMS
     }
-    Search(cast("Bench", Computed()), studies, rungs, Clock(None, rungs), tmp_path, 3, seen.append).run()
+    Search(cast("Bench", bench), studies, rungs, Clock(None, rungs), tmp_path, 3, seen.append).run()
     assert [event.done for event in seen] == list(range(1, len(seen) + 1))
     assert {event.whole for event in seen} == {len(seen)}
-    assert seen[-1].left == 0.0
-    assert all(event.left is not None for event in seen)
+    left = [event.left for event in seen]
+    assert left[0] is not None
+    assert left[-1] is not None
+    assert left[-1] < left[0]
 
 
 @given(rows=st.integers(8, 100_000))

@@ -11,7 +11,7 @@ from typing import Any
 from spunge.auto.rungs import Rung
 from spunge.auto.trials import Arm, points
 
-_UNTIL = (0.45, 0.7, 0.88)
+_UNTIL = (0.42, 0.66, 0.84)
 """By which share of the time each rung has ended; the rest is for choosing and judging."""
 
 
@@ -78,4 +78,6 @@ class Clock:
             return max(0.0, self.whole - self.spent)
         guesses = [(self.expected(arm, self.rungs[number]), count) for (arm, number), count in waiting.items() if count]
         trials = sum((guess or 0.0) * count for guess, count in guesses)
-        return None if any(guess is None for guess, _ in guesses) else trials / _UNTIL[-1]
+        if any(guess is None for guess, _ in guesses):
+            return None
+        return trials + (self.spent + trials) * (1 / _UNTIL[-1] - 1)  # then it is chosen and judged
