@@ -8,11 +8,12 @@ against the result, so far that the KL divergence from the base model on the ret
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from spunge.interfaces import Forecast, Unlearner, Work, require_retain
+from spunge.settings import SearchRange
 from spunge.training.settings import Lora, Tuning
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class RepSelect(Unlearner):
     method: Literal["rep_select"] = "rep_select"
     lora: Lora = Lora(dropout=0.0, target_modules="all-linear")
     """The adapter that learns the forget set before its gradient is taken; it is thrown away."""
-    lora_learning_rate: float = Field(default=0.01, gt=0)
+    lora_learning_rate: Annotated[float, SearchRange(0.005, 0.5, log=True, first=0.01)] = Field(default=0.01, gt=0)
     """The step of its plain gradient descent, one pass over the forget set. Of the two settings worth a search this is
     one: 0.005 to 0.5."""
     components: int = Field(default=512, ge=1)
