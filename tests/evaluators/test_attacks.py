@@ -17,6 +17,7 @@ from spunge.evaluators.attacks import (
     Interpolation,
     JunkDirection,
     LogitLens,
+    Material,
     Noise,
     OptionShift,
     Patching,
@@ -27,6 +28,7 @@ from spunge.evaluators.attacks import (
     RetrainingOnFacts,
     Rewording,
     Stripping,
+    TunedLens,
 )
 from spunge.evaluators.attacks.probe import fitted
 from spunge.evaluators.attacks.pruning import pruned
@@ -502,3 +504,40 @@ def test_an_adapter_beside_the_weights_learns_what_pefts_does_and_leaves(tmp_pat
             layer.lora_A["default"].weight.copy_(A)
             layer.lora_B["default"].weight.copy_(B)
     assert torch.allclose(adapted(input_ids=ids).logits, written, atol=1e-5)
+
+
+def test_a_translation_is_the_best_affine_map_of_what_the_layers_put_out(tmp_path):
+    of = asking(tmp_path)
+    texts = [f"{text} and so on {number}" for number in range(20) for text in TEXTS]
+    path = write(tmp_path / "benign.jsonl", [{"text": text} for text in texts])
+    model = llama()
+    one = attack(TunedLens, of, train_on=[{"path": str(path)}], rows=60, depths=[0.5], ridge=1e-9)
+    one.check()
+    table = one.evaluate(variant(model, byte_tokenizer()), work(tmp_path))
+    assert not any(module._forward_hooks for module in model.modules())
+
+    def outputs(ids):
+        with torch.no_grad():
+            states = model.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+        kept = []
+        hook = model.model.layers[-1].register_forward_hook(lambda m, a, out: kept.append(out))
+        with torch.no_grad():
+            model.model(input_ids=torch.tensor([ids]))
+        hook.remove()
+        return states[1][0].double().numpy(), kept[0][0].double().numpy()
+
+    read = [outputs([0, *byte_tokenizer().encode(text, add_special_tokens=False)]) for text in texts]
+    X, Y = (np.concatenate(each) for each in zip(*read, strict=True))
+    affine = np.linalg.lstsq(np.hstack([X, np.ones((len(X), 1))]), Y, rcond=None)[0]
+    expected = {}
+    for question in MultipleChoice.model_validate(of).questions()["inner"]:
+        ids = [0, *byte_tokenizer().encode(question.contexts[1], add_special_tokens=False)]
+        answer = byte_tokenizer().encode(question.delimiter + question.targets[1], add_special_tokens=False)
+        states = outputs(ids + answer)[0]
+        told = torch.tensor(np.hstack([states, np.ones((len(states), 1))]) @ affine).float()
+        with torch.no_grad():
+            logs = model.lm_head(model.model.norm(told)).double().log_softmax(-1)
+        expected[question.item.id] = sum(float(logs[len(ids) - 1 + at, token]) for at, token in enumerate(answer))
+    assert answered(table, "translated at 50%") == pytest.approx(expected, rel=1e-3, abs=1e-2)
+    with pytest.raises(DataError, match="benign text"):
+        list(TunedLens.against(MultipleChoice.model_validate(of), Material(), {}))

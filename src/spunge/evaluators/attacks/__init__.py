@@ -18,11 +18,12 @@ from spunge.evaluators.attacks.relearning import Relearning
 from spunge.evaluators.attacks.retraining_on_facts import RetrainingOnFacts
 from spunge.evaluators.attacks.rewording import Rewording
 from spunge.evaluators.attacks.stripping import Stripping
+from spunge.evaluators.attacks.tuned_lens import TunedLens
 
 AnyAttack = (
     Quantization | Pruning | Noise | Stripping | Interpolation
     | FewShot | OptionShift | Rewording
-    | LogitLens | Probe | JunkDirection | Patching
+    | LogitLens | TunedLens | Probe | JunkDirection | Patching
     | Relearning | RetrainingOnFacts
     | Membership
 )  # fmt: skip
@@ -51,4 +52,5 @@ __all__ = [
     "RetrainingOnFacts",
     "Rewording",
     "Stripping",
+    "TunedLens",
 ]
