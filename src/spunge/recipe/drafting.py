@@ -233,7 +233,8 @@ def _method(holds: bool) -> list[str]:
     about += ", and holds the rest meanwhile (alpha)." if holds else "; it needs nothing that must stay."
     return [
         *_comment(f"{about} RMU, NPO and others need settings of their own for each model: docs/tuning_rmu.md."),
-        f"unlearn: {{method: task_vector_negation, learning_rate: 1e-4, epochs: 1{', alpha: 1.0' if holds else ''}}}",
+        "# If nothing is forgotten, a larger learning_rate or more epochs; if all is damaged, smaller ones.",
+        f"unlearn: {{method: task_vector_negation, learning_rate: 1e-3, epochs: 1{', alpha: 1.0' if holds else ''}}}",
     ]
 
 
