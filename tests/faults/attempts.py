@@ -191,10 +191,12 @@ def _child(words: list[str], cwd: Path, meddle: Callable[[], None] | None, figur
 
 def plain_figure(caption: Any, *rest: Any, wide: bool = False, **options: Any) -> Any:
     """Stands for `report.drawing.draw`, which takes longer than all the rest of a tiny run."""
+    from matplotlib.figure import Figure as Canvas
+
     from spunge.report.drawing import Figure
 
     svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1" width="1pt" height="1pt"></svg>'
-    return Figure(caption.key, caption.title, caption.text, svg, wide)
+    return Figure(caption.key, caption.title, caption.text, svg, Canvas(), wide)
 
 
 def made(runs: Path) -> dict[str, Any]:

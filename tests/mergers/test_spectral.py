@@ -178,11 +178,12 @@ def test_weights_scale_what_a_variant_brings():
 
 def test_the_published_steps_of_wudi_are_adam_on_its_loss():
     deltas = [torch.tensor(delta, dtype=torch.float64) for delta in low_rank(5, 3, 7, 6, 2)]
-    expected = sum(deltas).clone().requires_grad_(True)
+    expected = torch.stack(deltas).sum(0).requires_grad_(True)
     optimizer = torch.optim.Adam([expected], lr=1e-2)
     for _ in range(40):
         optimizer.zero_grad()
-        sum((((expected - delta) @ delta.T).norm() / delta.norm()).square() for delta in deltas).backward()
+        losses = [(((expected - delta) @ delta.T).norm() / delta.norm()).square() for delta in deltas]
+        torch.stack(losses).sum().backward()
         optimizer.step()
     found = merged(Wudi(steps=40, learning_rate=1e-2), [delta.numpy() for delta in deltas])
     np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-4, atol=1e-5)

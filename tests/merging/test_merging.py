@@ -134,6 +134,7 @@ def any_nonzero(entries: dict[str, np.ndarray]) -> bool:
 def naive_ties(deltas: Deltas, merger: Ties) -> dict[str, np.ndarray]:
     trimmed = naive_trimmed(deltas, merger)
     variants = sorted(deltas)
+    assert isinstance(merger.weights, dict)
     weights = {v: np.float32(merger.weights.get(v, 1.0)) for v in variants}
     merged = {}
     for name in trimmed[variants[0]]:

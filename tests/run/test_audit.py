@@ -109,8 +109,8 @@ def test_adapters_and_hub_ids_are_audited_as_directories_are(
     torch.manual_seed(0)
     lora = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["down_proj"], init_lora_weights=False)
     adapted = peft.get_peft_model(what.base.load(), lora)
-    adapted.save_pretrained(tmp_path / "adapter")
-    export = adapted.merge_and_unload()
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    export: Any = adapted.merge_and_unload()  # pyright: ignore[reportCallIssue]: PEFT gives an attribute of the model
     export.save_pretrained(tmp_path / "merged")
     what.base.load_tokenizer().save_pretrained(tmp_path / "merged")
     cache = tmp_path / "cache"

@@ -174,8 +174,8 @@ def test_task_vectors_of_two_bases_are_neither_added_nor_compared(task_vector):
     wide = TaskVector({"scalar": torch.ones(3)})
     for other, message in ((foreign, "different base models"), (wide, "scalar: the base model's shape")):
         with pytest.raises(IncompatibleTaskVectors, match=message):
-            task_vector + other
+            _ = task_vector + other
         with pytest.raises(IncompatibleTaskVectors, match=message):
             task_vector.cosine(other)
     with pytest.raises(TypeError):
-        task_vector + 1
+        _ = task_vector + 1
