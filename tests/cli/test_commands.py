@@ -46,7 +46,7 @@ def test_run_twice_then_report(world: dict[str, Any], write_recipe: Write, tmp_p
     assert told_first[-1].endswith("index.html")
     assert [line.split(": ")[0].strip(" ✓✗?") for line in told_first if "Against " in line] == [
         "Against joint unlearning", "Against joint unlearning with as many steps",
-        "Against unlearning one subset after the other", "Against a random split",
+        "Against unlearning one subset after the other", "Against layered unlearning", "Against a random split",
     ]  # fmt: skip
     assert "\x1b" not in first.stdout + first.stderr
     again = spunge("run", "recipe.yaml", cwd=tmp_path)

@@ -200,11 +200,11 @@ def plain_figure(caption: Any, *rest: Any, wide: bool = False, **options: Any) -
 
 
 def made(runs: Path) -> dict[str, Any]:
-    """Returns everything that a run made, but for measured times and memory and what follows from them."""
+    """Returns everything that a run made, but for measured times and memory, its log, and what follows from them."""
     found: dict[str, Any] = {}
     for file in sorted(runs.rglob("*")):
         name = str(file.relative_to(runs))
-        if not file.is_file() or name.endswith(("/.lock", ".html", "results.md", ".svg")):
+        if not file.is_file() or name.endswith(("/.lock", "/log.txt", ".html", "results.md", ".svg")):
             continue
         if file.name == "manifest.json" and name.startswith("store/"):
             found[name] = {key: part for key, part in json.loads(file.read_text()).items() if key not in MEASURED}

@@ -333,7 +333,7 @@ def test_the_first_screen_has_three_numbers_the_setting_and_what_to_trust(plain_
     assert facts["Seeds"] == "1"
     assert facts["Controls"] == "joint, equal steps, random split; not run: in turn, layered"
     assert facts["Warnings"] == "1"
-    assert page.locator(".contests li").count() == 4
+    assert page.locator(".contests li").count() == 5
     assert "tiny" in page.locator(".warnings").inner_text()
     bottom = page.locator(".trust").bounding_box()
     assert bottom["y"] + bottom["height"] < 900

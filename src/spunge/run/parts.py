@@ -29,7 +29,8 @@ def find(word: str | Path | Part) -> str | Path | Part:
         return word
     text = str(word)
     if Path(text).exists():
-        if (Path(text) / "recipe.yaml").is_file() and not (Path(text) / FILE).exists():
+        a_run = all((Path(text) / file).is_file() for file in ("recipe.yaml", "manifest.json"))
+        if a_run and not (Path(text) / FILE).exists():
             names = ", ".join(f"{text}:{name}" for name in _by_name(Path(text)))
             raise RecipeError(f"{text}: a run: name a part of it ({names or 'it has none yet'})")
         return word

@@ -308,14 +308,19 @@ def chosen_weights(
         RecipeError: It names no weight of the model.
         ModelError: It names one that the checkpoint does not hold, or in a form that cannot be converted back to.
     """
-    chosen = {name: model.get_parameter(name) for name in _matching(model, wanted)}
+    chosen = {name: model.get_parameter(name) for name in matching_parameters(model, wanted)}
     aliases = {id(value): name for name, value in model.named_parameters(remove_duplicate=False) if names.holds(name)}
     for name, weight in chosen.items():
         names.check(aliases.get(id(weight), name))
     return chosen
 
 
-def _matching(model: PreTrainedModel, wanted: Sequence[str] | None) -> list[str]:
+def matching_parameters(model: PreTrainedModel, wanted: Sequence[str] | None) -> list[str]:
+    """Returns the names of the language model's weights that `parameters` of the settings names, all for None.
+
+    Raises:
+        RecipeError: It names no weight of the model.
+    """
     language = language_parameters(model)
     names = [name for name, parameter in model.named_parameters() if parameter.is_floating_point() and name in language]
     if wanted is None:

@@ -138,17 +138,17 @@ class RepSelect(Unlearner):
 
         Raises:
             DataError: There is no retain set.
+            RecipeError: `parameters` names no weight of the model.
         """
         from spunge.training.forecast import forecast_training
+        from spunge.training.tuned import matching_parameters
         from spunge.weights.shape import shape_of
 
         require_retain(self, retain)
         shape, passes = shape_of(base), forecast_training(self._tuning, base, forget, None)
-        moved = [
-            numbers
-            for name, (numbers, _) in shape.matrices.items()
-            if any(f".{part}." in f".{name}." for part in self.parameters)
-        ]
+        outline = base.outline()
+        named = map(outline.get_parameter, matching_parameters(outline, self.parameters))
+        moved = [weight.numel() for weight in named if weight.ndim == 2]
         reading = 16.0 * shape.inner * self.tokens
         return Forecast(
             memory=None if passes.memory is None else passes.memory + 8 * sum(moved),
