@@ -194,3 +194,26 @@ def test_time_counts_earlier_sittings():
     counted = Clock(1.0, ladder(1000), earlier=59.9)
     assert not counted.has_time("joint", counted.rungs[0])
     assert counted.left({}) == pytest.approx(0.1, abs=0.1)
+
+
+class Slower(Computed):
+    """A bench on which joint unlearning takes ten times as long as the merged model."""
+
+    seconds: float = 0.0
+
+    def run(self, arm: Arm, setting: Setting, rung: Rung) -> dict[str, Any]:
+        took = 100.0 if arm == "joint" else 10.0
+        self.seconds += took
+        return {**super().run(arm, setting, rung), "seconds": took, "trained": took / 2}
+
+
+@pytest.mark.parametrize("minutes", [10, 20, 33, 60])
+def test_the_quicker_arm_gets_no_more_trials_once_the_slower_has_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float
+):
+    bench = Slower()
+    monkeypatch.setattr(clock, "monotonic", lambda: bench.seconds)
+    search = searched(tmp_path, None, bench, minutes=minutes)
+    counts = [[len(search.studies[arm].results(rung.number)) for arm in ARMS] for rung in search.rungs]
+    assert counts[0][0] >= 2
+    assert all(joint == merged for joint, merged in counts)

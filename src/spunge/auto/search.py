@@ -67,15 +67,16 @@ class Search:
     def _first_rung(self) -> None:
         rung = self.rungs[0]
         open_arms: list[Arm] = list(ARMS)
+        late = False
         while open_arms:
             for arm in tuple(open_arms):
                 study = self.studies[arm]
-                made = study.results(0)
-                # The arms end together: what one is given the other is, too.
-                even = all(len(made) < len(self.studies[other].results(0)) for other in ARMS if other != arm)
-                if made and not even and not self.clock.has_time(arm, rung):
-                    open_arms.remove(arm)
-                    continue
+                # The arms end together: what one is given the other is, too, and no more once one has no time.
+                if study.results(0) and not self._behind(arm, rung):
+                    late = late or not self.clock.has_time(arm, rung)
+                    if late:
+                        open_arms.remove(arm)
+                        continue
                 setting = study.take(self.trials or MOST_TRIALS)
                 if setting is None:
                     open_arms.remove(arm)
@@ -89,6 +90,11 @@ class Search:
         left = any(len(study.results(0)) < len(study.settings()) for study in self.studies.values())
         if left and self.trials is not None:
             self._first_rung()  # it died over one of them
+
+    def _behind(self, arm: Arm, rung: Rung) -> bool:
+        """Whether an arm has fewer trials at a rung than the other."""
+        counts = {one: len(self.studies[one].results(rung.number)) for one in ARMS}
+        return counts[arm] < max(counts.values())
 
     def _values(self, reading: Reading) -> list[float]:
         damage = min(LOST if reading.damage is None else reading.damage, LOST)
@@ -119,16 +125,18 @@ class Search:
         begun = any(self.studies[arm].results(rung.number) for arm in ARMS)
         if not begun and not self.clock.holds(ARMS, rung):
             return  # what was found below is chosen from: that is sooner than late
+        late = False
         for place in range(count):
             for arm in ARMS:
                 if place >= len(ranked[arm]):
                     continue
                 setting = self.studies[arm].settings()[ranked[arm][place]]
-                made = self.studies[arm].results(rung.number)
-                others = [len(self.studies[other].results(rung.number)) for other in ARMS if other != arm]
-                even = all(len(made) < other for other in others)
-                if setting.number in made or (not even and place and not self.clock.has_time(arm, rung)):
+                if setting.number in self.studies[arm].results(rung.number):
                     continue
+                if place and not self._behind(arm, rung):
+                    late = late or not self.clock.has_time(arm, rung)
+                    if late:
+                        continue
                 with self._claimed(arm, setting, rung) as mine:
                     if mine and setting.number not in self.studies[arm].results(rung.number):
                         self._made(arm, setting, rung)
