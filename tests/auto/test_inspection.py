@@ -134,3 +134,14 @@ def test_wishes_that_cannot_be_are_refused(tmp_path: Path, tiny_model: Path, cha
     forget, retain = write(tmp_path / "f.jsonl", texts(90)), write(tmp_path / "r.jsonl", texts(90, "k"))
     with pytest.raises(RecipeError, match=message):
         look(Wish(str(tiny_model), (forget,), (retain,), **changes))
+
+
+def test_a_method_from_outside_is_searched_where_its_code_may_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "my_method.py").write_text("from spunge.unlearners.npo import NPO\n\n\nclass Mine(NPO):\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    forget, retain = write(tmp_path / "f.jsonl", texts(80)), write(tmp_path / "r.jsonl", texts(80, "r"))
+    wish = Wish("lab:model", (forget,), (retain,), methods=("my_method:Mine",))
+    with pytest.raises(RecipeError, match="--allow-code"):
+        look(wish)
+    *_, spaces = look(wish, allow_code=True)
+    assert {one.name for one in spaces["my_method:Mine"].dimensions} >= {"beta", "learning_rate"}

@@ -197,8 +197,12 @@ class Session:
         return mean_of(self.asking.forgotten(before, after)), worst(self.asking, before, items)
 
 
-def look(wish: Wish) -> tuple[Holding, Holding, Splitter, dict[str, Space]]:
+def look(wish: Wish, *, allow_code: bool = False) -> tuple[Holding, Holding, Splitter, dict[str, Space]]:
     """Looks at the files and the methods before anything is computed.
+
+    Args:
+        wish: What is asked for.
+        allow_code: Whether methods from outside the package may be imported.
 
     Raises:
         SpungeError: A file, a column, a method or a budget is wrong.
@@ -214,7 +218,7 @@ def look(wish: Wish) -> tuple[Holding, Holding, Splitter, dict[str, Space]]:
     layers = int(base.config().get_text_config().num_hidden_layers)
     if len(set(wish.methods)) < len(wish.methods) or not wish.methods:
         raise RecipeError("--methods: name each method once")
-    spaces = {name: space_of(name, method_class(name), layers) for name in wish.methods}
+    spaces = {name: space_of(name, method_class(name, allow_code=allow_code), layers) for name in wish.methods}
     forget, retain = inspect(wish.forget, "--forget"), inspect(wish.retain, "--retain")
     check(forget, retain)
     return forget, retain, splitter_of(forget.texts, wish.by), spaces
@@ -236,7 +240,7 @@ def begin(
     Raises:
         SpungeError: Something is missing or wrong, nothing is known to begin with, or `out` is another search's.
     """
-    forget, retain, splitter, spaces = look(wish)
+    forget, retain, splitter, spaces = look(wish, allow_code=allow_code)
     _claim(wish, out)
     parts = divide(forget, retain, (out / "parts").absolute())  # a recipe that names them runs anywhere
     executor = executor_of(Store(out / "store"))

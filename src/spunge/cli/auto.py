@@ -75,7 +75,8 @@ def auto(
 
     wish = sessions.Wish(
         model, tuple(sources_of(forget, columns)), tuple(retained_of(retain, columns)), by, damage, minutes, trials,
-        tuple(methods.split(",")) if methods else sessions.METHODS, against, sampler, seed, check_dtype(dtype),
+        tuple(name.strip() for name in methods.split(",")) if methods else sessions.METHODS,
+        against, sampler, seed, check_dtype(dtype),
     )  # fmt: skip
     asks = not (yes or quiet) and sys.stdin.isatty() and screen.is_terminal
     told = (lambda line: None) if quiet else (lambda line: aside.print(f"{line} …", soft_wrap=True))
