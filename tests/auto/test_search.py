@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spunge.auto import clock
+from spunge.auto.asking import Asking
 from spunge.auto.clock import Clock
+from spunge.auto.inspection import inspect
+from spunge.auto.parts import divide
 from spunge.auto.rungs import Rung, ladder, promoted
 from spunge.auto.search import Event, Search, front
 from spunge.auto.spaces import Dimension, Space
 from spunge.auto.study import Setting, Study
 from spunge.auto.trials import ARMS, Arm, Bench, Reading, name_of, points
 from spunge.errors import RecipeError
+from spunge.rows.sources import Source
+from spunge.splitters import ByColumn
+from spunge.weights.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from spunge.run.executors import Executor
+    from spunge.run.variant import Variant
 
 SPACES = [Space("method", [Dimension("rate", 1e-4, 1e-1, log=True, first=1e-3)], {})]
 BUDGET = 0.03
@@ -217,3 +229,26 @@ def test_the_quicker_arm_gets_no_more_trials_once_the_slower_has_no_time(
     counts = [[len(search.studies[arm].results(rung.number)) for arm in ARMS] for rung in search.rungs]
     assert counts[0][0] >= 2
     assert all(joint == merged for joint, merged in counts)
+
+
+def test_the_recipe_of_an_even_sum_names_its_weights(tmp_path: Path):
+    forget, retain = (
+        inspect([write_rows(tmp_path / f"{name}.jsonl", name)], "--forget") for name in ("forget", "retain")
+    )
+    parts = divide(forget, retain, tmp_path / "parts")
+    bench = Bench(
+        LanguageModel(id="lab:model"), Asking(parts, "texts"), ByColumn(column="group"), BUDGET, cast("Executor", None)
+    )
+    experiment = bench.experiment(Setting(0, "npo", {}, {}), ladder(parts.rows["forget-train"])[-1], "even sum")
+    variants = [
+        cast("Variant", SimpleNamespace(subset=name, artifact=SimpleNamespace(manifest={"norm": norm})))
+        for name, norm in (("a", 1.0), ("b", 3.0))
+    ]
+    assert bench.weighed(experiment, "even sum", variants).merge.weights == {"a": 2.0, "b": pytest.approx(2 / 3)}
+    assert bench.weighed(experiment, "sum", variants) == experiment
+
+
+def write_rows(file: Path, word: str) -> Source:
+    rows = [{"text": f"{word} {number} is one", "group": "ab"[number % 2]} for number in range(80)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Source(path=str(file))

@@ -139,7 +139,7 @@ def test_the_menu_takes_points_exports_and_survives_mistakes(tmp_path: Path, mon
     talk = SimpleNamespace(answers=lambda text: (f"base {text}", "nothing"))
     session = SimpleNamespace(
         out=tmp_path, point=point, export=export, chat=lambda result, number: talk,
-        recipe=lambda chosen, variant: "name: x\n", asking=SimpleNamespace(kind="texts"),
+        recipe=lambda chosen: "name: x\n", asking=SimpleNamespace(kind="texts"),
         attacked=lambda result, number, name: (0.5, 0.1),
     )  # fmt: skip
     words = ["p", 99, "p", 2, "e", str(tmp_path / "m"), "c", "hello", "", "a", "relearning"]

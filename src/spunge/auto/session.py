@@ -158,12 +158,13 @@ class Session:
         scale = chosen["scale"] if number is None else variant.scale * chosen["scale"]
         return {**chosen, "arm": arm}, replace(variant, scale=scale)
 
-    def recipe(self, chosen: Mapping[str, Any], variant: Variant) -> str:
+    def recipe(self, chosen: Mapping[str, Any]) -> str:
         """Returns the recipe of a point, for `spunge run`: judged on the rows that nothing was chosen on."""
-        search = self.search
+        search, merge = self.search, chosen["merge"]
+        bench, rung = search.bench, search.rungs[chosen["rung"]]
         setting = search.studies[chosen["arm"]].settings()[chosen["number"]]
-        name = f"auto-{chosen['arm']}-{chosen['number']}"
-        return reading.dump(search.bench.experiment(setting, search.rungs[chosen["rung"]], chosen["merge"], name))
+        experiment = bench.experiment(setting, rung, merge, f"auto-{chosen['arm']}-{chosen['number']}")
+        return reading.dump(bench.weighed(experiment, merge, bench.trained(chosen["arm"], setting, rung)))
 
     def export(self, result: Mapping[str, Any], number: int | None = None, out: Path | None = None) -> Path:
         """Writes a point as a checkpoint with its card, its recipe and what it takes to reproduce it.
@@ -178,7 +179,7 @@ class Session:
         about = telling.card(result, self.wish.described, self.asking.kind, self.known)
         bench = self.search.bench
         export(bench.model, bench.part(variant, self.out), out, about=about)
-        replace_text(self.out / RECIPE, self.recipe(chosen, variant))
+        replace_text(self.out / RECIPE, self.recipe(chosen))
         reproducing.record(self, chosen, variant, self.out / REPRODUCE)
         return out
 

@@ -181,14 +181,16 @@ class Bench:
         """Merges a trial's subsets in one of the ways; of joint unlearning it is the model itself."""
         if arm == "joint":
             return variants[0]
-        experiment = self.experiment(setting, rung, merge)
-        if merge == _EVEN:
-            experiment = experiment.model_copy(
-                update={"merge": experiment.merge.model_copy(update={"weights": _even(variants)})}
-            )
+        experiment = self.weighed(self.experiment(setting, rung, merge), merge, variants)
         context = steps.Context(experiment, self.rows, self.executor, self.seed)
         [(_, variant)] = steps.merge(context, "spunge", variants, steps.split(context))
         return variant
+
+    def weighed(self, experiment: Experiment, merge: str, variants: Sequence[Variant]) -> Experiment:
+        """Returns a trial's recipe with the weights of its merge, which are known once the subsets are unlearned."""
+        if merge != _EVEN:
+            return experiment
+        return experiment.model_copy(update={"merge": experiment.merge.model_copy(update={"weights": _even(variants)})})
 
     def read(
         self, variant: Variant, shares: Sequence[float], part: Part, rung: Rung

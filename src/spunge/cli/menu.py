@@ -50,10 +50,10 @@ def offer(session: Session, result: dict[str, Any]) -> None:
                 _attack(session, result, taken)
             elif wish == "r":
                 out = Path(typer.prompt("where to", default=str(session.out / "recipe.yaml")))
-                chosen, variant = session.point(result, taken)
+                chosen, _ = session.point(result, taken)
                 from spunge.files import replace_text
 
-                replace_text(out, session.recipe(chosen, variant))
+                replace_text(out, session.recipe(chosen))
                 write_line(screen, f"spunge run {out}")
             else:
                 screen.print("one of the letters, please")
