@@ -35,7 +35,8 @@ RESULT: dict[str, Any] = {
     "wish": {"model": "models/<b>base</b>", "damage": 0.03, "methods": ["npo"]},
     "plan": ["To forget: 200 texts.", "Split by group into 2: a 100, b 100."],
     "arms": {"joint": judged("joint", 0.4, 0.3, 0.031), "merged": judged("merged", 0.5, 0.42, 0.028)},
-    "comparison": {"difference": 0.1, "low": 0.02, "high": 0.18, "damage": 0.03, "joint": 0.4, "merged": 0.5},
+    "comparison": {"difference": 0.1, "low": 0.02, "high": 0.18, "damage": 0.03, "joint": 0.4, "merged": 0.5,
+                   "damages": {"joint": 0.0295, "merged": 0.0291}},
     "choice": "merged",
     "worked": True,
     "nearest": None,
@@ -69,6 +70,25 @@ def test_it_says_what_to_take_and_who_forgot_more():
 def test_what_cannot_be_told_apart_is_not():
     apart = {**RESULT["comparison"], "low": -0.02}
     assert "the two cannot be told apart" in telling.verdict(changed(comparison=apart), "questions", 0.03)[1]
+
+
+@pytest.mark.parametrize("done", [0.004, None])
+def test_who_cannot_be_taken_to_the_same_damage_is_not_compared(done: float | None):
+    apart = {**RESULT["comparison"], "damages": {"joint": done, "merged": 0.0295}}
+    line = telling.verdict(changed(comparison=apart), "questions", 0.03)[1]
+    assert line.startswith(
+        "Merged and joint cannot be compared at the same damage: λ takes joint unlearning to no damage"
+    )
+    assert "forgot more" not in line
+
+
+def test_a_choice_that_writes_no_language_where_it_is_judged_is_told():
+    broken = changed()
+    broken["arms"]["merged"]["test"]["broken"] = 0.25
+    assert "25 % more completions than the base model's are no language (0 % where" in " ".join(
+        telling.verdict(broken, "questions", 0.03)
+    )
+    assert "no language" not in " ".join(telling.verdict(RESULT, "questions", 0.03))
 
 
 def test_nothing_worked_is_said_with_the_nearest_named_as_such():

@@ -13,6 +13,9 @@ from spunge.metrics import Metric
 from spunge.rows.items import ItemTable, Measurement, RowSettings, item_table, suite_items
 from spunge.rows.sources import Source
 
+FLOOR = 0.2
+"""More completions than the base model's that are no language, as a share, and a model is useless."""
+
 
 class Fluency(RowSettings, Evaluator):
     """Counts completions that are no language: loops, signs alone, or words that the base model finds absurd.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from spunge.auto.fluency import FLOOR
 from spunge.auto.rungs import Rung
 from spunge.auto.search import Search, front
 from spunge.auto.study import Setting
@@ -15,8 +16,6 @@ from spunge.run.variant import Variant
 from spunge.statistics import compare, mean_interval
 from spunge.variants import BASE
 
-FLOOR = 0.2
-"""More completions than the base model's that are no language, as a share, and a model is useless."""
 _FINALISTS = 2
 """Of each arm's highest rung that are read anew on the rows to choose on."""
 _TOKENS = 1024
@@ -154,9 +153,10 @@ def _compared(search: Search, chosen: Mapping[Arm, Choice], before: ItemTable) -
     bench = search.bench
     suite = bench.asking.forget("test", _MOST_JUDGED)
     gone: dict[Arm, list[float]] = {}
+    damages: dict[Arm, float | None] = {}
     for arm, choice in chosen.items():
         rung = replace(choice.rung, tokens=_TOKENS)
-        [(*_, there)] = bench.read(variant_of(search, choice.reading), [1.0], "test", rung)
+        [(_, _, damages[arm], _, there)] = bench.read(variant_of(search, choice.reading), [1.0], "test", rung)
         [[after]] = bench.ask([there], [suite])
         gone[arm] = bench.asking.forgotten(before, after) if after.height else []
     if not all(gone.get(arm) for arm in ARMS):
@@ -165,6 +165,7 @@ def _compared(search: Search, chosen: Mapping[Arm, Choice], before: ItemTable) -
     interval = apart.interval()
     return {
         "difference": apart.difference, "low": interval.low, "high": interval.high, "damage": bench.budget,
+        "damages": damages,
         **{arm: mean_of(values) for arm, values in gone.items()},
     }  # fmt: skip
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spunge.auto.fluency import FLOOR
 from spunge.files import format_duration
 from spunge.report.tables import Cell, Table
 
+_NEAR = 0.9
+"""Of the budget: who does less damage than this share of it is not compared as at the same."""
 LABELS = {"joint": "joint unlearning", "merged": "the merged model"}
 
 
@@ -44,7 +47,7 @@ def verdict(result: Mapping[str, Any], kind: str, budget: float) -> list[str]:
     else:
         why = (
             f"none keeps to a damage of {budget:g}" if not choice["met"]
-            else "what forgets most no longer writes language" if choice["broken"] > 0.2
+            else "what forgets most no longer writes language" if choice["broken"] > FLOOR
             else "what is forgotten cannot be told from nothing"
         )  # fmt: skip
         lines.append(
@@ -63,6 +66,11 @@ def verdict(result: Mapping[str, Any], kind: str, budget: float) -> list[str]:
             f"On the texts to judge on that is more than the budget, which it kept where λ was chosen "
             f"({damage(choice['damage'])}): give more retain rows to measure on, or a smaller --damage."
         )
+    if result["worked"] and test["broken"] > FLOOR:
+        lines.append(
+            f"On the rows to judge on {share(test['broken'])} more completions than the base model's are no language "
+            f"({share(choice['broken'])} where it was chosen): read some before you use it."
+        )
     lines += _compared(result, kind)
     if "kept" in test:
         before, after = test["kept"]
@@ -77,6 +85,15 @@ def _compared(result: Mapping[str, Any], kind: str) -> list[str]:
     if apart is None:
         return []
     trials = min(result["trials"].values())
+    budget, damages = apart["damage"], apart["damages"]
+    if unlike := [arm for arm, done in damages.items() if done is None or done < _NEAR * budget]:
+        each = " and ".join(f"{LABELS[arm]} {damage(done)}" for arm, done in damages.items())
+        who = " and ".join(LABELS[arm] for arm in unlike)
+        return [
+            f"Merged and joint cannot be compared at the same damage: λ takes {who} to no "
+            f"damage of {budget:g} to the texts to judge on ({each}). There {amount(kind, apart['merged'])} and "
+            f"{amount(kind, apart['joint'])} is forgotten."
+        ]
     low, high = apart["low"], apart["high"]
     who = (
         "the two cannot be told apart"
