@@ -62,8 +62,8 @@ def test_questions_alone_are_unlearned_with_their_right_answers(tmp_path: Path):
 
 
 def test_a_file_of_no_known_kind_names_its_columns(tmp_path: Path):
-    with pytest.raises(DataError, match=r"--forget .*no column 'text'.*columns are body: name yours"):
-        held(tmp_path, [{"body": "x"}])
+    with pytest.raises(DataError, match=r"--forget .*no column 'text'.*columns are utterance: name yours"):
+        held(tmp_path, [{"utterance": "x"}])
 
 
 @pytest.mark.parametrize(
@@ -145,3 +145,40 @@ def test_a_method_from_outside_is_searched_where_its_code_may_run(tmp_path: Path
         look(wish)
     *_, spaces = look(wish, allow_code=True)
     assert {one.name for one in spaces["my_method:Mine"].dimensions} >= {"beta", "learning_rate"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response"), [("question", "answer"), ("instruction", "output"), ("Prompt", "Completion")]
+)
+def test_prompts_and_answers_are_known_by_what_they_are_often_called(tmp_path: Path, prompt: str, response: str):
+    holding = held(tmp_path, [{prompt: f"who is {number}", response: f"n{number}"} for number in range(30)])
+    assert holding.kind == "answers"
+    assert holding.questions is None
+    assert holding.read_as == {"prompt": prompt, "response": response}
+    assert holding.texts.rows.row(3, named=True) == {"prompt": "who is 3", "response": "n3"}
+
+
+def test_columns_that_the_user_names_are_left_as_they_are_named(tmp_path: Path):
+    file = write(tmp_path / "rows.jsonl", [{"frage": "who", "output": "me", "body": "none"}])
+    holding = inspect([file.model_copy(update={"columns": {"instruction": "frage"}})], "--forget")
+    assert holding.texts.rows.row(0, named=True) == {"prompt": "who", "response": "me", "body": "none"}
+
+
+def test_a_question_lies_in_one_part_whatever_else_its_row_holds(tmp_path: Path):
+    twice = [{**row, "id": number} for number, row in enumerate(QUESTIONS)]
+    turned = [{**row, "id": 100, "choices": row["choices"][::-1], "answer": 3} for row in QUESTIONS]
+    forget = held(tmp_path, [*twice, *turned], "q")
+    parts = divide(forget, held(tmp_path, texts(80, "r"), "r"), tmp_path / "parts")
+    asked = [
+        {row["question"] for row in load_corpus([Source(path=str(parts.asked[part]))], require="rows").rows.to_dicts()}
+        for part in PARTS
+    ]
+    assert sum(map(len, asked)) == len(QUESTIONS)
+
+
+def test_questions_that_stand_in_both_sets_are_refused(tmp_path: Path):
+    forget = inspect([write(tmp_path / "t.jsonl", texts(80)), write(tmp_path / "q.jsonl", QUESTIONS)], "--forget")
+    asked = write(tmp_path / "p.jsonl", [{**row, "group": "other"} for row in QUESTIONS[:30]])
+    retain = inspect([write(tmp_path / "r.jsonl", texts(80, "r")), asked], "--retain")
+    with pytest.raises(DataError, match="share 30 rows"):
+        check(forget, retain)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from string import ascii_uppercase
+from typing import Any, Literal
 
 import polars as pl
 
 from spunge.errors import DataError, RecipeError
 from spunge.evaluators.multiple_choice import MultipleChoice
 from spunge.interfaces import Splitter
+from spunge.recipe.drafting import named_content
 from spunge.rows.groups import toxigen_group
 from spunge.rows.overlap import shared_rows
 from spunge.rows.sources import CONTENT, Corpus, Source, concatenate, load_corpus
@@ -41,6 +43,8 @@ class Holding:
     """Multiple-choice questions, in the columns of their files."""
     toxic: str | None
     """A column that tells of toxicity, if there is one."""
+    read_as: Mapping[str, str] = field(default_factory=dict)
+    """Spunge's name → the file's own column, where it was taken for that by its name."""
 
 
 def inspect(sources: Sequence[Source], option: str) -> Holding:
@@ -55,14 +59,19 @@ def inspect(sources: Sequence[Source], option: str) -> Holding:
     """
     texts, questions = [], []
     kind: Kind = "texts"
+    read_as: dict[str, str] = {}
     for source in sources:
         rows = load_corpus([source], require="rows")
         columns = set(rows.rows.columns)
-        if {"question", "answer"} <= columns:
+        if {"question", "answer"} <= columns and ("choices" in columns or {"A", "B"} <= columns):
             questions.append(rows)
         elif "text" in columns or {"prompt", "response"} <= columns:
             texts.append(load_corpus([source]))
             kind = kind if "text" in columns else "answers"
+        elif named := named_content(rows.rows):
+            texts.append(load_corpus([_renamed(source, named)]))
+            kind = kind if "text" in named else "answers"
+            read_as |= {ours: theirs for ours, theirs in named.items() if ours != theirs}
         else:
             raise DataError(
                 f"{option} {source.path}: no column 'text', no 'prompt' with 'response', no 'question' with 'answer' "
@@ -71,7 +80,15 @@ def inspect(sources: Sequence[Source], option: str) -> Holding:
     asked = concatenate(questions) if questions else None
     unlearned = concatenate(texts) if texts else _solved(sources)
     toxic = next((name for name in unlearned.rows.columns if _TOXIC.search(name)), None)
-    return Holding("questions" if asked is not None else kind, unlearned, asked, toxic)
+    return Holding("questions" if asked is not None else kind, unlearned, asked, toxic, read_as)
+
+
+def _renamed(source: Source, content: Mapping[str, str]) -> Source:
+    """A source whose columns of content have Spunge's names; what the user calls otherwise is found by its own name."""
+    named = {ours: source.columns.get(theirs, theirs) for ours, theirs in content.items()}
+    others = {ours: theirs for ours, theirs in source.columns.items() if theirs not in named.values()}
+    columns = {ours: theirs for ours, theirs in {**others, **named}.items() if ours != theirs}
+    return source.model_copy(update={"columns": columns})
 
 
 def _solved(sources: Sequence[Source]) -> Corpus:
@@ -99,10 +116,27 @@ def check(forget: Holding, retain: Holding) -> None:
                 f"{option}: {len(asked)} {holding.kind} cannot be parted into rows to tune, to choose and to judge on: "
                 f"give {fewest} or more, or unlearn them with settings of your own (`spunge unlearn`)"
             )
-    if shared := shared_rows(forget.texts, retain.texts):
+    shared = shared_rows(forget.texts, retain.texts)
+    if forget.questions is not None and retain.questions is not None:
+        shared = max(shared, len({*as_asked(forget.questions)} & {*as_asked(retain.questions)}))
+    if shared:
         raise DataError(
             f"--forget and --retain share {shared} rows, which cannot both go and stay: remove them from one of the two"
         )
+
+
+def as_asked(questions: Corpus) -> list[str]:
+    """Returns each question with its choices in no order: what else its row holds makes it no other question."""
+    rows = questions.rows
+    choices = [name for name in rows.columns if name == "choices" or name in ascii_uppercase]
+    return [
+        str((str(row["question"]).strip(), sorted(str(one) for name in choices for one in _listed(row[name]))))
+        for row in rows.iter_rows(named=True)
+    ]
+
+
+def _listed(cell: Any) -> Sequence[Any]:
+    return cell if isinstance(cell, list) else [cell]
 
 
 def splitter_of(texts: Corpus, by: str | None) -> Splitter:

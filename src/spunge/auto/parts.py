@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from spunge.auto.inspection import Holding
+from spunge.auto.inspection import Holding, as_asked
 from spunge.errors import DataError
 from spunge.files import replaced
 from spunge.rows.sources import Corpus, item_id
@@ -79,8 +79,8 @@ def _named(kind: str, parts: Mapping[str, Corpus]) -> dict[str, Corpus]:
 
 
 def _divided(rows: Corpus, shares: Mapping[str, tuple[float, float]]) -> dict[str, Corpus]:
-    """Rows by where their hash lies; where a text stands twice, both have one."""
-    texts = rows.texts if {"text", "response"} & set(rows.rows.columns) else [str(row) for row in rows.rows.iter_rows()]
+    """Rows by where their hash lies; where a text or a question stands twice, both have one."""
+    texts = rows.texts if {"text", "response"} & set(rows.rows.columns) else as_asked(rows)
     hashes = [int(item_id(text)[-8:], 16) / 16**8 for text in texts]
     parts = {
         name: rows.select([index for index, hash in enumerate(hashes) if low <= hash < high])

@@ -330,6 +330,8 @@ def plan_lines(
     """Returns in five lines what a search is going to do."""
     forget, retain = holdings
     toxic = f", with their toxicity in `{forget.toxic}`" if forget.toxic else ""
+    read_as = ", ".join(f"`{theirs}` as {ours}" for ours, theirs in forget.read_as.items())
+    read_as = f" ({read_as})" if read_as else ""
     shown = ", ".join(f"{name} {count}" for name, count in [*subsets.items()][:6])
     more = f" and {len(subsets) - 6} more" if len(subsets) > 6 else ""
     by = getattr(search.bench.splitter, "column", "cluster")
@@ -337,7 +339,7 @@ def plan_lines(
     top = search.rungs[-1]
     steps = " → ".join(f"{rung.rows} rows" for rung in search.rungs)
     lines = [
-        f"To forget: {len(forget.texts):,} {'texts' if forget.kind == 'texts' else 'rows'}{toxic}; {known}. "
+        f"To forget: {len(forget.texts):,} {'texts' if forget.kind == 'texts' else 'rows'}{read_as}{toxic}; {known}. "
         f"To keep: {len(retain.texts):,} rows.",
         f"Split by {by} into {len(subsets)}: {shown}{more}.",
         f"Parts by item hash: {rows['train']} rows are unlearned; {rows['tune']} are asked to tune, {rows['choose']} "

@@ -274,15 +274,20 @@ def _quoted(text: str) -> str:
 _YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
 
 
-def _content(path: str, frame: pl.DataFrame) -> dict[str, str]:
+def named_content(frame: pl.DataFrame) -> dict[str, str] | None:
+    """Returns Spunge's name → the column of texts, or of prompts and responses, that is called as such often are."""
     strings = [name for name, kind in frame.schema.items() if kind == pl.String]
     lower = {name.lower(): name for name in reversed(strings)}
     for prompt, response in _PAIRS:
         if prompt in lower and response in lower:
             return {"prompt": lower[prompt], "response": lower[response]}
-    for name in _TEXTS:
-        if name in lower:
-            return {"text": lower[name]}
+    return next(({"text": lower[name]} for name in _TEXTS if name in lower), None)
+
+
+def _content(path: str, frame: pl.DataFrame) -> dict[str, str]:
+    if named := named_content(frame):
+        return named
+    strings = [name for name, kind in frame.schema.items() if kind == pl.String]
     lengths = {name: frame[name].str.len_chars().mean() for name in strings}
     known = {name: length for name, length in lengths.items() if isinstance(length, float)}
     if not known:
