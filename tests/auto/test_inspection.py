@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 
 from spunge.auto.inspection import Holding, attributes, check, inspect, splitter_of
 from spunge.auto.parts import PARTS, divide
-from spunge.auto.session import Wish, look
-from spunge.errors import DataError, RecipeError
+from spunge.auto.session import Wish, claim, look
+from spunge.errors import ArtifactError, DataError, RecipeError
 from spunge.rows.sources import Source, load_corpus
 from spunge.splitters import ByCluster, ByColumn
 
@@ -182,3 +183,15 @@ def test_questions_that_stand_in_both_sets_are_refused(tmp_path: Path):
     retain = inspect([write(tmp_path / "r.jsonl", texts(80, "r")), asked], "--retain")
     with pytest.raises(DataError, match="share 30 rows"):
         check(forget, retain)
+
+
+def test_a_search_does_not_go_on_with_rows_that_changed(tmp_path: Path):
+    forget, retain = write(tmp_path / "f.jsonl", texts(80)), write(tmp_path / "r.jsonl", texts(80, "r"))
+    wish, out = Wish("lab:model", (forget,), (retain,)), tmp_path / "out"
+    claim(wish, out)
+    claim(replace(wish, trials=4), out)
+    with pytest.raises(ArtifactError, match="a search with another --damage"):
+        claim(replace(wish, damage=0.1), out)
+    write(tmp_path / "r.jsonl", texts(81, "r"))
+    with pytest.raises(ArtifactError, match=r"began before .*r\.jsonl changed.*give another --out"):
+        claim(wish, out)

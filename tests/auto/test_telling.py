@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -141,6 +142,25 @@ def test_the_card_says_where_its_figures_come_from():
     assert card.startswith("---\nbase_model: ")
     assert "## Judged on the test part" in card
     assert "reproduce.json" in card
+
+
+def test_the_card_of_a_point_taken_by_hand_says_so_first():
+    point = {"method": "rmu", **RESULT["front"]["joint"][1]}
+    card = telling.card(RESULT, RESULT["wish"], "questions", "known", point)
+    assert card.index("This is joint unlearning, rmu, trial 2, λ 3: a point of the front") < card.index(
+        "Take the merged"
+    )
+    assert "it was not judged on others" in card
+
+
+def test_an_earlier_choice_is_not_taken_for_this_one(tmp_path: Path):
+    session = cast("Session", SimpleNamespace(out=tmp_path))
+    assert not Session.holds(session, RESULT)
+    record = {"arm": "merged", "merge": "ties 1", "scale": 0.8, "setting": {"number": 2}, "rung": {"number": 1}}
+    (tmp_path / "reproduce.json").write_text(json.dumps(record))
+    assert Session.holds(session, RESULT)
+    (tmp_path / "reproduce.json").write_text(json.dumps({**record, "setting": {"number": 1}}))
+    assert not Session.holds(session, RESULT)
 
 
 def test_the_menu_takes_points_exports_and_survives_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

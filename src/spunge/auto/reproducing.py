@@ -14,13 +14,12 @@ from spunge.auto.asking import Asking
 from spunge.auto.inspection import inspect, splitter_of
 from spunge.auto.parts import divide
 from spunge.auto.rungs import Rung
-from spunge.auto.session import MODEL, Session, Wish, read_wish
+from spunge.auto.session import MODEL, Session, Wish, inputs_of, read_wish
 from spunge.auto.study import Setting
 from spunge.auto.trials import Arm, Bench
 from spunge.errors import ArtifactError, DataError
 from spunge.files import digest_of, new_directory, replace_text
 from spunge.run.executors import Executor
-from spunge.run.identity import digest, identity
 from spunge.run.journal import environment
 from spunge.run.standalone import export
 from spunge.run.store import Store
@@ -72,7 +71,7 @@ def record(session: Session, chosen: Mapping[str, Any], variant: Variant, out: P
     content = {
         "format": FORMAT,
         "wish": wish.described,
-        "inputs": _inputs(wish),
+        "inputs": inputs_of(wish),
         "splitter": {"kind": type(bench.splitter).__name__, **bench.splitter.dump()},
         "setting": vars(setting),
         "rung": vars(session.search.rungs[chosen["rung"]]),
@@ -86,12 +85,6 @@ def record(session: Session, chosen: Mapping[str, Any], variant: Variant, out: P
 
 def _weights(directory: Path) -> dict[str, str]:
     return {file.name: digest_of(file)["sha256"] for file in sorted(directory.glob("*.safetensors"))}
-
-
-def _inputs(wish: Wish) -> dict[str, Any]:
-    """The digests of the model and of the rows of every source, wherever they lie."""
-    rows = {one.path: identity(one)["rows"] for one in (*wish.forget, *wish.retain)}
-    return {"model": digest(LanguageModel(id=wish.model)), "rows": rows}
 
 
 def reproduce(
@@ -150,7 +143,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _check_inputs(recorded: Mapping[str, Any], wish: Wish) -> None:
     """Refuses inputs that are not those of the record: from others nobody expects the same model."""
-    here = _inputs(wish)
+    here = inputs_of(wish)
     if here["model"] != recorded["model"]:
         raise DataError(f"{wish.model}: not the model of the record (its files differ): give that one as --model")
     for path, fingerprint in recorded["rows"].items():

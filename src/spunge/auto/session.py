@@ -29,6 +29,7 @@ from spunge.rows.sources import Source
 from spunge.run.chat import Chat
 from spunge.run.compute import Compute, choose_device
 from spunge.run.executors import Executor
+from spunge.run.identity import digest, identity
 from spunge.run.standalone import export
 from spunge.run.store import Store
 from spunge.run.variant import Base, Variant
@@ -80,6 +81,12 @@ def read_wish(content: Mapping[str, Any]) -> Wish:
     """Reads what `Wish.described` wrote."""
     sources = {name: tuple(map(Source.model_validate, content[name])) for name in ("forget", "retain")}
     return Wish(**{**content, **sources, "methods": tuple(content["methods"])})
+
+
+def inputs_of(wish: Wish) -> dict[str, Any]:
+    """Returns the digests of the model and of the rows of every source, wherever they lie."""
+    rows = {one.path: identity(one)["rows"] for one in (*wish.forget, *wish.retain)}
+    return {"model": digest(LanguageModel(id=wish.model)), "rows": rows}
 
 
 @dataclass
@@ -176,12 +183,25 @@ class Session:
 
         chosen, variant = self.point(result, number)
         out = out or self.out / MODEL
-        about = telling.card(result, self.wish.described, self.asking.kind, self.known)
+        setting = self.search.studies[chosen["arm"]].settings()[chosen["number"]]
+        point = None if number is None else {**chosen, "method": setting.method}
+        about = telling.card(result, self.wish.described, self.asking.kind, self.known, point)
         bench = self.search.bench
         export(bench.model, bench.part(variant, self.out), out, about=about)
         replace_text(self.out / RECIPE, self.recipe(chosen))
         reproducing.record(self, chosen, variant, self.out / REPRODUCE)
         return out
+
+    def holds(self, result: Mapping[str, Any]) -> bool:
+        """Whether the checkpoint in the search's directory is the choice, as far as what lies beside it says."""
+        chosen = result["arms"][result["choice"]]["choice"]
+        try:
+            recorded = json.loads((self.out / REPRODUCE).read_text(encoding="utf-8"))
+            made = (recorded["arm"], recorded["setting"]["number"], recorded["rung"]["number"], recorded["merge"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        wanted = tuple(chosen[name] for name in ("arm", "number", "rung", "merge"))
+        return made == wanted and recorded["scale"] == chosen["scale"]
 
     def chat(self, result: Mapping[str, Any], number: int | None) -> Chat:
         """Returns what answers as the base model and as a point of the result, side by side."""
@@ -242,7 +262,7 @@ def begin(
         SpungeError: Something is missing or wrong, nothing is known to begin with, or `out` is another search's.
     """
     forget, retain, splitter, spaces = look(wish, allow_code=allow_code)
-    _claim(wish, out)
+    claim(wish, out)
     parts = divide(forget, retain, (out / "parts").absolute())  # a recipe that names them runs anywhere
     executor = executor_of(Store(out / "store"))
     model = LanguageModel.model_validate({"id": wish.model, "dtype": wish.dtype or "auto"})
@@ -278,9 +298,14 @@ def begin(
     return Session(wish, out, search, known, lines, (forget, retain), told)
 
 
-def _claim(wish: Wish, out: Path) -> None:
-    """Makes the directory this search's, or finds that it is; another search's is left as it is."""
+def claim(wish: Wish, out: Path) -> None:
+    """Makes the directory this search's, or finds that it is; another search's is left as it is.
+
+    Raises:
+        ArtifactError: It is another's, or the rows or the model have changed since.
+    """
     described = json.loads(json.dumps(wish.described))
+    inputs = json.loads(json.dumps(inputs_of(wish)))
     file = out / WISH
     if file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
@@ -288,10 +313,17 @@ def _claim(wish: Wish, out: Path) -> None:
             raise ArtifactError(
                 f"{out}: holds a search with another --{differing[0].replace('_', '-')}; give another --out"
             )
+        made_of = before.get("inputs", inputs)
+        changed = [path for path, rows in inputs["rows"].items() if made_of["rows"].get(path) != rows]
+        if changed := changed or ([wish.model] if made_of["model"] != inputs["model"] else []):
+            raise ArtifactError(
+                f"{out}: holds a search that began before {changed[0]} changed, whose trials are of what it was; "
+                "give another --out"
+            )
         return
     if out.exists() and any(out.iterdir()):
         raise ArtifactError(f"{out}: is not empty, and holds no search; give another --out")
-    replace_text(file, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    replace_text(file, json.dumps({**described, "inputs": inputs}, indent=1, ensure_ascii=False) + "\n")
 
 
 def _attack(name: str) -> type[Attack]:

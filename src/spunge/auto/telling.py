@@ -205,9 +205,18 @@ def trial_table(rows: Sequence[Mapping[str, Any]], kind: str) -> Table:
     )
 
 
-def card(result: Mapping[str, Any], wish: Mapping[str, Any], kind: str, known: str) -> str:
-    """Returns the model card of what a search chose."""
+def card(
+    result: Mapping[str, Any], wish: Mapping[str, Any], kind: str, known: str, point: Mapping[str, Any] | None = None
+) -> str:
+    """Returns the model card of what a search chose, or of another point of the front that the user took."""
     lines = verdict(result, kind, wish["damage"])
+    if point is not None:
+        lines = [
+            f"This is {LABELS[point['arm']]}, {named(point)}: a point of the front that was taken by hand. On the "
+            f"rows to tune on {amount(kind, point['forgotten'])} {unit(kind)} is forgotten at a damage of "
+            f"{damage(point['damage'])}; it was not judged on others. What follows is of the search's own choice.",
+            *lines,
+        ]
     tables = [judged_table(result, kind), front_table(result, kind)]
     body = "\n\n".join(f"## {table.title}\n\n{table.to_markdown()}\n{table.note}" for table in tables)
     return (

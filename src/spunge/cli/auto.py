@@ -164,6 +164,11 @@ def _export(session: Session, result: dict[str, Any], *, quiet: bool) -> None:
     from spunge.auto.session import MODEL, REPRODUCE
 
     if (session.out / MODEL).exists():
+        if not session.holds(result):
+            raise SpungeError(
+                f"{session.out / MODEL}: is not known to be the choice above: move it away, and the same command "
+                "writes the choice"
+            )
         if not quiet:
             write_line(screen, f"{session.out / MODEL}: is there already")
         return
