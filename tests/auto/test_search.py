@@ -208,6 +208,23 @@ def test_time_counts_earlier_sittings():
     assert counted.left({}) == pytest.approx(0.1, abs=0.1)
 
 
+class JointImproves(Computed):
+    """A bench on which the later a joint trial is the better, and the first merged one is the best."""
+
+    def run(self, arm: Arm, setting: Setting, rung: Rung) -> dict[str, Any]:
+        result = super().run(arm, setting, rung)
+        height = setting.number if arm == "joint" else -setting.number
+        return {**result, "readings": [{**one, "forgotten": 10.0 + height} for one in result["readings"]]}
+
+
+def test_more_trials_leave_both_arms_as_many_at_every_rung(tmp_path: Path):
+    for trials in (2, 3, 4):
+        search = searched(tmp_path, trials, JointImproves())
+        for rung in search.rungs:
+            joint, merged = (len(search.studies[arm].results(rung.number)) for arm in ARMS)
+            assert joint == merged
+
+
 class Slower(Computed):
     """A bench on which joint unlearning takes ten times as long as the merged model."""
 

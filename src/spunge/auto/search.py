@@ -137,9 +137,17 @@ class Search:
                     late = late or not self.clock.has_time(arm, rung)
                     if late:
                         continue
-                with self._claimed(arm, setting, rung) as mine:
-                    if mine and setting.number not in self.studies[arm].results(rung.number):
-                        self._made(arm, setting, rung)
+                self._promoted(arm, setting, rung)
+        for arm in ARMS:  # where a search goes on, one arm may have sent up a new trial and the other none
+            for number in ranked[arm]:
+                if self._behind(arm, rung) and number not in self.studies[arm].results(rung.number):
+                    self._promoted(arm, self.studies[arm].settings()[number], rung)
+
+    def _promoted(self, arm: Arm, setting: Setting, rung: Rung) -> None:
+        """Makes a trial at a higher rung, unless another process does."""
+        with self._claimed(arm, setting, rung) as mine:
+            if mine and setting.number not in self.studies[arm].results(rung.number):
+                self._made(arm, setting, rung)
 
     def _ranked(self, arm: Arm, rung: int) -> list[int]:
         """The trials of a rung, the one that forgot most within the budget first; what came to nothing stays out."""
