@@ -52,6 +52,14 @@ class Bare(Unlearner):
 """
 
 
+def test_a_setting_that_its_kind_has_elsewhere_is_not_suggested_to_itself(mark: Path, tmp_path: Path) -> None:
+    suite = '{suite: s, goal: forget, method: "beside_it:Silent", limit: 3}'
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"evaluate: [{suite}]\n")
+    with pytest.raises(RecipeError, match=r"evaluate\.0\.limit: unknown setting(?!; did you mean)"):
+        reading.read(recipe, allow_code=True)
+
+
 @pytest.fixture
 def mark(tmp_path: Path) -> Iterator[Path]:
     """What the module beside the recipe leaves when it runs."""

@@ -86,3 +86,14 @@ def test_what_no_recipe_can_be_made_of_is_told(tmp_path: Path) -> None:
         drafted(questions)
     with pytest.raises(DataError, match="no column 'answer'"):
         drafting.questions(str(numbers), None)
+
+
+def test_a_recipe_written_elsewhere_is_named_after_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # lest two recipes on one data file write into one run
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "posts.jsonl", [{"text": f"text {number}", "group": number % 2} for number in range(40)])
+    beginnings.init("posts.jsonl", "lab:model", out=Path("second.yaml"))
+    assert reading.read(tmp_path / "second.yaml").name == "second"
+    beginnings.init("posts.jsonl", "lab:model", name="own", out=Path("third.yaml"))
+    assert reading.read(tmp_path / "third.yaml").name == "own"

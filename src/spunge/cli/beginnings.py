@@ -23,13 +23,15 @@ def init(
     questions: Annotated[
         str | None, typer.Option("--questions", help="About what must go: rows with question, choices and answer.")
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Of the experiment; default: the data file's.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the experiment; default: as --out, or as the data file.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The recipe; default: NAME.yaml.")] = None,
 ) -> None:
     """Looks at a data file and writes a first recipe for it, with a comment on every choice."""
     from spunge.recipe import drafting, reading
 
-    name = name or drafting.name_of(data)
+    name = name or drafting.name_of(str(out or data))
     file = out or Path(f"{name}.yaml")
     forget = drafting.look(data, by=by)
     asked = None if questions is None else drafting.questions(questions, forget.attribute)

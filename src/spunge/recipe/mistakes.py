@@ -159,7 +159,9 @@ def _hint(error: Any, root: Any, path: Sequence[int | str]) -> str:
         elsewhere = [section for section in _sections_with(root, name) if section != path[0]]
         if elsewhere and len(path) == 2:
             return f"; did you mean {elsewhere[0]}.{name}?"
-        return near(name, _names_at(root, path[:-1], tags))
+        # Where a class from outside lacks what its kind has elsewhere, the name is spelt right: nothing to suggest.
+        known = _names_at(root, path[:-1], tags)
+        return "" if name in known else near(name, known)
     return ""
 
 
