@@ -560,3 +560,15 @@ def test_one_model_by_two_names_is_one_comparison(tmp_path: Path) -> None:
     assert "? Against joint unlearning with as many steps: the same model here as joint unlearning." in lines
     controls = next(fact.text for fact in trust(Findings(report.build(run))) if fact.name == "Controls")
     assert "is the same model as" in controls
+
+
+def test_nothing_praises_a_model_that_forgot_nothing_for_less_harm_than_a_rival(tmp_path: Path) -> None:
+    worse_off = dict.fromkeys(("joint", "joint_equal_steps", "random_split"), (0.9, 0.93))
+    run = simulated(tmp_path, {"base": (0.60, 0.93), **worse_off, "spunge": (0.75, 0.93)})
+    told = judged(run)
+    (joint,) = [line for line in told.contests if line.rival == "joint"]
+    assert (joint.word, joint.status) == ("better", "unsure")
+    assert "but SPUNGE is not shown to have forgotten" in joint.text.replace("\u00a0", " ")
+    assert all(point.status != "good" for point in joint.points)
+    (number,) = [number for number in told.numbers if number.label.startswith("Better than joint")]
+    assert number.status == "unsure"

@@ -21,6 +21,7 @@ from spunge.report.points import (
     lead,
     present,
     rounded,
+    status_of,
     tied,
     two_scores,
     where,
@@ -89,12 +90,20 @@ def contest_with(findings: Findings, rival: str, one: str = MERGED.name) -> Cont
     enough = enough_to_tell(findings, *rows[0]) if word == "not told apart" and len(rows) == 1 else ""
     words = f"no different within {100 * MARGIN:.0f} %" if word == "no different" else word
     apart = "" if word == "not comparable" else damage.unlike(findings, rival)
-    parts += [told for told in (caveat, apart, lost_alone(findings, one, rival)) if told]
+    status = _status(findings, word, columns, one)
+    praiseless = f"but {label_of(one)} is not shown to have forgotten" if status != _STATUS[word] else ""
+    parts += [told for told in (praiseless, caveat, apart, lost_alone(findings, one, rival)) if told]
     text = f"Against {phrase_of(rival)}: {words}{enough}; {'; '.join(parts)}."
     size = distance(*rows[0]) if len(rows) == 1 else ""
-    return Contest(
-        rival, word, _STATUS[word], tied(text), points, damage.matched(findings, rival), caveat, size, places
-    )
+    return Contest(rival, word, status, tied(text), points, damage.matched(findings, rival), caveat, size, places)
+
+
+def _status(findings: Findings, word: Word, columns: Sequence[Column], one: str) -> str:
+    """What a word says for a variant: to be better than a rival is nothing good where nothing was forgotten."""
+    rows = [(row, column) for column in columns if (row := findings.comparison(one, BASE.name, column))]
+    if _STATUS[word] == GOOD and rows and not any(status_of(row, column) == GOOD for row, column in rows):
+        return UNSURE
+    return _STATUS[word]
 
 
 def _nothing(findings: Findings) -> str:
@@ -117,7 +126,8 @@ def contest(findings: Findings, column: Column, rival: str, one: str = MERGED.na
         "not told apart": f"{label_of(one)} and {other} are not told apart{enough_to_tell(findings, row, column)}",
     }[word]
     figures = f"{two_scores(findings, column, rival, one)}; {difference(row, column)}"
-    return Point(_STATUS[word], tied(f"On {where(column)}, {words}."), tied(figures))
+    status = _status(findings, word, [column], one) if column.goal == "forget" else _STATUS[word]
+    return Point(status, tied(f"On {where(column)}, {words}."), tied(figures))
 
 
 def word_for(findings: Findings, row: Comparison, column: Column) -> Word:
