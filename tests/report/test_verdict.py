@@ -566,6 +566,8 @@ def test_nothing_praises_a_model_that_forgot_nothing_for_less_harm_than_a_rival(
     worse_off = dict.fromkeys(("joint", "joint_equal_steps", "random_split"), (0.9, 0.93))
     run = simulated(tmp_path, {"base": (0.60, 0.93), **worse_off, "spunge": (0.75, 0.93)})
     told = judged(run)
+    assert "than joint unlearning, by 15 points" in told.headline.replace("\u00a0", " ")
+    assert "forgot more" not in told.headline
     (joint,) = [line for line in told.contests if line.rival == "joint"]
     assert (joint.word, joint.status) == ("better", "unsure")
     assert "but SPUNGE is not shown to have forgotten" in joint.text.replace("\u00a0", " ")

@@ -215,8 +215,9 @@ def _against_joint(findings: Findings, joint: Contest) -> list[str]:
     rows = [(row, c) for c in to_forget(findings) if (row := findings.comparison(MERGED.name, JOINT.name, c))]
     by = f", by {distance(*rows[0])}, n = {counted(rows[0][0])}" if len(rows) == 1 else ""
     enough = enough_to_tell(findings, *rows[0]) if len(rows) == 1 else ""
+    unshown = "" if joint.status == GOOD else ", though it is not shown to have forgotten"
     words: dict[Word, str] = {
-        "better": f"it forgot more than joint unlearning{by}",
+        "better": f"it {'did better' if unshown else 'forgot more'} than joint unlearning{by}{unshown}",
         "worse": f"joint unlearning forgot more{by}",
         "better in places": f"it forgot more than joint unlearning in some places ({joint.places})",
         "worse in places": f"it forgot less than joint unlearning in some places ({joint.places})",
