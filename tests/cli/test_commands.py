@@ -54,6 +54,9 @@ def test_run_twice_then_report(world: dict[str, Any], write_recipe: Write, tmp_p
     exported = spunge("export", "runs/tiny", "--out", "exported", cwd=tmp_path)
     assert exported.returncode == 0, exported.stderr
     assert "Against joint unlearning:" in exported.stdout
+    alone = spunge("export", "runs/tiny", "--variant", "joint", "--out", "joint", cwd=tmp_path)
+    assert alone.stdout.startswith("joint: joint of runs/tiny, a checkpoint that")
+    assert "Against" not in alone.stdout  # the verdict is on the merged model
     card = (tmp_path / "exported" / "README.md").read_text()
     headline = (tmp_path / "runs" / "tiny" / "report" / "results.md").read_text().splitlines()[2]
     assert headline in card

@@ -40,6 +40,7 @@ from spunge.cli.options import (
 )
 from spunge.cli.tracking import tracked
 from spunge.errors import RecipeError
+from spunge.variants import MERGED, label_of
 
 if TYPE_CHECKING:
     from spunge.interfaces import Evaluator
@@ -168,9 +169,12 @@ def export(
     else:
         raise RecipeError("export: give a run, perhaps with --variant and --seed; or --model and --task-vector")
     if not quiet:
-        if part is not None:
-            show_report(part.run / "report")
-        write_line(screen, f"{out}: {_LOADED_BY[form]}")
+        who = ""
+        if part is not None and part.variant == MERGED.name:
+            show_report(part.run / "report")  # its verdict is on the merged model, and on no other
+        elif part is not None:
+            who = f"{label_of(part.variant)} of {part.run}, "
+        write_line(screen, f"{out}: {who}{_LOADED_BY[form]}")
         if (energy := said.get("energy")) is not None:
             screen.print(f"  the adapter keeps {energy:.1%} of the change's energy")
 
