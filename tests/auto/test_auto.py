@@ -66,6 +66,7 @@ def test_killed_and_continued_it_finds_the_same_and_makes_it_again(world: Path):
             begun.send_signal(signal.SIGKILL)
             break
     begun.wait()
+    begun.stderr.close()
     again = spunge(*SEARCH, "--out", "killed", cwd=world)
     assert again.returncode == 0, again.stderr
     killed = json.loads((world / "killed" / "result.json").read_text())
@@ -107,6 +108,7 @@ def test_ctrl_c_keeps_the_best_and_says_how_to_go_on(world: Path):
             time.sleep(0.5)
             begun.send_signal(signal.SIGINT)
     assert begun.wait() == 2
+    begun.stderr.close()
     assert any(re.search(r"the best so far, kept in stopped: joint 0 forgets", line) for line in told)
     assert "the same command continues" in told[-1]
 
