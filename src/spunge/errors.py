@@ -73,6 +73,10 @@ class ArtifactError(SpungeError, OSError):
     """A file or directory is missing, damaged or cannot be written."""
 
 
+class InUse(ArtifactError):
+    """Another process holds a directory."""
+
+
 class TrainingDiverged(SpungeError, ArithmeticError):
     """A loss became NaN or infinite."""
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from spunge.errors import ArtifactError
+from spunge.errors import ArtifactError, InUse
 
 T = TypeVar("T")
 LOCK = ".lock"
@@ -92,16 +92,18 @@ def refuse_existing(out: str | Path) -> None:
 
 
 @contextmanager
-def locked(directory: Path, busy: str, *, shared: bool = False) -> Iterator[None]:
+def locked(directory: Path, busy: str, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
     """Holds a directory by the lock in it, which the operating system lets go of whatever becomes of the process.
 
     Args:
         directory: It is made if need be.
         busy: What to say when others hold it: who they are, and what to do.
         shared: Whether others that ask for a share may hold it as well.
+        wait: Whether to wait until others let go of it, rather than to refuse.
 
     Raises:
-        ArtifactError: Others hold it; or it cannot be written, or is on a file system without locks.
+        InUse: Others hold it.
+        ArtifactError: It cannot be written, or is on a file system without locks.
     """
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -110,9 +112,9 @@ def locked(directory: Path, busy: str, *, shared: bool = False) -> Iterator[None
     with lock:
         try:
             # flock, not lockf: a process loses its POSIX locks as soon as it closes any descriptor of the file.
-            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            raise ArtifactError(f"{directory}: {busy}") from error
+            raise InUse(f"{directory}: {busy}") from error
         except OSError as error:
             raise ArtifactError(
                 f"{directory}: cannot be locked ({error.strerror or error}): its file system has no locks "

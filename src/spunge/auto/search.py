@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import sleep
@@ -11,9 +10,9 @@ from typing import Any
 
 from spunge.auto.clock import Clock
 from spunge.auto.rungs import Rung, promoted
-from spunge.auto.study import LOST, Setting, Study, claim
+from spunge.auto.study import BUSY, LOST, Setting, Study, claim
 from spunge.auto.trials import ARMS, Arm, Bench, Reading
-from spunge.errors import ArtifactError, RecipeError
+from spunge.errors import RecipeError
 from spunge.files import format_duration, locked
 
 MOST_TRIALS = 200
@@ -144,9 +143,9 @@ class Search:
                     self._promoted(arm, self.studies[arm].settings()[number], rung)
 
     def _promoted(self, arm: Arm, setting: Setting, rung: Rung) -> None:
-        """Makes a trial at a higher rung, unless another process does."""
-        with self._claimed(arm, setting, rung) as mine:
-            if mine and setting.number not in self.studies[arm].results(rung.number):
+        """Makes a trial at a higher rung; where another process is at it, waits, and makes it only if that one died."""
+        with locked(claim(self.directory, arm, setting.number, rung.number), BUSY, wait=True):
+            if setting.number not in self.studies[arm].results(rung.number):
                 self._made(arm, setting, rung)
 
     def _ranked(self, arm: Arm, rung: int) -> list[int]:
@@ -182,25 +181,6 @@ class Search:
         return Event(
             arm, rung, setting, result, top[0] if top else None, sum(done.values()), whole, self.clock.left(waiting)
         )
-
-    @contextmanager
-    def _claimed(self, arm: Arm, setting: Setting, rung: Rung) -> Iterator[bool]:
-        """Holds one trial at one rung, or says that another process does and waits for it."""
-        place = claim(self.directory, arm, setting.number, rung.number)
-        try:
-            with locked(place, "another process makes this trial"):
-                yield True
-        except ArtifactError as error:
-            if "another process makes" not in str(error):
-                raise
-            while setting.number not in self.studies[arm].results(rung.number):
-                sleep(0.5)
-                try:
-                    with locked(place, "another process makes this trial"):
-                        break  # it ended, or died
-                except ArtifactError:
-                    continue
-            yield False
 
     def readings(self, rung: int) -> list[Reading]:
         """Returns every reading of a rung."""

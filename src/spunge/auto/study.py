@@ -8,16 +8,15 @@ tree-structured Parzen estimator", JAIR 73) sees the whole front; the one that i
 from __future__ import annotations
 
 import logging
-import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from spunge.auto.spaces import Space
-from spunge.errors import ArtifactError
+from spunge.errors import InUse
 from spunge.files import is_locked, locked
 from spunge.run.keys import derived_seed
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 JOURNAL = "study.journal"
 Sampler = Literal["tpe", "random"]
-_BUSY = "another process makes this trial"
+BUSY = "another process makes this trial"
 LOST = 10.0
 """The damage that a trial is given which came to nothing: more than any that is measured."""
 _RANDOM_TRIALS = 4
@@ -107,10 +106,8 @@ class Study:
         """Holds a trial until it is told, or until this process ends; False where another process does."""
         with ExitStack() as stack:
             try:
-                stack.enter_context(locked(claim(self._directory, self._arm, number, 0), _BUSY))
-            except ArtifactError as error:
-                if _BUSY not in str(error):
-                    raise
+                stack.enter_context(locked(claim(self._directory, self._arm, number, 0), BUSY))
+            except InUse:
                 return False
             self._held[number] = stack.pop_all()
         return True
@@ -194,7 +191,7 @@ class Study:
 
     def _alone(self) -> AbstractContextManager[None]:
         """Keeps other processes of the same search from drawing at the same time."""
-        return _waiting_for(self._directory / "drawing")
+        return locked(self._directory / "drawing", BUSY, wait=True)
 
 
 class _JournalLock:
@@ -207,27 +204,11 @@ class _JournalLock:
         self._directory, self._held = directory, ExitStack()
 
     def acquire(self) -> bool:
-        self._held.enter_context(_waiting_for(self._directory))
+        self._held.enter_context(locked(self._directory, BUSY, wait=True))
         return True
 
     def release(self) -> None:
         self._held.close()
-
-
-@contextmanager
-def _waiting_for(directory: Path) -> Iterator[None]:
-    """Holds a directory, as soon as no other process does."""
-    busy = "another process is at it"
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(locked(directory, busy))
-                break
-            except ArtifactError as error:
-                if busy not in str(error):
-                    raise
-                time.sleep(0.05)
-        yield
 
 
 def claim(directory: Path, arm: str, number: int, rung: int) -> Path:
