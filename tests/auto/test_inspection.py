@@ -12,7 +12,8 @@ import pytest
 
 from spunge.auto.inspection import Holding, attributes, check, inspect, splitter_of
 from spunge.auto.parts import PARTS, divide
-from spunge.auto.session import Wish, claim, look
+from spunge.auto.session import claim, look
+from spunge.auto.wish import Wish
 from spunge.errors import ArtifactError, DataError, RecipeError
 from spunge.rows.sources import Source, load_corpus
 from spunge.splitters import ByCluster, ByColumn

@@ -82,7 +82,7 @@ def _read(search: Search, reading: Reading) -> Choice:
     bench = search.bench
     rung, setting = search.rungs[reading.rung], search.studies[reading.arm].settings()[reading.number]
     wide = Rung(rung.number, rung.rows, rung.epochs, 128, _TOKENS, wide=True)
-    variant = variant_of(search, reading)
+    variant = variant_of(search, *reading.trial)
     [(_, _, damage, met, there)] = bench.read(variant, [1.0], "choose", wide)
     suites = [bench.asking.forget("choose", wide.items), *bench.asking.fluency("choose")]
     (before, *written), (after, *wrote) = bench.ask([Variant(BASE.name, "base", bench.seed), there], suites)
@@ -92,11 +92,10 @@ def _read(search: Search, reading: Reading) -> Choice:
     )  # fmt: skip
 
 
-def variant_of(search: Search, reading: Reading) -> Variant:
-    """Returns the variant that a reading is of, at λ = 1 of its line: from the store, but for its merge."""
-    bench, rung = search.bench, search.rungs[reading.rung]
-    setting = search.studies[reading.arm].settings()[reading.number]
-    return bench.merged(reading.arm, setting, rung, bench.trained(reading.arm, setting, rung), reading.merge)
+def variant_of(search: Search, arm: Arm, number: int, rung_number: int, merge: str) -> Variant:
+    """Returns a trial's variant as it was trained at a rung and merged, at λ = 1: from the store, but for its merge."""
+    bench, rung, setting = search.bench, search.rungs[rung_number], search.studies[arm].settings()[number]
+    return bench.merged(arm, setting, rung, bench.trained(arm, setting, rung), merge)
 
 
 def _broken(before: list[ItemTable], after: list[ItemTable]) -> float:
@@ -117,7 +116,8 @@ def judge(search: Search) -> dict[str, Any]:
         keep = asking.keep("test")
         suites = [asking.forget("test", _MOST_JUDGED), *asking.fluency("test", 24), *([keep] if keep else [])]
         variants = {
-            arm: replace(variant_of(search, choice.reading), scale=choice.scale) for arm, choice in chosen.items()
+            arm: replace(variant_of(search, *choice.reading.trial), scale=choice.scale)
+            for arm, choice in chosen.items()
         }
         tables = bench.ask([Variant(BASE.name, "base", bench.seed), *variants.values()], suites)
         before, afters = tables[0], dict(zip(variants, tables[1:], strict=True))
@@ -156,7 +156,7 @@ def _compared(search: Search, chosen: Mapping[Arm, Choice], before: ItemTable) -
     damages: dict[Arm, float | None] = {}
     for arm, choice in chosen.items():
         rung = replace(choice.rung, tokens=_TOKENS)
-        [(_, _, damages[arm], _, there)] = bench.read(variant_of(search, choice.reading), [1.0], "test", rung)
+        [(_, _, damages[arm], _, there)] = bench.read(variant_of(search, *choice.reading.trial), [1.0], "test", rung)
         [[after]] = bench.ask([there], [suite])
         gone[arm] = bench.asking.forgotten(before, after) if after.height else []
     if not all(gone.get(arm) for arm in ARMS):

@@ -14,9 +14,10 @@ from spunge.auto.asking import Asking
 from spunge.auto.inspection import inspect, splitter_of
 from spunge.auto.parts import divide
 from spunge.auto.rungs import Rung
-from spunge.auto.session import MODEL, Session, Wish, inputs_of, read_wish
+from spunge.auto.search import Search
 from spunge.auto.study import Setting
 from spunge.auto.trials import Arm, Bench
+from spunge.auto.wish import Wish, inputs_of, read_wish
 from spunge.errors import ArtifactError, DataError
 from spunge.files import digest_of, new_directory, replace_text
 from spunge.run.executors import Executor
@@ -27,6 +28,8 @@ from spunge.run.variant import Variant
 from spunge.weights.language_model import LanguageModel
 
 FORMAT = 1
+MODEL = "model"
+"""The directory of the checkpoint, in a search's and in a reproduction's."""
 _FIELDS = {"wish", "inputs", "setting", "rung", "arm", "merge", "scale", "environment", "weights"}
 
 
@@ -56,17 +59,18 @@ def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
 
 
-def record(session: Session, chosen: Mapping[str, Any], variant: Variant, out: Path) -> None:
+def record(wish: Wish, search: Search, chosen: Mapping[str, Any], variant: Variant, out: Path) -> None:
     """Writes all that a chosen model depends on, and its weights' digests.
 
     Args:
-        session: The search.
+        wish: What was asked for.
+        search: The search.
         chosen: `arm`, `number`, `rung`, `merge` and `scale` of the point.
         variant: The point.
         out: The file.
     """
-    wish, bench = session.wish, session.search.bench
-    setting = session.search.studies[chosen["arm"]].settings()[chosen["number"]]
+    bench = search.bench
+    setting = search.studies[chosen["arm"]].settings()[chosen["number"]]
     assert variant.artifact is not None, "a trial has changed something"
     content = {
         "format": FORMAT,
@@ -74,7 +78,7 @@ def record(session: Session, chosen: Mapping[str, Any], variant: Variant, out: P
         "inputs": inputs_of(wish),
         "splitter": {"kind": type(bench.splitter).__name__, **bench.splitter.dump()},
         "setting": vars(setting),
-        "rung": vars(session.search.rungs[chosen["rung"]]),
+        "rung": vars(search.rungs[chosen["rung"]]),
         **{name: chosen[name] for name in ("arm", "merge")},
         "scale": variant.scale,
         "environment": {**environment("cpu"), "optuna": metadata.version("optuna"), **processor()},

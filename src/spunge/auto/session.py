@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spunge.auto import judging, page, telling
+from spunge.auto import judging, page, reproducing, telling
 from spunge.auto.asking import Asking, asking_of
 from spunge.auto.clock import Clock
 from spunge.auto.inspection import Holding, check, inspect, splitter_of
@@ -16,77 +16,28 @@ from spunge.auto.parts import Parts, divide
 from spunge.auto.rungs import ladder, promoted
 from spunge.auto.search import Event, Search, readings_of
 from spunge.auto.spaces import Space, space_of
-from spunge.auto.study import Sampler, Study
-from spunge.auto.trials import ARMS, Arm, Bench, Reading, mean_of, method_class, name_of, points, worst
+from spunge.auto.study import Setting, Study
+from spunge.auto.trials import ARMS, Arm, Bench, mean_of, method_class, name_of, points, worst
+from spunge.auto.wish import Wish, inputs_of
 from spunge.errors import ArtifactError, DataError, RecipeError
 from spunge.evaluators.attacks import Attack
 from spunge.files import format_bytes, format_duration, replace_text
-from spunge.interfaces import Progress, Splitter, silent
+from spunge.interfaces import Progress, Splitter, Work, silent
 from spunge.memory import available
 from spunge.recipe import reading
 from spunge.recipe.schema import attack_named
-from spunge.rows.sources import Source
 from spunge.run.chat import Chat
 from spunge.run.compute import Compute, choose_device
 from spunge.run.executors import Executor
-from spunge.run.identity import digest, identity
 from spunge.run.standalone import export
 from spunge.run.store import Store
 from spunge.run.variant import Base, Variant
 from spunge.weights.language_model import LanguageModel, Resident
 from spunge.weights.shape import shape_of
 
-METHODS = ("adaptive_rmu", "task_vector_negation", "npo")
-"""What is searched where nobody says which methods: one that steers, one that subtracts, one that weighs losses."""
 MINUTES = 60.0
-WISH, RESULT, PAGE, RECIPE, REPRODUCE, MODEL = (
-    "auto.json", "result.json", "index.html", "recipe.yaml", "reproduce.json", "model",
-)  # fmt: skip
-"""What a search leaves in its directory."""
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What was asked for."""
-
-    model: str
-    forget: tuple[Source, ...]
-    retain: tuple[Source, ...]
-    by: str | None = None
-    """A column, `cluster`, or None."""
-    damage: float = 0.03
-    """Nats a token."""
-    minutes: float | None = None
-    trials: int | None = None
-    """Of each arm."""
-    methods: tuple[str, ...] = METHODS
-    against: str | None = None
-    """An attack."""
-    sampler: Sampler = "tpe"
-    seed: int = 0
-    dtype: str | None = None
-
-    @property
-    def described(self) -> dict[str, Any]:
-        """All that the trials depend on, as JSON values; not how long the search may take."""
-        sources = {
-            name: [one.model_dump(mode="json", exclude_defaults=True) for one in getattr(self, name)]
-            for name in ("forget", "retain")
-        }
-        kept = ("model", "by", "damage", "methods", "against", "sampler", "seed", "dtype")
-        return {**{name: getattr(self, name) for name in kept}, **sources, "methods": [*self.methods]}
-
-
-def read_wish(content: Mapping[str, Any]) -> Wish:
-    """Reads what `Wish.described` wrote."""
-    sources = {name: tuple(map(Source.model_validate, content[name])) for name in ("forget", "retain")}
-    return Wish(**{**content, **sources, "methods": tuple(content["methods"])})
-
-
-def inputs_of(wish: Wish) -> dict[str, Any]:
-    """Returns the digests of the model and of the rows of every source, wherever they lie."""
-    rows = {one.path: identity(one)["rows"] for one in (*wish.forget, *wish.retain)}
-    return {"model": digest(LanguageModel(id=wish.model)), "rows": rows}
+WISH, RESULT, PAGE, RECIPE, REPRODUCE = "auto.json", "result.json", "index.html", "recipe.yaml", "reproduce.json"
+"""What a search leaves in its directory, beside the checkpoint."""
 
 
 @dataclass
@@ -158,12 +109,9 @@ class Session:
             if not 1 <= number <= len(rows):
                 raise RecipeError(f"{number}: the front has the points 1 to {len(rows)}")
             chosen = dict(rows[number - 1])
-        arm = chosen["arm"]
-        fields = {"share": 1.0, "damage": None, "met": True, "forgotten": 0.0}
-        place = {name: chosen[name] for name in ("arm", "number", "rung", "merge", "scale")}
-        variant = judging.variant_of(self.search, Reading(**{**fields, **place}))
+        variant = judging.variant_of(self.search, *(chosen[name] for name in ("arm", "number", "rung", "merge")))
         scale = chosen["scale"] if number is None else variant.scale * chosen["scale"]
-        return {**chosen, "arm": arm}, replace(variant, scale=scale)
+        return chosen, replace(variant, scale=scale)
 
     def recipe(self, chosen: Mapping[str, Any]) -> str:
         """Returns the recipe of a point, for `spunge run`: judged on the rows that nothing was chosen on."""
@@ -179,17 +127,15 @@ class Session:
         Raises:
             SpungeError: There is no such point, or `out` exists.
         """
-        from spunge.auto import reproducing
-
         chosen, variant = self.point(result, number)
-        out = out or self.out / MODEL
+        out = out or self.out / reproducing.MODEL
         setting = self.search.studies[chosen["arm"]].settings()[chosen["number"]]
         point = None if number is None else {**chosen, "method": setting.method}
         about = telling.card(result, self.wish.described, self.asking.kind, self.known, point)
         bench = self.search.bench
         export(bench.model, bench.part(variant, self.out), out, about=about)
         replace_text(self.out / RECIPE, self.recipe(chosen))
-        reproducing.record(self, chosen, variant, self.out / REPRODUCE)
+        reproducing.record(self.wish, self.search, chosen, variant, self.out / REPRODUCE)
         return out
 
     def holds(self, result: Mapping[str, Any]) -> bool:
@@ -339,9 +285,6 @@ def _check_methods(bench: Bench, spaces: Mapping[str, Space], rungs: Sequence[An
     Raises:
         SpungeError: Rows lack what a method needs, or it does not fit into the memory that is free.
     """
-    from spunge.auto.study import Setting
-    from spunge.interfaces import Work
-
     shape = shape_of(bench.model)
     held, free = shape.parameters * shape.bytes, available()
     for name, space in spaces.items():

@@ -17,7 +17,7 @@ from spunge.auto.parts import Part
 from spunge.auto.rungs import Rung
 from spunge.auto.study import Setting
 from spunge.errors import PredictsNothing, RecipeError, TrainingDiverged
-from spunge.evaluators.attacks import Attack
+from spunge.evaluators.attacks import Attack, Material
 from spunge.files import remove
 from spunge.interfaces import Evaluator, Splitter, Unlearner
 from spunge.merging import Part as TaskVectorPart
@@ -74,6 +74,11 @@ class Reading:
     """How much went, averaged over the items; 0 where the model gave NaN."""
     back: float | None = None
     """What of that an attack brings back."""
+
+    @property
+    def trial(self) -> tuple[Arm, int, int, str]:
+        """What it is a reading of: the arm, the trial's number, the rung's and the merge."""
+        return self.arm, self.number, self.rung, self.merge
 
     @property
     def name(self) -> str:
@@ -267,8 +272,6 @@ class Bench:
 
     def attacks(self, part: Part, limit: int | None) -> list[Attack]:
         """Returns what `--against` comes to on a part: the attack on the suite of what must go."""
-        from spunge.evaluators.attacks import Material
-
         assert self.against is not None, "asked only where there is an attack"
         parts = self.asking.parts
         material = Material((Source(path=str(parts.forget)),), (Source(path=str(parts.retain)),))

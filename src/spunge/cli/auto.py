@@ -71,11 +71,12 @@ def auto(
     if minutes is not None and trials is not None:
         raise RecipeError("--minutes and --trials: give one of the two")
     from spunge.auto import session as sessions
+    from spunge.auto.wish import METHODS, Wish
     from spunge.run.compute import Compute
 
-    wish = sessions.Wish(
+    wish = Wish(
         model, tuple(sources_of(forget, columns)), tuple(retained_of(retain, columns)), by, damage, minutes, trials,
-        tuple(name.strip() for name in methods.split(",")) if methods else sessions.METHODS,
+        tuple(name.strip() for name in methods.split(",")) if methods else METHODS,
         against, sampler, seed, check_dtype(dtype),
     )  # fmt: skip
     asks = not (yes or quiet) and sys.stdin.isatty() and screen.is_terminal
@@ -161,7 +162,8 @@ def grid(table: Table) -> Grid:
 
 
 def _export(session: Session, result: dict[str, Any], *, quiet: bool) -> None:
-    from spunge.auto.session import MODEL, REPRODUCE
+    from spunge.auto.reproducing import MODEL
+    from spunge.auto.session import REPRODUCE
 
     if (session.out / MODEL).exists():
         if not session.holds(result):
@@ -188,7 +190,8 @@ def reproduce(
 ) -> None:
     """Makes a model that `spunge auto` found once more from its inputs, and says whether it is the same."""
     from spunge.auto import reproducing
-    from spunge.auto.session import MODEL, executor_here
+    from spunge.auto.reproducing import MODEL
+    from spunge.auto.session import executor_here
     from spunge.run.compute import Compute
 
     with watch(quiet) as display:
