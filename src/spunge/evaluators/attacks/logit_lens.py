@@ -44,9 +44,14 @@ class LogitLens(Attack):
     def attempts(self, variant: LoadedVariant, work: Work) -> Iterator[tuple[str, Ask]]:
         """Yields each depth while the layers above it are left out."""
         for setting, depth in zip(self.settings, self.depths, strict=True):
-            count = len(find_layers(variant.model.get_decoder()))
-            with first_layers(variant.model, min(max(1, round(depth * count)), count - 1)):
+            with first_layers(variant.model, count_layers(variant.model, depth)):
                 yield setting, self.of.evaluate
+
+
+def count_layers(model: PreTrainedModel, depth: float) -> int:
+    """Returns how many decoder layers are a share of all: one at least, and never all."""
+    count = len(find_layers(model.get_decoder()))
+    return min(max(1, round(depth * count)), count - 1)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from spunge.evaluators.attacks.attack import Ask, Attack, restored
+from spunge.evaluators.attacks.logit_lens import count_layers
 from spunge.interfaces import Forecast, LoadedVariant, Work
 from spunge.weights.shape import find_layers, shape_of
 
@@ -50,7 +51,7 @@ class Patching(Attack):
         owned = {id(weight): depth for depth, layer in enumerate(layers) for weight in layer.parameters()}
         embedded = {id(weight) for weight in variant.model.get_input_embeddings().parameters()}
         for setting, depth in zip(self.settings, self.depths, strict=True):
-            count = min(max(1, round(depth * len(layers))), len(layers) - 1)
+            count = count_layers(variant.model, depth)
             with restored(variant.model):
                 variant.at(0.0)
                 with no_grad():

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from spunge.errors import DataError
 from spunge.evaluators.attacks.attack import Ask, Attack, Material
-from spunge.evaluators.attacks.logit_lens import first_layers
+from spunge.evaluators.attacks.logit_lens import count_layers, first_layers
 from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Work
 from spunge.rows.sources import Source, item_id, load_corpus
 from spunge.weights.shape import find_layers, shape_of
@@ -77,7 +77,7 @@ class TunedLens(Attack):
         states = torch.cat(parts, dim=1)
         layers = find_layers(variant.model.get_decoder())
         for setting, depth in zip(self.settings, self.depths, strict=True):
-            count = min(max(1, round(depth * len(layers))), len(layers) - 1)
+            count = count_layers(variant.model, depth)
             hook = layers[count - 1].register_forward_hook(translated(states[count - 1], states[-1], self.ridge))
             try:
                 with first_layers(variant.model, count):
