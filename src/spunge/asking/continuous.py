@@ -19,7 +19,7 @@ from spunge.asking.batching import WRITTEN_AT_ONCE
 from spunge.asking.encoding import Ids
 from spunge.errors import PredictsNothing
 from spunge.weights.device import free_memory
-from spunge.weights.shape import reads_packed_rows
+from spunge.weights.shape import cached_numbers, reads_packed_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -146,10 +146,7 @@ def write(
 
 def rows_that_fit(model: PreTrainedModel, longest: int) -> int:
     """Returns how many texts of at most so many tokens are best written side by side: in a quarter of free memory."""
-    config: Any = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    a_text = 2 * config.num_hidden_layers * heads * width * longest * model.dtype.itemsize
+    a_text = cached_numbers(model.config.get_text_config()) * longest * model.dtype.itemsize
     return max(1, min(WRITTEN_AT_ONCE, free_memory(str(model.device)) // 4 // a_text))
 
 

@@ -299,10 +299,7 @@ class Judged(Scorer):
         Raises:
             ModelError: The judge cannot be loaded.
         """
-        handle = self.judge
-        model, tokenizer = work.resident.cached(
-            ("judge", handle.model_dump_json()), lambda: (handle.load(device=work.device), handle.load_tokenizer())
-        )
+        model, tokenizer = work.resident.other(self.judge)
         batching = Batching(self.batch_size, work.progress, work.scratch)
         judged = judge(model, tokenizer, read_completions(written), batching)
         return pl.DataFrame(judged, schema={"nll": pl.Float64, "tokens": pl.Int64}, orient="row")

@@ -13,8 +13,9 @@ from spunge.asking.forecast import forecast_asking
 from spunge.errors import DataError
 from spunge.interfaces import Forecast, Progress, Splitter, Work
 from spunge.rows.sources import Corpus
+from spunge.splitters import clustering
 from spunge.weights.language_model import LanguageModel
-from spunge.weights.shape import token_counts
+from spunge.weights.shape import cut_texts
 from spunge.weights.tokens import tokenize
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ class ByCluster(Splitter):
     def forecast(self, forget: Corpus, base: LanguageModel) -> Forecast:
         """Says what reading every row takes, cut to `max_length`; the clustering itself is little beside it."""
         model = self.model or base
-        lengths = token_counts(model, forget.texts)
-        texts = [text[: len(text) * self.max_length // n] for text, n in zip(forget.texts, lengths, strict=True)]
+        texts = cut_texts(model, forget.texts, self.max_length)
         return replace(forecast_asking(model, texts, batch_size=self.batch_size), disk=0)
 
     def split(self, forget: Corpus, base: LanguageModel, work: Work) -> list[tuple[str, ...]]:
@@ -59,15 +59,7 @@ class ByCluster(Splitter):
         Raises:
             DataError: There are fewer distinct rows than clusters, or the model has no such layer.
         """
-        from spunge.splitters import clustering
-
-        if (handle := self.model) is None:
-            model, tokenizer = work.resident.base(base)
-        else:
-            model, tokenizer = work.resident.cached(
-                ("embeddings", handle.model_dump_json()),
-                lambda: (handle.load(device=work.device), handle.load_tokenizer()),
-            )
+        model, tokenizer = work.resident.base(base) if self.model is None else work.resident.other(self.model)
         points = self.embed(model, tokenizer, forget.texts, work.progress)
         chosen = clustering.find_clusters(points, self.k, self.most, work.seed)
         return [(f"cluster_{cluster + 1}",) for cluster in chosen]
@@ -96,4 +88,4 @@ class ByCluster(Splitter):
             hidden = states.hidden_states[layer].float() * mask.unsqueeze(-1)
             points[batch] = (hidden.sum(1) / mask.sum(1, keepdim=True)).cpu().numpy()
             progress("embedding", start + len(batch), len(order))
-        return points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
+        return clustering.directions(points)

@@ -11,7 +11,8 @@ from pydantic import Field
 from spunge.asking.forecast import forecast_asking
 from spunge.interfaces import Forecast, Splitter, Work
 from spunge.rows.sources import Corpus
-from spunge.weights.shape import token_counts
+from spunge.splitters import clustering
+from spunge.weights.shape import cut_texts
 
 if TYPE_CHECKING:
     from spunge.weights.language_model import LanguageModel
@@ -49,9 +50,7 @@ class ByGradient(Splitter):
 
     def forecast(self, forget: Corpus, base: LanguageModel) -> Forecast:
         """Says what a pass forwards and one backwards over every row take."""
-        lengths = token_counts(base, forget.texts)
-        texts = [text[: len(text) * self.max_length // n] for text, n in zip(forget.texts, lengths, strict=True)]
-        reading = forecast_asking(base, texts, batch_size=self.batch_size)
+        reading = forecast_asking(base, cut_texts(base, forget.texts, self.max_length), batch_size=self.batch_size)
         return replace(
             reading, disk=0, operations=None if reading.operations is None else 2 * reading.operations,
             calls=2 * reading.calls,
@@ -63,7 +62,6 @@ class ByGradient(Splitter):
         Raises:
             DataError: There are fewer distinct rows than subsets, or a row has nothing to predict.
         """
-        from spunge.splitters import clustering
         from spunge.training.gradients import draw_projections, sketches
         from spunge.training.rows import encode
 
@@ -73,7 +71,7 @@ class ByGradient(Splitter):
         drawn = draw_projections(model, self.side, work.seed)
         # Id 0 stands under a mask of 0.
         points = sketches(model, rows, drawn, batch_size=self.batch_size, pad=0, progress=work.progress).numpy()
-        points = points.astype(np.float64) / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
+        points = clustering.directions(points.astype(np.float64))
         groups = clustering.find_clusters(points, self.k, self.most, work.seed)
         return [(f"gradient_{group + 1}",) for group in (groups if self.gather == "alike" else dealt_out(groups))]
 

@@ -33,6 +33,11 @@ def find_clusters(points: np.ndarray, k: int | None, most: int, seed: int) -> np
     return max(tried, key=lambda clusters: silhouette(points[sample], clusters[sample]))
 
 
+def directions(points: np.ndarray) -> np.ndarray:
+    """Returns the points [points, dimensions] at length 1; zeros stay."""
+    return points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
+
+
 def k_means(points: np.ndarray, k: int, seed: int) -> np.ndarray:
     """Returns the cluster of every point, the largest cluster first.
 

@@ -358,6 +358,12 @@ class Resident:
             self._base = (handle, handle.load(device=self.device, dtype=self.dtype), handle.load_tokenizer())
         return self._base[1:]
 
+    def other(self, handle: LanguageModel) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Returns a model beside the base, such as a judge, and its tokenizer; both stay loaded."""
+        return self.cached(
+            ("model", handle.model_dump_json()), lambda: (handle.load(device=self.device), handle.load_tokenizer())
+        )
+
     def cached(self, key: Hashable, build: Callable[[], T]) -> T:
         """Returns what `build` made the first time this key was asked for."""
         if key not in self._cache:

@@ -73,9 +73,6 @@ def _shape_of(model: LanguageModel, directory: Path) -> Shape:
             name, weight = path.rpartition(".")[2], module.get_parameter("weight")
             numbers, sides = matrices.get(name, (0, 0))
             matrices[name] = (numbers + weight.numel(), sides + sum(weight.shape))
-    attention = getattr(text, "num_attention_heads", 0)  # Mamba has none, and no cache that grows
-    heads = getattr(text, "num_key_value_heads", None) or attention
-    head = getattr(text, "head_dim", None) or (text.hidden_size // attention if attention else 0)
     return Shape(
         parameters=sum(parameter.numel() for parameter in outline.parameters()),
         matrices=matrices,
@@ -85,10 +82,18 @@ def _shape_of(model: LanguageModel, directory: Path) -> Shape:
         width=text.hidden_size,
         vocabulary=text.vocab_size,
         window=next((int(n) for name in _WINDOWS if (n := getattr(text, name, None)) is not None), 2048),
-        cached=2 * len(layers) * heads * head,
+        cached=cached_numbers(text),
         activations=activations_of(layers[-1]),
         bytes=number_size(config, model.dtype),
     )
+
+
+def cached_numbers(config: PreTrainedConfig) -> int:
+    """Returns how many numbers a token leaves in the key-value cache of a model of text."""
+    attention = getattr(config, "num_attention_heads", 0)  # Mamba has none, and no cache that grows
+    heads = getattr(config, "num_key_value_heads", None) or attention
+    width = getattr(config, "head_dim", None) or (config.hidden_size // attention if attention else 0)
+    return 2 * config.num_hidden_layers * heads * width
 
 
 def reads_packed_rows(model: PreTrainedModel) -> bool:
@@ -117,6 +122,12 @@ def token_counts(model: LanguageModel, texts: Sequence[str]) -> list[int]:
     ids = tokenizer(sample, verbose=False)["input_ids"] if sample else []
     tokens, characters = sum(map(len, ids)), sum(map(len, sample))
     return [max(1, round(len(text) * tokens / max(characters, 1))) for text in texts]
+
+
+def cut_texts(model: LanguageModel, texts: Sequence[str], longest: int) -> list[str]:
+    """Returns the texts cut to about so many tokens: what a forecast counts of texts that are read so far."""
+    counts = token_counts(model, texts)
+    return [text[: len(text) * longest // count] for text, count in zip(texts, counts, strict=True)]
 
 
 def check_tokens(model: LanguageModel, texts: Sequence[str]) -> None:

@@ -95,16 +95,9 @@ class Membership(Attack):
         """Yields each score; the rows are read once."""
         rows = other = self._read(variant, work)
         if self.reference is not None:
-            handle = self.reference
-            model, tokenizer = work.resident.cached(
-                ("reference", handle.model_dump_json()),
-                lambda: (handle.load(device=work.device), handle.load_tokenizer()),
-            )
+            reference = LoadedVariant("reference", *work.resident.other(self.reference), self.reference.id)
             apart = replace(work, scratch=work.scratch / "reference")
-            other = work.resident.cached(
-                ("membership", self.model_dump_json()),
-                lambda: self._read(LoadedVariant("reference", model, tokenizer, handle.id), apart),
-            )
+            other = work.resident.cached(("membership", self.model_dump_json()), lambda: self._read(reference, apart))
         for score in self.settings:
             yield score, partial(self._scored, score, rows, other)
 
