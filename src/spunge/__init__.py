@@ -43,7 +43,7 @@ __all__ = [
     "unlearn",
 ]
 
-_MODULES = {
+_MODULES = dict.fromkeys(__all__, "api") | {
     "Corpus": "rows.sources",
     "Experiment": "recipe.schema",
     "LanguageModel": "weights.language_model",
@@ -52,23 +52,8 @@ _MODULES = {
     "Source": "rows.sources",
     "SpungeError": "errors",
     "TaskVector": "weights.task_vector",
-    **dict.fromkeys(
-        (
-            "evaluate",
-            "export",
-            "load",
-            "load_vector",
-            "merge",
-            "open",
-            "push_to_hub",
-            "rows",
-            "run",
-            "split",
-            "unlearn",
-        ),
-        "api",
-    ),
 }
+"""Public name → the module below the package that it is fetched from: the functions from `api`."""
 
 _MOVED = {
     "spunge.data": "spunge.rows.sources",

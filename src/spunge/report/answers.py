@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from spunge.rows.items import FAMILIARITY, MEMBER, NAN, REFERENCE, is_sampled
+from spunge.rows.items import FAMILIARITY, MEMBER, NAN, REFERENCE, attribute_values, is_sampled
 from spunge.variants import SUBSET
 
 AT = " @ "
@@ -178,15 +178,6 @@ def _broken(grids: Mapping[str, np.ndarray], keys: Sequence[tuple[str, str]]) ->
     for setting in np.unique(settings[nan.any(axis=0)]):
         broken[:, settings == setting] |= nan[:, settings == setting].any(axis=1, keepdims=True)
     return np.broadcast_to(broken, next(iter(grids.values())).shape)
-
-
-def attribute_values(attributes: str | None) -> dict[str, list[str]]:
-    """Returns an item's attributes as lists of values; an item may have several values of one."""
-    parsed = json.loads(attributes) if attributes else {}
-    return {
-        str(name): [str(each) for each in (value if isinstance(value, list) else [value]) if each is not None]
-        for name, value in parsed.items()
-    }
 
 
 def _scopes(index: pl.DataFrame) -> list[Scope]:

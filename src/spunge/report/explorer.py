@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from spunge.report.answers import attribute_values, in_order, read_grids
+from spunge.report.answers import in_order, read_grids
 from spunge.report.artifacts import Run
 from spunge.report.findings import Column, Findings
 from spunge.report.tables import plain
+from spunge.rows.items import attribute_values
 from spunge.variants import BASE, MERGED, label_of
 
 PROMPTS = ("prompt", "question", "text")

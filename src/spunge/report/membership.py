@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from spunge.report.answers import AT, attribute_values, in_order, read_grids
+from spunge.report.answers import AT, in_order, read_grids
 from spunge.report.artifacts import Suite
 from spunge.report.findings import Findings
 from spunge.report.tables import Cell, Table, ends_of, signed
-from spunge.rows.items import FAMILIARITY, MEMBER
+from spunge.rows.items import FAMILIARITY, MEMBER, attribute_values
 from spunge.statistics import area_under_roc, true_positive_rate
 from spunge.variants import BASE, ORACLE, label_of
 

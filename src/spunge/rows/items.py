@@ -236,6 +236,15 @@ def suite_items(settings: RowSettings, *needs: str, **options: Any) -> list[Item
         raise DataError(f"suite {suite!r}: {error}" if suite else str(error)) from error
 
 
+def attribute_values(attributes: str | None) -> dict[str, list[str]]:
+    """Returns an item's attributes as lists of values; an item may have several values of one."""
+    parsed = json.loads(attributes) if attributes else {}
+    return {
+        str(name): [str(each) for each in (value if isinstance(value, list) else [value]) if each is not None]
+        for name, value in parsed.items()
+    }
+
+
 def item_table(suite: str, measured: Iterable[Measurement]) -> ItemTable:
     """Returns the long table: one row an item and metric, then one an item and text."""
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA}

@@ -173,10 +173,8 @@ def _encoding(path: Path) -> str:
                 text.decode()
             except UnicodeDecodeError:
                 break
-    seems, name = (
-        f"line {line} is not UTF-8, perhaps Latin-1 or Windows-1252",
-        "LATIN1",
-    )  # all bytes are valid there: a guess
+    # A guess: all bytes are valid there.
+    seems, name = f"line {line} is not UTF-8, perhaps Latin-1 or Windows-1252", "LATIN1"
     if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:1000]:
         seems, name = "it is UTF-16", "UTF-16"
     return f"{seems}: convert it, as with `iconv -f {name} -t UTF-8 {path.name} > utf8-{path.name}`"
@@ -209,9 +207,7 @@ def _read_plain_jsonl(path: Path) -> pl.DataFrame | None:
         return None
     for field, column in zip(table.schema, table.columns, strict=True):
         if pa.types.is_integer(field.type) or pa.types.is_floating(field.type):
-            extremes = pc.call_function(
-                "min_max", [column]
-            )  # `pc.min_max` is made at run time: no type checker sees it
+            extremes = pc.call_function("min_max", [column])  # no type checker sees `pc.min_max`, made at run time
             if not all(abs(extremes[side].as_py() or 0) < _EXACT for side in ("min", "max")):
                 return None
         elif not (pa.types.is_string(field.type) or pa.types.is_boolean(field.type)):

@@ -12,7 +12,7 @@ import polars as pl
 from spunge.files import replace_text
 from spunge.interfaces import Evaluator, Forecast, LoadedVariant
 from spunge.recipe.schema import Damage
-from spunge.rows.items import ItemTable
+from spunge.rows.items import ItemTable, attribute_values
 from spunge.rows.sources import Corpus
 from spunge.run.damage import MatchDamage
 from spunge.run.identity import identity
@@ -165,10 +165,9 @@ def group_shares(items: ItemTable, before: ItemTable, evaluator: Evaluator) -> d
     """
     groups: dict[str, set[str]] = {}
     for item, attributes in before.select("item", "attributes").unique().iter_rows():
-        for attribute, value in json.loads(attributes or "{}").items():
-            for each in value if isinstance(value, list) else [value]:
-                if each is not None:
-                    groups.setdefault(f"{evaluator.suite}: {attribute} = {each}", set()).add(item)
+        for attribute, values in attribute_values(attributes).items():
+            for value in values:
+                groups.setdefault(f"{evaluator.suite}: {attribute} = {value}", set()).add(item)
     chosen = {name: members for name, members in sorted(groups.items()) if len(members) >= _FEWEST}
     everything = {evaluator.suite: set(before["item"].unique())}
     shares: dict[str, float] = {}

@@ -71,6 +71,11 @@ class Trainee:
         with torch.no_grad(), self.as_base():
             return self(batch)
 
+    def kl_to_base(self, batch: Batch) -> Tensor:
+        """Returns KL(base ‖ model) on a batch, the base asked first: see `ForgetAndRetain.forget_loss`."""
+        base_logits = self.base_logits(batch)
+        return losses.kl_to_base(self(batch), base_logits)
+
     def states(self, batch: Batch, layers: Sequence[int]) -> Tensor:
         """Returns the outputs of these decoder layers, from 0, [layers, B, T, D]; of the last after the final norm.
 

@@ -137,8 +137,7 @@ class ForgetAndRetain(TrainedUnlearner):
 
         if self.retain_loss == "nll":
             return losses.cross_entropy(trainee(batch), batch.labels)
-        base_logits = trainee.base_logits(batch)  # first: see `forget_loss`
-        return losses.kl_to_base(trainee(batch), base_logits)
+        return trainee.kl_to_base(batch)
 
     @model_validator(mode="after")
     def _what_is_asked_of_the_retain_loss_needs_one(self) -> ForgetAndRetain:

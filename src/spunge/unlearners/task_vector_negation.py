@@ -19,11 +19,8 @@ from spunge.settings import SearchRange
 from spunge.training.unlearner import TrainedUnlearner
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from spunge.rows.sources import Corpus
     from spunge.training.loop import Objective
-    from spunge.training.rows import Batch
     from spunge.training.trainee import Trainee
 
 
@@ -62,7 +59,6 @@ class TaskVectorNegation(TrainedUnlearner):
 
     def objective(self, trainee: Trainee, forget: Corpus, retain: Corpus | None) -> Objective:
         """Returns NLL(forget), as what must go is learnt first, + α · KL(base ‖ model)(retain)."""
-        from spunge.training import losses
         from spunge.training.finetuning import say
         from spunge.training.loop import Objective, Term
 
@@ -70,10 +66,5 @@ class TaskVectorNegation(TrainedUnlearner):
         if not self.alpha:
             return learnt
         assert retain is not None
-
-        def divergence(batch: Batch) -> Tensor:
-            base_logits = trainee.base_logits(batch)  # first: see `ForgetAndRetain.forget_loss`
-            return losses.kl_to_base(trainee(batch), base_logits)
-
-        held = Term("retain", trainee.encode(retain), divergence, self.alpha)
+        held = Term("retain", trainee.encode(retain), trainee.kl_to_base, self.alpha)
         return Objective((*learnt.terms, held))
