@@ -115,13 +115,8 @@ def card(run: Path, variant: str = MERGED.name) -> str:
     return model_card(findings, _judge(findings), key_tables(findings), variant)
 
 
-def tabulate(content: dict[str, Any]) -> list[Table]:
-    """Returns every table of a run's report.
-
-    Args:
-        content: What `results.compute` made of it.
-    """
-    findings = Findings(content)
+def tabulate(findings: Findings) -> list[Table]:
+    """Returns every table of a run's report."""
     found = [*all_tables(findings), *search.tables(findings), *differing.tables(findings), *judges.tables(findings)]
     return [*found, *(table for table in robustness.tables(findings) if table.cells), *audit.tables(findings)]
 
@@ -136,7 +131,7 @@ def draw(run: artifacts.Run, content: dict[str, Any]) -> list[Figure]:
     from spunge.report import page  # the figures need matplotlib, two seconds to import
 
     findings = Findings(content)
-    return page.render(run, findings, _judge(findings), tabulate(content))[1]
+    return page.render(run, findings, _judge(findings), tabulate(findings))[1]
 
 
 def _judge(findings: Findings) -> Verdict:
@@ -148,7 +143,7 @@ def _write(run: artifacts.Run, content: dict[str, Any], out: Path) -> Path:
 
     findings = Findings(content)
     judged = _judge(findings)
-    html, drawn = page.render(run, findings, judged, tabulate(content))
+    html, drawn = page.render(run, findings, judged, tabulate(findings))
     content = json.loads(json.dumps(content, allow_nan=False))  # as it is read back: no key is a number
     files = {
         "results.json": json.dumps({**content, "checksum": checksum(content)}, indent=1, allow_nan=False) + "\n",

@@ -71,7 +71,7 @@ class OpenedRun:
         """Every table of the report by its name: `to_latex()`, `to_csv()`, `to_markdown()`."""
         from spunge import report
 
-        return {table.key: table for table in report.tabulate(self.results)}
+        return {table.key: table for table in report.tabulate(Findings(self.results))}
 
     @cached_property
     def figures(self) -> dict[str, Canvas]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spunge.interfaces import Progress
 from spunge.training import losses
 from spunge.training.rows import Batch, Encoded, collate, cut
-from spunge.training.tuned import linear_modules
+from spunge.training.tuned import inner_linears
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,19 +24,12 @@ Projections = Mapping[str, tuple[Tensor, Tensor]]
 def draw_projections(model: PreTrainedModel, side: int, seed: int) -> Projections:
     """Draws for every linear layer but the head two matrices of signs, scaled so that lengths are kept on average."""
     generator = torch.Generator().manual_seed(seed)
-    head = model.get_output_embeddings()
 
     def signs(rows: int) -> Tensor:
         drawn = torch.randint(0, 2, (rows, side), generator=generator, dtype=torch.float32)
         return ((2 * drawn - 1) / side**0.5).to(model.device)
 
-    drawn: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, module in linear_modules(model).items():
-        if module is not head:
-            weight = module.get_parameter("weight")
-            rows, columns = weight.shape if isinstance(module, nn.Linear) else weight.shape[::-1]
-            drawn[name] = signs(columns), signs(rows)
-    return drawn
+    return {name: (signs(inside), signs(out)) for name, _, inside, out in inner_linears(model)}
 
 
 def sketches(

@@ -112,6 +112,16 @@ def _take_out(model: PreTrainedModel) -> None:
             model.set_submodule(name, module.get_base_layer())
 
 
+def inner_linears(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, int, int]]:
+    """Yields the linear layers but the head: name, module, and how many numbers it reads and writes of a token."""
+    head = model.get_output_embeddings()
+    for name, module in linear_modules(model).items():
+        if module is not head:
+            shape = module.get_parameter("weight").shape
+            out, inside = shape if isinstance(module, nn.Linear) else shape[::-1]  # Conv1D holds it turned over
+            yield name, module, inside, out
+
+
 def linear_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     """Returns the layers that a LoRA can be put on, by name: those that read and write text, and are called as such."""
     from transformers.pytorch_utils import Conv1D

@@ -175,22 +175,19 @@ def factors_beside(model: PreTrainedModel, rank: int, seed: int) -> Iterator[lis
     """
     import torch
 
-    from spunge.training.tuned import linear_modules
+    from spunge.training.tuned import inner_linears
 
-    draw, head = torch.Generator().manual_seed(seed), model.get_output_embeddings()
+    draw = torch.Generator().manual_seed(seed)
     factors: list[torch.nn.Parameter] = []
 
     def added(A: Tensor, B: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         return lambda module, read, written: written + 2.0 * ((read[0].to(A.dtype) @ A.T) @ B.T).to(written.dtype)
 
     with ExitStack() as stack:
-        for module in linear_modules(model).values():
-            if module is head:
-                continue
-            weight: Tensor = module.weight  # type: ignore[assignment]
-            wide, narrow = weight.shape if isinstance(module, torch.nn.Linear) else weight.shape[::-1]
-            A = torch.randn(rank, narrow, generator=draw).to(weight.device) / narrow**0.5
-            pair = [torch.nn.Parameter(A), torch.nn.Parameter(torch.zeros(wide, rank, device=weight.device))]
+        for _, module, inside, out in inner_linears(model):
+            device = module.get_parameter("weight").device
+            A = torch.randn(rank, inside, generator=draw).to(device) / inside**0.5
+            pair = [torch.nn.Parameter(A), torch.nn.Parameter(torch.zeros(out, rank, device=device))]
             stack.callback(module.register_forward_hook(added(*pair)).remove)
             factors += pair
         yield factors
