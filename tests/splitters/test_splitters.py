@@ -56,6 +56,21 @@ def test_rows_with_several_values(several: str, expected: tuple) -> None:
     assert split(splitter, ['["a", "b"]', "a"]) == [expected, ("a",)]
 
 
+_CELLS = st.one_of(
+    st.lists(st.sampled_from([None, "", "a", "b", '["a", "c"]', "[", "1"]), min_size=1),
+    st.lists(st.sampled_from([None, 0.0, 1.0, 1.5, float("nan")]), min_size=1),
+    st.lists(st.sampled_from([None, True, False]), min_size=1),
+    st.lists(st.lists(st.sampled_from(["a", "b", "1"]), max_size=3), min_size=1),
+    st.lists(st.fixed_dictionaries({"name": st.sampled_from(["a", "b"])}), min_size=1),
+)
+
+
+@given(cells=_CELLS, several=st.sampled_from(["every", "first", "drop"]))
+def test_a_row_goes_where_it_would_go_alone(cells: list, several: str) -> None:
+    splitter = ByColumn.model_validate({"column": "group", "several": several, "null": "own"})
+    assert split(splitter, cells) == [split(splitter, [cell])[0] for cell in cells]
+
+
 @pytest.mark.parametrize(("null", "expected"), [("drop", ()), ("own", ("null",))])
 def test_rows_without_a_value(null: str, expected: tuple) -> None:
     splitter = ByColumn(column="group", null=null)  # pyright: ignore[reportArgumentType]

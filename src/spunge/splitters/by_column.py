@@ -50,9 +50,15 @@ class ByColumn(Splitter):
         """
         if self.column not in forget.rows.columns:
             raise DataError(f"split.column: no column {self.column!r}; columns are {', '.join(forget.rows.columns)}")
-        cells = [[self._read(value) for value in values_of(cell)] for cell in forget.rows[self.column].to_list()]
-        self._check_present(sorted({value for cell in cells for value in cell}))
-        return [self._subsets(number, cell) for number, cell in enumerate(cells, 1)]
+        cells = [_hashable(cell) for cell in forget.rows[self.column].to_list()]
+        # A million rows hold a handful of different cells: each is read once, by the first row that has it.
+        first: dict[Any, int] = {}
+        for number, cell in enumerate(cells, 1):
+            first.setdefault(cell, number)
+        values = {cell: [self._read(value) for value in values_of(cell)] for cell in first}
+        self._check_present(sorted({value for cell in values.values() for value in cell}))
+        subsets = {cell: self._subsets(number, values[cell]) for cell, number in first.items()}
+        return [subsets[cell] for cell in cells]
 
     def _read(self, value: str) -> str:
         return toxigen_group(value) if self.read_as == "toxigen_group" else value
@@ -92,6 +98,12 @@ class ByColumn(Splitter):
         raise DataError(f"row {number} has {value!r} in {self.column!r}, which split.values does not name")
 
 
+def _hashable(cell: Any) -> Any:
+    if isinstance(cell, list):
+        return tuple(map(_hashable, cell))
+    return _text(cell) if isinstance(cell, dict) else cell
+
+
 def _as_list(wanted: str | list[str]) -> list[str]:
     return [] if isinstance(wanted, str) else wanted
 
@@ -105,7 +117,7 @@ def values_of(cell: Any) -> list[str]:
             cell = json.loads(cell)
         except (ValueError, RecursionError):
             return [cell]
-    if isinstance(cell, list):
+    if isinstance(cell, list | tuple):
         return [value for part in cell for value in values_of(part)]
     return [_text(cell)]
 
