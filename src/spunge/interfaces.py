@@ -94,6 +94,8 @@ class Forecast:
     """Floating-point operations."""
     calls: int = 0
     """Calls of a decoder layer, forwards or backwards, each of which takes some time however little it computes."""
+    merged: int = 0
+    """Numbers of task vectors that a merge goes through, all variants together: read, sorted out, written."""
     changed: int | None = None
     """Numbers of the base that it changes, as dense matrices: what a merger is given."""
     notes: Mapping[str, str] = field(default_factory=dict)
@@ -253,8 +255,7 @@ class Merger(Settings):
         Thresholds are found and blocks combined piece by piece: what lies in memory does not grow with the model.
         """
         numbers = max(changed, default=0)
-        operations = 20.0 * numbers * len(changed)
-        return Forecast(memory=2**27, disk=4 * numbers, operations=operations, changed=numbers)
+        return Forecast(memory=2**27, disk=4 * numbers, operations=0.0, merged=numbers * len(changed), changed=numbers)
 
 
 class Generation(Settings):

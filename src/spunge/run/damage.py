@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf, isfinite
+from math import ceil, inf, isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 from spunge.interfaces import Evaluator, Forecast, LoadedVariant
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 _DRAW = 0
 """One draw of texts for all variants and seeds: another would be another budget."""
-_QUESTIONS = 2
-"""λ that a budget takes beside λ = 1, about: a divergence grows so evenly that a guess and a correction do."""
+_QUESTIONS = 1.5
+"""λ that a budget takes beside λ = 1, about: a divergence grows so evenly that a guess and at times a correction do,
+and those for one budget tell of the next. What the base model says is kept for all variants."""
 _COPIES = 2
 """Of the logits of a text at once: as the model gives them, and in float32 or their logarithms piece by piece."""
 _KEPT = 1 << 30
@@ -71,13 +72,13 @@ class MatchDamage(VariantTask):
 
     def forecast(self, work: Work, earlier: Mapping[str, Forecast]) -> Forecast:
         """Says what reading the texts takes, or asking the suite, at as many λ as budgets usually ask for."""
-        questions = 2 + _QUESTIONS * len(self.budgets)
+        questions = ceil(1 + _QUESTIONS * len(self.budgets))
         if self.suite is not None:
             once = self.suite.forecast(self.base.model)
             operations = None if once.operations is None else questions * once.operations
             return replace(once, operations=operations, calls=questions * once.calls, disk=0)
         shape = shape_of(self.base.model)
-        told = 0 if self.others is None else 2 + len(self.budgets)
+        told = 0 if self.others is None else 1 + len(self.budgets)
         return Forecast(
             memory=shape.parameters * shape.bytes + 4 * _COPIES * self.damage.length * shape.vocabulary,
             disk=0,

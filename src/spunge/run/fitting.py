@@ -92,6 +92,7 @@ class FitWeights:
             disk=0,
             operations=self.most * sum(operations) if len(operations) == 1 + len(parts) else None,
             calls=self.most * sum(part.calls for part in parts),
+            merged=self.most * merged.merged,
         )
 
     def make(self, work: Work) -> Mapping[str, Any]:

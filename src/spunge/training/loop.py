@@ -16,7 +16,7 @@ from spunge.interfaces import Unlearner, Work, scale_of
 from spunge.training import losses, sharding
 from spunge.training.checkpointing import LAST_GOOD, Record
 from spunge.training.rows import Batch, Encoded, Step, plan
-from spunge.training.seeding import seed_of, seeded
+from spunge.training.seeding import reseed, seed_of, seeded
 from spunge.training.state import TrainingState, fingerprint
 from spunge.training.trainee import Trainee
 from spunge.weights.task_vector import TaskVector
@@ -117,7 +117,7 @@ class Course:
         # All batches are drawn before the first step, so that a run taken up in the middle has only to count.
         self.steps = plan([term.rows for term in terms], settings, torch.Generator().manual_seed(work.seed))
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.state = TrainingState(trainee.parameters, self.optimizer)
         rows = {term.name: term.rows for term in terms}
@@ -203,7 +203,7 @@ def _backward(trainee: Trainee, terms: Sequence[Term], course: Course, combine: 
             turn = (course.work.seed, course.done, position, number)
             # Dropout draws from a seed of this very batch, so a run taken up draws what one that went through did.
             # Each process has its own, or all would drop the same units of different rows.
-            torch.manual_seed(seed_of(*turn, sharding.rank()) if sharding.rank() else seed_of(*turn))
+            reseed(seed_of(*turn, sharding.rank()) if sharding.rank() else seed_of(*turn), course.work.device)
             loss = term.loss(trainee.collate(term.rows, local))
             share = term.units(local) / units if counts else 0.0
             value = float(sharding.total(loss.detach() * share, trainee.device))

@@ -15,8 +15,19 @@ def seeded(seed: int, device: str) -> Iterator[None]:
     """Seeds torch inside, and leaves its global generators as they were."""
     cuda = torch.device(device).type == "cuda"
     with torch.random.fork_rng(devices=[torch.device(device)] if cuda else []):
-        torch.manual_seed(seed)
+        reseed(seed, device)
         yield
+
+
+def reseed(seed: int, device: str) -> None:
+    """Seeds torch's global generators of the CPU and of a device.
+
+    Not `torch.manual_seed` on the CPU: it notes each call, with its stack, for every kind of device that was not begun
+    yet. Done at each step that takes time, and memory that never comes back.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.device(device).type != "cpu":
+        torch.manual_seed(seed)
 
 
 def seed_of(*parts: int) -> int:
