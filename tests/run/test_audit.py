@@ -20,6 +20,7 @@ from spunge.cli.commands import main
 from spunge.errors import SpungeError
 from spunge.evaluators.attacks import Membership, Quantization, Relearning
 from spunge.recipe.schema import Experiment
+from spunge.report.opened import OpenedRun
 from spunge.rows.sources import Source, load_corpus
 from spunge.run.audit import Audit, audit
 from spunge.weights.checkpoint import export
@@ -76,6 +77,9 @@ def test_models_from_anywhere_stand_side_by_side_and_are_asked_once(what: Audit,
     audit(what, where, listener=lambda kind, content: again.append((kind, content)))
     assert {content["status"] for kind, content in again if kind == "finished"} == {"reused"}
     assert any("checkpoint" in line.text for line in report.ending(where / "report"))
+    opened = OpenedRun.read(where)
+    assert [*opened.verdict.sentences] == report.summary(where / "report")["sentences"]
+    assert all(name in " ".join(opened.verdict.sentences) for name in ("checkpoint", "vector"))
 
 
 def test_what_was_read_is_told_from_what_never_was(what: Audit, tmp_path: Path) -> None:

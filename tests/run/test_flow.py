@@ -451,9 +451,13 @@ def test_a_subsets_model_is_asked_what_is_about_it_and_a_sample_and_all_where_th
         for index, text in enumerate(sentences(160, 3))
     ]
     world["evaluate"][0]["sources"] = [{"path": str(write_jsonl(tmp_path / "many.jsonl", rows))}]
-    world["controls"] = ["joint"]
+    world |= {"controls": ["joint"], "robustness": ["interpolation"]}
     run = pipeline.run(Experiment.model_validate(world), out=tmp_path / "runs")
-    items = pl.read_parquet(run / "items.parquet").unique(["variant", "item"])
+    items = pl.read_parquet(run / "items.parquet").unique(["variant", "suite", "item"])
+    attacked = items.filter(pl.col("suite") == "hazards: interpolation")
+    items = items.filter(pl.col("suite") == "hazards")
+    columns = ["variant", "item"]
+    assert attacked.select(columns).sort(columns).equals(items.select(columns).sort(columns))
     asked = {name: set(items.filter(pl.col("variant") == name)["item"]) for name in items["variant"].unique()}
     about = {
         value: set(items.filter(pl.col("attributes").str.contains(f'"{value}"', literal=True))["item"])
@@ -471,8 +475,11 @@ def test_a_subsets_model_is_asked_what_is_about_it_and_a_sample_and_all_where_th
     scores = {
         row["attribute_value"]: row["n"]
         for row in results["scores"]
-        if row["variant"] == "subset:a" and row["metric"] == "acc"
+        if (row["variant"], row["suite"], row["metric"]) == ("subset:a", "hazards", "acc")
     }
+    for row in results["attacks"]:
+        whole = row["variant"] != "subset:a" and row["variant"] != "subset:b"
+        assert row["attribute_value"] is not None or row["n"] == (160 if whole else scores[None])
     assert scores["a"] == 80
     assert scores[None] == sum(is_sampled(name, 160) for name in asked["base"])
     assert "random sample of all" in (run / "report" / "index.html").read_text()

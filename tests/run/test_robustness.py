@@ -8,14 +8,17 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 
-from spunge.errors import RecipeError
+from spunge.errors import RecipeError, SpungeError
 from spunge.evaluators.attacks import ATTACKS, Attack
 from spunge.interfaces import LoadedVariant
 from spunge.recipe import reading
 from spunge.recipe.schema import Experiment
 from spunge.run import pipeline, subsets
 from spunge.run.foretell.plan import forecast
+from spunge.weights.checkpoint import export
+from spunge.weights.task_vector import TaskVector
 
 MODULE = '''
 """Does it come back when the embedding of every word is a little longer?"""
@@ -73,6 +76,31 @@ def test_full_asks_all_that_can_be_asked_and_says_what_cannot(world: dict[str, A
     asked = {step["name"].partition(" on ")[2] for step in plan.steps if step["name"].startswith("base on ")}
     suites = {f"hazards: {name}" for name in ATTACKS if name not in ("option_shift", "membership")}
     assert asked == {"hazards", "kept", "hazards: benign text", *suites}
+
+
+def test_a_run_asks_a_model_that_never_knew_beside_the_base(
+    world: dict[str, Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    read = experiment(world, robustness=["interpolation"])
+    checkpoint = read.model.checkpoint()
+    name = next(name for name in sorted(checkpoint.tensors) if name.endswith("down_proj.weight"))
+    shape = checkpoint.tensors[name].shape
+    export(checkpoint.directory, TaskVector({name: torch.ones(shape)}), tmp_path / "never_knew")
+    named = experiment(world, robustness=["interpolation"], oracle={"id": str(tmp_path / "never_knew")}, seeds=[0, 1])
+    run = pipeline.run(named, out=tmp_path / "runs")
+    results = json.loads((run / "report" / "results.json").read_text())
+    assert {(row["name"], row["seed"]) for row in results["variants"] if row["kind"] == "oracle"} == {
+        ("oracle", 0), ("oracle", 1)
+    }  # fmt: skip
+    scores = {
+        row["variant"]: row["value"]
+        for row in results["scores"]
+        if (row["suite"], row["metric"], row["attribute"], row["seed"]) == ("hazards", "p_correct", None, None)
+    }
+    assert scores["oracle"] != scores["base"]
+    assert "oracle" in (run / "report" / "index.html").read_text()
+    with pytest.raises(SpungeError, match=r"no_such"):
+        pipeline.run(experiment(world, oracle={"id": str(tmp_path / "no_such")}), out=tmp_path / "runs")
 
 
 def test_an_unknown_attack_is_refused_with_the_one_that_is_meant(world: dict[str, Any]) -> None:

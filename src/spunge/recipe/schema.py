@@ -217,6 +217,9 @@ class Experiment(Settings):
     samples of the items that together cost less than half of the evaluation; `full`, all; or some by name, those from
     outside the package as `package.module:Class`. An attack with settings of its own stands under `evaluate` instead.
     See docs/robustness.md."""
+    oracle: LanguageModel | None = None
+    """A model that never knew what must go, of the base's shape: taught as the base was, but without the forget set. It
+    is asked all that the others are, and what attacks bring back is measured from what it answers."""
     controls: list[Control] = ["joint", "joint_equal_steps", "random_split"]
     """The baselines that decide whether splitting helped: see docs/architecture.md."""
     seeds: list[int] = Field(default=[0], min_length=1)

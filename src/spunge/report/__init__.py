@@ -23,7 +23,7 @@ from spunge.variants import MERGED
 if TYPE_CHECKING:
     from spunge.report.drawing import Figure
 
-__all__ = ["Line", "build", "card", "compare", "draw", "ending", "summary", "tabulate", "watch", "write"]
+__all__ = ["Line", "build", "card", "compare", "draw", "ending", "judge", "summary", "tabulate", "watch", "write"]
 
 build = results.build
 
@@ -85,13 +85,13 @@ def ending(report: Path) -> list[Line]:
         report: The directory of `results.json`, in the run's own.
     """
     findings = _written(report)
-    return closing(findings, _judge(findings))
+    return closing(findings, judge(findings))
 
 
 def summary(report: Path) -> dict[str, Any]:
     """Returns the verdict of a written report as JSON has it: sentences, numbers and contests."""
     findings = _written(report)
-    judged = _judge(findings)
+    judged = judge(findings)
     return {
         "sentences": list(judged.sentences),
         "numbers": [asdict(number) for number in judged.numbers],
@@ -112,7 +112,7 @@ def card(run: Path, variant: str = MERGED.name) -> str:
     from spunge.report.markdown import model_card
 
     findings = Findings(build(run))
-    return model_card(findings, _judge(findings), key_tables(findings), variant)
+    return model_card(findings, judge(findings), key_tables(findings), variant)
 
 
 def tabulate(findings: Findings) -> list[Table]:
@@ -131,10 +131,11 @@ def draw(run: artifacts.Run, content: dict[str, Any]) -> list[Figure]:
     from spunge.report import page  # the figures need matplotlib, two seconds to import
 
     findings = Findings(content)
-    return page.render(run, findings, _judge(findings), tabulate(findings))[1]
+    return page.render(run, findings, judge(findings), tabulate(findings))[1]
 
 
-def _judge(findings: Findings) -> Verdict:
+def judge(findings: Findings) -> Verdict:
+    """Returns what results come to: of an audit each model by itself, of a run SPUNGE beside its rivals."""
     return audit.verdict(findings) if findings.audited else verdict(findings)
 
 
@@ -142,7 +143,7 @@ def _write(run: artifacts.Run, content: dict[str, Any], out: Path) -> Path:
     from spunge.report import markdown, page  # the figures need matplotlib, two seconds to import
 
     findings = Findings(content)
-    judged = _judge(findings)
+    judged = judge(findings)
     html, drawn = page.render(run, findings, judged, tabulate(findings))
     content = json.loads(json.dumps(content, allow_nan=False))  # as it is read back: no key is a number
     files = {

@@ -117,7 +117,8 @@ def matrices(items: pl.LazyFrame, clusters: Mapping[str, str] | None = None) -> 
         scopes, labels = _scopes(index), _clusters(index, (clusters or {}).get(str(suite)))
         keys = list(index.select("task", "item").iter_rows())
         broken = _broken(grids, keys)
-        sample = np.array([is_sampled(item, len(keys)) for _, item in keys])
+        count = len({item for _, item in keys})  # an attack asks each once a setting
+        sample = np.array([is_sampled(item, count) for _, item in keys])
         for metric, grid in grids.items():
             if metric != NAN:
                 grid[broken] = np.nan

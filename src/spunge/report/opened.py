@@ -12,12 +12,12 @@ import polars as pl
 
 from spunge.report import artifacts, results
 from spunge.report.findings import Findings
-from spunge.report.verdict import Verdict, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
     from spunge.report.tables import Table
+    from spunge.report.verdict import Verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +63,10 @@ class OpenedRun:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """What the run shows: sentences, three numbers, a contest a rival."""
-        return verdict(Findings(self.results))
+        """What the run shows: sentences, three numbers, a contest a rival; of an audit, each model by itself."""
+        from spunge import report
+
+        return report.judge(Findings(self.results))
 
     @cached_property
     def tables(self) -> dict[str, Table]:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from spunge import merging, report
+from spunge import report
 from spunge.errors import DataError, RecipeError, redacted
 from spunge.evaluators.attacks import Attack, Material
 from spunge.files import checksum, locked, replace_text
@@ -30,26 +30,10 @@ from spunge.run.pipeline import write_items
 from spunge.run.robustness import chosen
 from spunge.run.steps import evaluated
 from spunge.run.store import Artifact, Store
-from spunge.run.variant import Base, Variant
+from spunge.run.variant import Base, Published, Variant
 from spunge.variants import AUDITED, BASE, ORACLE
 from spunge.weights.language_model import LanguageModel
 from spunge.weights.shape import shape_of
-
-if TYPE_CHECKING:
-    from spunge.weights.task_vector import TaskVector
-
-
-@dataclass(frozen=True)
-class Published(Variant):
-    """A model as somebody published it: a checkpoint, an adapter or a task vector of the base model."""
-
-    base: LanguageModel | None = None
-
-    def change(self) -> TaskVector | None:
-        """Reads what it adds to the base model."""
-        assert self.artifact is not None
-        assert self.base is not None
-        return merging.open_variant(self.artifact.path, self.base.checkpoint()).scaled(self.scale)
 
 
 @dataclass(frozen=True)
@@ -105,7 +89,7 @@ def audit(
     model = what.base if compute.dtype is None else what.base.model_copy(update={"dtype": compute.dtype})
     base = Base(model)
     _check(what.suites, model)
-    variants = [Variant(BASE.name, BASE.kind, 0), *_published(what, model)]
+    variants = [Variant(BASE.name, BASE.kind, 0), *_published(what, base)]
     kept = next((suite for suite in what.suites if suite.goal == "retain" and not isinstance(suite, Attack)), None)
     material = Material(tuple(what.forget), tuple(what.retain), tuple(what.unseen), what.by, kept)
     found = chosen(what.attacks, what.suites, material, model, sampled=what.sampled)
@@ -188,9 +172,8 @@ class _Noted:
         self.listener("finished", {**stage, **about, "figures": artifact.manifest.get("figures", {})})
 
 
-def _published(what: Audit, base: LanguageModel) -> list[Variant]:
+def _published(what: Audit, base: Base) -> list[Variant]:
     """The models and the oracle as variants; each is opened, so that what does not fit the base is said at once."""
-    checkpoint = base.checkpoint()
     found = {model: find(model) for model in (*what.models, *([what.oracle] if what.oracle is not None else []))}
     parts = {model: one for model, one in found.items() if isinstance(one, Part)}
     named = [(parts[model].name if model in parts else Path(model).name or model, model) for model in what.models]
@@ -206,11 +189,10 @@ def _published(what: Audit, base: LanguageModel) -> list[Variant]:
     variants: list[Variant] = []
     for name, kind, model in titled:
         handle = LanguageModel(id=str(parts[model].path) if model in parts else model)
-        directory, scale = handle.directory(), parts[model].scale if model in parts else 1.0
-        opened = merging.open_variant(directory, checkpoint)
-        merging.check_base({name: opened}, checkpoint)
-        key = handle.digest(weights=False)
-        variants.append(Published(name, kind, 0, Artifact(directory, {"key": key}), scale, base=base))
+        scale = parts[model].scale if model in parts else 1.0
+        published = Published.of(name, kind, handle, base, scale=scale)
+        published.change()
+        variants.append(published)
     return variants
 
 

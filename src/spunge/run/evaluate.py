@@ -154,7 +154,7 @@ class Evaluate(VariantTask):
 
 def _focus(asked: Settings) -> dict[str, Any]:
     """Which of the items are asked, in the key only where it is not all of them."""
-    focus = getattr(asked, "focus", None)
+    focus = getattr(getattr(asked, "of", asked), "focus", None)  # an attack's is that of the suite it asks
     return {} if focus is None else {"focus": identity(focus)}
 
 

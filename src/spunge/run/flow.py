@@ -106,7 +106,7 @@ def flow(experiment: Experiment, rows: Rows, executor: Executor) -> Outcome:
 
         # evaluate every variant on what must go and what must stay
         base = Variant("base", "base", seed)
-        variants = [base, *baselines, *in_turn, *unlearned, *merged]
+        variants = [base, *steps.oracle(context), *baselines, *in_turn, *unlearned, *merged]
         outcome.evaluations += steps.evaluate(context, variants, matched.elsewhere)
         outcome.variants += [*variants, *matched.elsewhere]
         outcome.points += points

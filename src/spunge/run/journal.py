@@ -28,7 +28,7 @@ from spunge.run.split import Split
 from spunge.run.store import Artifact
 from spunge.run.sweep import Point
 from spunge.run.unlearn import Unlearn
-from spunge.run.variant import Variant
+from spunge.run.variant import Published, Variant
 from spunge.variants import MERGED, RIVALS, ROLES, SUBSET
 
 Listener = Callable[[str, Mapping[str, Any]], None]
@@ -296,7 +296,7 @@ def _caution_of_rounding(merges: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _described(variant: Variant) -> dict[str, Any]:
-    artifact = variant.artifact
+    artifact = None if isinstance(variant, Published) else variant.artifact
     return {
         "name": variant.name, "kind": variant.kind, "subset": variant.subset, "seed": variant.seed,
         "norm": artifact.manifest.get("norm") if artifact else None,

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from spunge.evaluators.attacks import Attack
 from spunge.interfaces import RETAIN, Evaluator, Merger, strength_of
 from spunge.recipe.schema import Experiment
 from spunge.rows.items import Focus, RowSettings
@@ -25,9 +26,9 @@ from spunge.run.store import Artifact
 from spunge.run.subsets import Rows, Subsets, check_settings_of_subsets, match_retain, process, read_subsets
 from spunge.run.sweep import Point
 from spunge.run.unlearn import Unlearn, UnlearnInTurn
-from spunge.run.variant import Base, Variant
+from spunge.run.variant import Base, Published, Variant
 from spunge.splitters import AtRandom
-from spunge.variants import ELSEWHERE, LAYERED
+from spunge.variants import ELSEWHERE, LAYERED, ORACLE
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,17 @@ class Context:
     def base(self) -> Base:
         """The base model, as far as it must be there."""
         return Base(self.experiment.model, self.rows.weights)
+
+
+def oracle(context: Context) -> list[Variant]:
+    """Returns the model that never knew, where the recipe names one: asked like the base, and compared with nobody."""
+    model = context.experiment.oracle
+    if model is None:
+        return []
+    never_knew = Published.of(ORACLE.name, ORACLE.kind, model, context.base, context.seed)
+    if context.base.weights:
+        never_knew.change()  # that it is of this base is known before anything is paid for
+    return [never_knew]
 
 
 def split(context: Context) -> Subsets:
@@ -373,7 +385,9 @@ def evaluate(
 
 
 def _as_asked(experiment: Experiment, suite: Evaluator, variant: Variant) -> Evaluator:
-    """A suite as it is asked of a variant: of a model of one subset what is about it, and a sample."""
+    """A suite as it is asked of a variant, attacked too: of a model of one subset what is about it, and a sample."""
+    if isinstance(suite, Attack):
+        return suite.model_copy(update={"of": _as_asked(experiment, suite.of, variant)})
     if variant.subset is None or experiment.ask_subsets == "all" or not isinstance(suite, RowSettings):
         return suite
     focus = Focus(value=variant.subset, attributes=suite.attribute_columns, needed=suite.goal == "forget")

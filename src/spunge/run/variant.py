@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spunge.run.identity import digest
@@ -42,6 +43,37 @@ class Variant:
         from spunge.weights.task_vector import TaskVector
 
         return None if self.artifact is None else TaskVector.load(self.artifact.path).scaled(self.scale)
+
+
+@dataclass(frozen=True)
+class Published(Variant):
+    """A model as somebody published it: a checkpoint, an adapter or a task vector of the base model."""
+
+    model: LanguageModel | None = None
+    base: LanguageModel | None = None
+
+    @classmethod
+    def of(
+        cls, name: str, kind: str, model: LanguageModel, base: Base, seed: int = 0, *, scale: float = 1.0
+    ) -> Published:  # fmt: skip
+        """Returns a published model as a variant; of one on the hub nothing is fetched before it is asked."""
+        known = Artifact(Path(model.id), {"key": digest(model, weights=False)})
+        return cls(name, kind, seed, known, scale, model=model, base=base.model)
+
+    def change(self) -> TaskVector | None:
+        """Reads what it adds to the base model.
+
+        Raises:
+            SpungeError: It is no model, or not one of this base.
+        """
+        from spunge import merging
+
+        assert self.model is not None
+        assert self.base is not None
+        checkpoint = self.base.checkpoint()
+        opened = merging.open_variant(self.model.directory(), checkpoint)
+        merging.check_base({self.name: opened}, checkpoint)
+        return opened.scaled(self.scale)
 
 
 @dataclass(frozen=True)
