@@ -4,6 +4,7 @@ The naive algorithm is the one the tests compare bits with (tests/naive_rmu.py):
 head, gradients for every tensor. Defaults finish in about a minute; the figures in docs/benchmarks.md are from
 
     python benchmarks/rmu.py --layers 32 --width 512 --intermediate 1792 --heads 8 --tokens 256 512 768 --dtype bfloat16
+    python benchmarks/rmu.py --model SMOLLM2 --tokens 256 --parts step memory growth
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 import polars as pl
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from spunge.interfaces import Work
@@ -58,20 +59,27 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=["step", "memory", "runs", "growth"],
                         default=["step", "memory", "runs", "growth"])  # fmt: skip
     parser.add_argument("--memory-of", choices=["naive", "engine", "engine-cached"], help=argparse.SUPPRESS)
-    parser.add_argument("--model", help=argparse.SUPPRESS)
+    parser.add_argument("--model", help="a model's directory, in place of one that is made of the sizes above")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.disable_progress_bar()
     if options.memory_of:
         print(json.dumps(peak_memory(options)))
         return
+    vocabulary = WORDS
+    if options.model:
+        config = AutoConfig.from_pretrained(options.model)
+        options.layers, options.width, options.heads = (
+            config.num_hidden_layers, config.hidden_size, config.num_attention_heads
+        )  # fmt: skip
+        options.intermediate, vocabulary = config.intermediate_size, config.vocab_size
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.threads} thread(s), "
           f"torch {torch.__version__}, {options.dtype}: {options.layers} layers, width {options.width}, "
           f"batch {options.batch_size}, steered at layer {options.layer}")  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
-        options.model = make_model(options, Path(directory) / "model")
+        options.model = options.model or make_model(options, Path(directory) / "model")
         for tokens in options.tokens:
-            print(f"\n{tokens} tokens a row; theory: {theory(options, tokens)}")
+            print(f"\n{tokens} tokens a row; theory: {theory(options, tokens, vocabulary)}")
             for part in options.parts:
                 {"step": step_times, "memory": memory, "runs": whole_runs, "growth": growth}[part](options, tokens)
     zephyr = argparse.Namespace(layers=32, width=4096, intermediate=14336, heads=32, layer=7, batch_size=4)
