@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -196,6 +197,21 @@ def test_why_names_the_field_that_changed(tmp_path: Path) -> None:
     assert store.why("stage", {"a": 1}) == ["nothing of this stage in the store yet"]
     store.build("stage", {"a": {"density": 0.2}, "b": 1}, lambda directory: {})
     assert store.why("stage", {"a": {"density": 0.5}, "b": 1}) == ["a.density: 0.2 → 0.5"]
+
+
+def test_why_says_once_what_follows_from_earlier_stages_and_nothing_of_another_base_model(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    inputs: dict[str, Any] = {
+        "base": {"digest": "one"},
+        "seed": 1,
+        "variants": {"a": ["a" * 32, 1.0], "b": ["b" * 32, 1.0]},
+    }
+    store.build("merge", inputs, lambda directory: {})
+    renewed = {**inputs, "seed": 2, "variants": {"a": ["c" * 32, 1.0], "b": ["d" * 32, 1.0]}}
+    assert store.why("merge", renewed) == ["variants: made anew by an earlier stage"]
+    assert store.why("merge", {**inputs, "seed": 2}) == ["seed: 1 → 2"]
+    other = {**inputs, "base": {"digest": "two"}}
+    assert store.why("merge", other) == ["nothing of this stage for this base model in the store yet"]
 
 
 def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import shutil
 import time
 import warnings
@@ -36,6 +37,10 @@ from spunge.run.keys import key
 MANIFEST = "manifest.json"
 FORMAT = 1
 _DAMAGED = ".damaged."
+_BASE = "base.digest"
+"""The input that says of which base model an artifact is."""
+_KEY = re.compile(r'"[0-9a-f]{32}"')
+"""An input that another stage made: an artifact's key, in JSON."""
 _LONG_AGO = 24 * 3600
 """After so many seconds an unfinished attempt of another machine counts as dead."""
 
@@ -233,6 +238,9 @@ class Store:
     ) -> list[str]:
         """Says which inputs differ from the most similar artifact of the stage, field by field.
 
+        Only artifacts of the same base model are compared with. Of inputs that other stages make it is said that they
+        are new: what they differ in is said of those stages.
+
         Args:
             stage: The stage.
             inputs: What an artifact would be made from.
@@ -242,20 +250,25 @@ class Store:
         if path.exists() and (damage := _damage_of(path)) is not None:
             return [f"{damage} is damaged"]
         wanted = _flat(inputs)
+        stored = self.stored_inputs(stage) if stored is None else stored
+        alike = [have for have in stored if have.get(_BASE) == wanted.get(_BASE)]
         best: Mapping[str, Any] | None = None
         fewest = math.inf
-        for have in self.stored_inputs(stage) if stored is None else stored:
+        for have in alike:
             differing = sum(have.get(name) != value for name, value in wanted.items())
             # What only the stored one has is counted for a likely winner alone: for most, this cheap half has decided.
             if differing < fewest:
                 differing += sum(value is not None and name not in wanted for name, value in have.items())
                 best, fewest = (have, differing) if differing < fewest else (best, fewest)
         if best is None:
-            return ["nothing of this stage in the store yet"]
+            return [f"nothing of this stage{' for this base model' if stored else ''} in the store yet"]
+        changed = [name for name in dict.fromkeys([*wanted, *best]) if best.get(name) != wanted.get(name)]
+        made = [name for name in changed if _KEY.search(json.dumps([best.get(name), wanted.get(name)]))]
+        # A task's seed follows from its name too: it is worth a word where nothing else differs.
+        told = [name for name in changed if name not in made and (name != "seed" or len(changed) == 1)]
         return [
-            f"{name}: {_show(best.get(name))} → {_show(wanted.get(name))}"
-            for name in dict.fromkeys([*wanted, *best])
-            if best.get(name) != wanted.get(name)
+            *(f"{name}: {_show(best.get(name))} → {_show(wanted.get(name))}" for name in told),
+            *dict.fromkeys(f"{name.partition('.')[0]}: made anew by an earlier stage" for name in made),
         ]
 
 
