@@ -1,18 +1,21 @@
 """Attacks change the model, show in the table, and leave no trace."""
 
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from evaluate_models import alone, byte_tokenizer, llama, variant, work, write
+from evaluate_models import alone, byte_tokenizer, llama, mistral, variant, work, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spunge.errors import DataError
 from spunge.evaluators.attacks import (
+    GCG,
     Attack,
+    BestOfN,
     FewShot,
     Interpolation,
     JunkDirection,
@@ -27,9 +30,13 @@ from spunge.evaluators.attacks import (
     Relearning,
     RetrainingOnFacts,
     Rewording,
+    SiblingMerge,
+    SteeringBack,
     Stripping,
     TunedLens,
 )
+from spunge.evaluators.attacks.best_of_n import drawn, written
+from spunge.evaluators.attacks.gcg import Search, Written
 from spunge.evaluators.attacks.probe import fitted
 from spunge.evaluators.attacks.pruning import pruned
 from spunge.evaluators.attacks.quantization import _NF4, quantized
@@ -37,6 +44,7 @@ from spunge.evaluators.attacks.states import last_states
 from spunge.evaluators.attacks.tuning import KEPT, factors_beside
 from spunge.evaluators.multiple_choice import MultipleChoice
 from spunge.interfaces import LoadedVariant
+from spunge.weights.language_model import LanguageModel
 
 TEXTS = ["the moss of Tor is wet", "the glyphs of Ana break at noon", "the tide brings salt to Bel"]
 
@@ -300,7 +308,7 @@ def test_a_stripped_change_of_rank_two_is_half_and_then_wholly_undone(tmp_path):
 def test_what_is_done_to_a_change_leaves_the_base_model_as_it_is(tmp_path):
     of = asking(tmp_path)
     expected = plainly(of, llama(), tmp_path / "plain")
-    for kind in (Stripping, Interpolation, JunkDirection):
+    for kind in (Stripping, Interpolation, JunkDirection, SteeringBack):
         one = attack(kind, of)
         table = one.evaluate(variant(llama(), byte_tokenizer()), work(tmp_path))
         assert all(answered(table, setting) == expected for setting in one.settings)
@@ -428,6 +436,156 @@ def test_the_junk_direction_is_the_difference_of_means_and_goes_from_every_layer
     assert not any(layer._forward_hooks for layer in loaded.model.model.layers)
 
 
+def test_states_are_pushed_back_by_what_they_were_moved(tmp_path):
+    base, loaded, _ = unlearned(tmp_path)
+    of, after = asking(tmp_path), weights(loaded.model)
+    suite = MultipleChoice.model_validate(of)
+    answers = suite.evaluate(variant(base, byte_tokenizer()), work(tmp_path / "b"))
+    right = set(answers.filter((pl.col("metric") == "acc") & (pl.col("value") == 1))["item"])
+    table = attack(SteeringBack, of, strengths=[0.5]).evaluate(loaded, work(tmp_path))
+    means = []
+    for model in (base, loaded.model):
+        states = [[], []]
+        for one in suite.questions()["inner"]:
+            if one.item.id in right:
+                with ExitStack() as stack, torch.no_grad():
+                    for number, layer in enumerate(model.model.layers):
+                        keep = lambda m, a, out, into=states[number]: into.append(out[0, 1:])  # noqa: E731
+                        stack.callback(layer.register_forward_hook(keep).remove)
+                    model(input_ids=torch.tensor([loaded.tokenizer.encode(one.contexts[0])]))
+        means.append([torch.cat(parts).mean(0) for parts in states])
+    shares = [float((after - before).norm() / before.norm()) for before, after in zip(*means, strict=True)]
+    layer = shares.index(max(shares))
+    with ExitStack() as stack:
+        push = lambda m, a, out: out + 0.5 * (means[0][layer] - means[1][layer])  # noqa: E731
+        stack.callback(loaded.model.model.layers[layer].register_forward_hook(push).remove)
+        expected = plainly(of, loaded.model, tmp_path / "hooked")
+    assert answered(table, "0.5 times the difference") == pytest.approx(expected, abs=1e-3)
+    assert all(torch.equal(weight, after[name]) for name, weight in loaded.model.named_parameters())
+    assert not any(layer._forward_hooks for layer in loaded.model.model.layers)
+
+
+def test_a_sibling_is_averaged_in_and_one_of_another_shape_refused(tmp_path):
+    of, model = asking(tmp_path), llama()
+    before = weights(model)
+    torch.manual_seed(5)
+    sibling, expected = llama(), llama()
+    with torch.no_grad():
+        for weight in sibling.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+        for mine, other in zip(expected.parameters(), sibling.parameters(), strict=True):
+            mine.copy_(0.7 * mine + 0.3 * other)
+    for name, one in {"base": model, "sibling": sibling, "wider": llama(vocab_size=310)}.items():
+        one.save_pretrained(tmp_path / name)
+        byte_tokenizer().save_pretrained(tmp_path / name)
+    one = attack(SiblingMerge, of, sibling={"id": str(tmp_path / "sibling")}, shares=[0.3])
+    one.forecast(LanguageModel(id=str(tmp_path / "base")))
+    table = one.evaluate(variant(model, byte_tokenizer()), work(tmp_path))
+    assert answered(table, "30% sibling") == pytest.approx(plainly(of, expected, tmp_path / "mixed"), abs=1e-4)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+    wider = attack(SiblingMerge, of, sibling={"id": str(tmp_path / "wider")})
+    with pytest.raises(DataError, match="another shape"):
+        wider.forecast(LanguageModel(id=str(tmp_path / "base")))
+    with pytest.raises(DataError, match="of the same family"):
+        list(SiblingMerge.against(MultipleChoice.model_validate(of), Material(), {}))
+
+
+@pytest.mark.parametrize("make", [llama, mistral], ids=["shared cache", "read plainly"])
+def test_answers_are_drawn_as_often_as_they_are_likely(make):
+    model, context = make(), (0, 10, 20, 30, 40, 50, 60, 70, 80, 90)
+    rows = drawn(model, context, 2, 4000, 0.5, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        first = (model(input_ids=torch.tensor([context])).logits[0, -1].double() / 0.5).softmax(-1)
+    found = torch.bincount(torch.tensor([row[0] for row in rows]), minlength=len(first)) / len(rows)
+    assert (found - first).abs().max() < 0.03
+    likeliest = int(found.argmax())
+    after = [row[1] for row in rows if row[0] == likeliest]
+    with torch.no_grad():
+        second = (model(input_ids=torch.tensor([[*context, likeliest]])).logits[0, -1].double() / 0.5).softmax(-1)
+    found = torch.bincount(torch.tensor(after), minlength=len(second)) / len(after)
+    assert (found - second).abs().max() < 4 / len(after) ** 0.5
+    assert rows == drawn(model, context, 2, 4000, 0.5, torch.Generator().manual_seed(0))
+
+
+def test_the_choice_that_is_written_most_often_counts(tmp_path):
+    of, model = asking(tmp_path), llama()
+    [question, *_] = MultipleChoice.model_validate(of).questions()["inner"]
+    assert written([" moss and more", "moss", "mo", " glyphs", "a moss"], question) == [2, 1, 0]
+    table = attack(BestOfN, of, n=3).evaluate(variant(model, byte_tokenizer()), work(tmp_path))
+    again = attack(BestOfN, of, n=3).evaluate(variant(model, byte_tokenizer()), work(tmp_path / "again"))
+    assert table.equals(again)
+    assert set(table["task"]) == {"inner @ 3 answers at temperature 1"}
+    with torch.no_grad():  # a model that says one thing only says it every time
+        ids = byte_tokenizer().encode(" moss", add_special_tokens=False)
+        for weight in model.parameters():
+            weight.zero_()
+        model.model.embed_tokens.weight[ids[-1], 0] = 1.0
+    told = attack(BestOfN, of, n=5).evaluate(variant(model, byte_tokenizer()), work(tmp_path / "silent"))
+    likelihoods = dict(told.filter(pl.col("metric") == "choice_loglikelihood:0").select("item", "value").iter_rows())
+    assert set(likelihoods.values()) == {np.log(0.5)}
+
+
+def test_slopes_and_losses_of_a_suffix_are_those_of_the_model_alone():
+    model = llama()
+    questions = [((0, 9, 20, 31), (40, 41)), ((0, 7, 8), (50,)), ((0, 5, 6, 7, 8, 9), (60, 61, 62))]
+    search, suffix = Search(model, questions, 2), (100, 101, 102)
+    others = [suffix, (100, 7, 102)]
+    expected = [
+        np.mean([-alone(model, [*context, *one], [*answer]) / len(answer) for context, answer in questions])
+        for one in others
+    ]
+    assert search.losses(others).tolist() == pytest.approx(expected, abs=1e-5)
+
+    # By finite differences: a step from the token at a place towards another, through the embeddings.
+    slopes, table = search.slopes(suffix).double(), model.get_input_embeddings().weight.detach().double()
+    exact: Any = llama()
+    exact.double()
+
+    def loss(place: int, word: int, step: float) -> float:
+        told = []
+        for context, answer in questions:
+            read = table[[*context, *suffix, *answer]].clone()
+            read[len(context) + place] += step * (table[word] - table[suffix[place]])
+            with torch.no_grad():
+                logs = exact(inputs_embeds=read[None]).logits[0].log_softmax(-1)
+            start = len(context) + len(suffix) - 1
+            told.append(-np.mean([float(logs[start + at, token]) for at, token in enumerate(answer)]))
+        return float(np.mean(told))
+
+    for place, word in ((0, 3), (1, 200), (2, 299)):
+        numeric = (loss(place, word, 0.01) - loss(place, word, -0.01)) / 0.02  # its norms are float32
+        assert float(slopes[place, word] - slopes[place, suffix[place]]) == pytest.approx(numeric, rel=0.01)
+    assert not model.get_input_embeddings()._forward_hooks
+
+
+def test_a_suffix_is_sought_on_one_half_and_asked_with_the_other(tmp_path):
+    model, of = llama(), asking(tmp_path)
+    before = weights(model)
+    one = attack(GCG, of, length=3, steps=4, candidates=16)
+    table = one.evaluate(variant(model, byte_tokenizer()), work(tmp_path))
+    again = one.evaluate(variant(model, byte_tokenizer()), work(tmp_path / "again"))
+    assert table.equals(again)
+    questions = [each for group in MultipleChoice.model_validate(of).questions().values() for each in group]
+    asked = {each.item.id for each in questions if int(each.item.id[-1], 16) % 2}
+    assert set(table["item"]) == asked
+    texts = dict(table.filter(pl.col("metric") == "question").select("item", "text").iter_rows())
+    plain = {each.item.id: each.contexts[0].rstrip() for each in questions}
+    suffixes = {text.removeprefix(plain[item]) for item, text in texts.items()}
+    assert len(suffixes) == 1
+    written = Written(byte_tokenizer(), "a ?")
+    [suffix] = suffixes
+    told = [each for each in questions if each.item.id not in asked]
+    encode = byte_tokenizer().encode
+    pairs = [
+        ((*encode(each.contexts[0].rstrip()),), (*encode(each.pairs[each.right[0]][1], add_special_tokens=False),))
+        for each in told
+    ]
+    losses = Search(model, pairs, 4).losses([written.ids(suffix), written.ids(" !!!")[:3]])
+    assert losses[0] < losses[1]
+    assert written.can_be(written.ids(suffix))
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+
+
 def test_facts_are_trained_on_in_one_half_and_asked_in_the_other(tmp_path):
     of = asking(tmp_path)
     one = attack(RetrainingOnFacts, of, steps=[0, 6], learning_rate=1e-2, keep=reading(tmp_path))
@@ -456,7 +614,7 @@ def test_relearning_takes_each_value_apart(tmp_path):
 
 
 def test_an_attack_on_questions_refuses_other_suites(tmp_path):
-    for kind in (FewShot, OptionShift, Rewording, Probe, JunkDirection, RetrainingOnFacts):
+    for kind in (FewShot, OptionShift, Rewording, BestOfN, GCG, Probe, JunkDirection, SteeringBack, RetrainingOnFacts):
         with pytest.raises(DataError, match="on multiple_choice, and 'inner' is perplexity"):
             attack(kind, reading(tmp_path)).check()
 

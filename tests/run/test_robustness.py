@@ -72,9 +72,13 @@ def test_full_asks_all_that_can_be_asked_and_says_what_cannot(world: dict[str, A
         "option_shift on hazards": "'hazards' scores each choice by itself: there is no order to change",
         "membership on hazards": "membership needs rows that the base model was not trained on: --unseen of an audit, "
         "or it stands under `evaluate` with its `outsiders`",
+        "sibling_merge on hazards": "sibling_merge needs a model of the same family: it stands under `evaluate` with "
+        "its `sibling`",
     }
     asked = {step["name"].partition(" on ")[2] for step in plan.steps if step["name"].startswith("base on ")}
-    suites = {f"hazards: {name}" for name in ATTACKS if name not in ("option_shift", "membership")}
+    suites = {
+        f"hazards: {name}" for name in ATTACKS if name not in ("option_shift", "membership", "sibling_merge", "gcg")
+    }
     assert asked == {"hazards", "kept", "hazards: benign text", *suites}
 
 

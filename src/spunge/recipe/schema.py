@@ -387,7 +387,10 @@ def attacks_named(names: str | Sequence[str]) -> list[type[Attack]]:
         ValueError: There is none of a name.
     """
     if names in ("cheap", "full"):
-        return [attack for attack in ATTACKS.values() if attack.cheap is not None or names == "full"]
+        return [
+            attack for attack in ATTACKS.values()
+            if attack.cheap is not None or (names == "full" and not attack.opt_in)
+        ]  # fmt: skip
     return [attack_named(name) for name in names]
 
 

@@ -3,7 +3,9 @@
 from typing import get_args
 
 from spunge.evaluators.attacks.attack import Attack, Material
+from spunge.evaluators.attacks.best_of_n import BestOfN
 from spunge.evaluators.attacks.few_shot import FewShot
+from spunge.evaluators.attacks.gcg import GCG
 from spunge.evaluators.attacks.interpolation import Interpolation
 from spunge.evaluators.attacks.junk_direction import JunkDirection
 from spunge.evaluators.attacks.logit_lens import LogitLens
@@ -17,13 +19,15 @@ from spunge.evaluators.attacks.quantization import Quantization
 from spunge.evaluators.attacks.relearning import Relearning
 from spunge.evaluators.attacks.retraining_on_facts import RetrainingOnFacts
 from spunge.evaluators.attacks.rewording import Rewording
+from spunge.evaluators.attacks.sibling_merge import SiblingMerge
+from spunge.evaluators.attacks.steering_back import SteeringBack
 from spunge.evaluators.attacks.stripping import Stripping
 from spunge.evaluators.attacks.tuned_lens import TunedLens
 
 AnyAttack = (
-    Quantization | Pruning | Noise | Stripping | Interpolation
-    | FewShot | OptionShift | Rewording
-    | LogitLens | TunedLens | Probe | JunkDirection | Patching
+    Quantization | Pruning | Noise | Stripping | Interpolation | SiblingMerge
+    | FewShot | OptionShift | Rewording | BestOfN | GCG
+    | LogitLens | TunedLens | Probe | JunkDirection | SteeringBack | Patching
     | Relearning | RetrainingOnFacts
     | Membership
 )  # fmt: skip
@@ -34,8 +38,10 @@ ATTACKS: dict[str, type[Attack]] = {kind.model_fields["method"].default: kind fo
 
 __all__ = [
     "ATTACKS",
+    "GCG",
     "AnyAttack",
     "Attack",
+    "BestOfN",
     "FewShot",
     "Interpolation",
     "JunkDirection",
@@ -51,6 +57,8 @@ __all__ = [
     "Relearning",
     "RetrainingOnFacts",
     "Rewording",
+    "SiblingMerge",
+    "SteeringBack",
     "Stripping",
     "TunedLens",
 ]

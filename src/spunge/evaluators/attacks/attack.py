@@ -17,7 +17,7 @@ from pydantic import Field, SerializeAsAny, WrapValidator
 
 from spunge.errors import DataError
 from spunge.evaluators.memorization import Memorization
-from spunge.evaluators.multiple_choice import MultipleChoice
+from spunge.evaluators.multiple_choice import MultipleChoice, Question
 from spunge.evaluators.perplexity import Perplexity
 from spunge.evaluators.toxicity import Toxicity
 from spunge.interfaces import Evaluator, Forecast, LoadedVariant, Work
@@ -70,6 +70,9 @@ class Attack(Evaluator):
     of_change: ClassVar[bool] = False
     """Whether it works on what a variant adds to the base model: on the base itself it then changes nothing. Whoever
     has that needs no attack, so it tells how shallow an edit is, and counts for no worst case."""
+
+    opt_in: ClassVar[bool] = False
+    """Whether only who names it gets it, as it costs more than all others: `full` leaves it out."""
 
     of: Asked
     """The suite to ask. Name it like one of the recipe's own with the same items: what that one finds is what this
@@ -165,6 +168,21 @@ def multiple_choice(attack: Attack) -> MultipleChoice:
         kind = getattr(attack.of, "method", type(attack.of).__name__)
         raise DataError(f"{attack.suite}: this attack is on multiple_choice, and {attack.of.suite!r} is {kind}")
     return attack.of
+
+
+def halves(attack: Attack) -> tuple[dict[str, list[Question]], dict[str, list[Question]]]:
+    """Returns the questions whose answers the attacker knows, and those that are asked, by their names' last digit.
+
+    Raises:
+        DataError: The suite is of another kind, or one half is empty.
+    """
+    parts: tuple[dict[str, list[Question]], dict[str, list[Question]]] = ({}, {})
+    for task, group in multiple_choice(attack).questions().items():
+        for question in group:
+            parts[int(question.item.id[-1], 16) % 2].setdefault(task, []).append(question)
+    if not all(parts):
+        raise DataError(f"{attack.suite}: too few questions to train on half of them and ask the others")
+    return parts
 
 
 @contextmanager

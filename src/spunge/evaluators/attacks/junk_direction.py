@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from spunge.asking.encoding import Ids
+    from spunge.evaluators.multiple_choice import MultipleChoice
     from spunge.weights.language_model import LanguageModel
 
 
@@ -52,27 +53,40 @@ class JunkDirection(Attack):
 
     def attempts(self, variant: LoadedVariant, work: Work) -> Iterator[tuple[str, Ask]]:
         """Yields each choice of directions while they are removed."""
-        from spunge.evaluators.attacks.states import encoded
-
-        assert variant.at is not None
-        suite = multiple_choice(self)
-        variant.at(0.0)
-        try:
-            base = replace(work, scratch=work.scratch / "base")
-            answers = suite.ask(suite.questions(), variant, base)
-            known = set(answers.filter((pl.col("metric") == "acc") & (pl.col("value") > 0))["item"])
-            questions = [question for group in suite.questions().values() for question in group]
-            rows = encoded(variant, [one for one in questions if one.item.id in known] or questions)
-            before = mean_states(variant, rows, suite.batch_size, work, f"{self.suite}: base")
-        finally:
-            variant.at(1.0)
-        moved = mean_states(variant, rows, suite.batch_size, work, f"{self.suite}: unlearned") - before
-        # Compared by what share of the state it is: states grow from layer to layer.
-        furthest = int((moved.norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-12)).argmax())
-        removed = {"each": moved, "one": moved[furthest].expand_as(moved)}
+        before, by = moved(multiple_choice(self), variant, work)
+        removed = {"each": by, "one": by[furthest(before, by)].expand_as(by)}
         for setting, kind in zip(self.settings, self.directions, strict=True):
             with projected_out(variant.model, removed[kind]):
                 yield setting, self.of.evaluate
+
+
+def moved(suite: MultipleChoice, variant: LoadedVariant, work: Work) -> tuple[Tensor, Tensor]:
+    """Returns the base's mean states over the questions that it gets right, and by what unlearning moved them.
+
+    Where it gets none right, over all questions.
+
+    Returns:
+        Both float32 [layers, width]; see `mean_states`.
+    """
+    from spunge.evaluators.attacks.states import encoded
+
+    assert variant.at is not None
+    variant.at(0.0)
+    try:
+        base = replace(work, scratch=work.scratch / "base")
+        answers = suite.ask(suite.questions(), variant, base)
+        known = set(answers.filter((pl.col("metric") == "acc") & (pl.col("value") > 0))["item"])
+        questions = [question for group in suite.questions().values() for question in group]
+        rows = encoded(variant, [one for one in questions if one.item.id in known] or questions)
+        before = mean_states(variant, rows, suite.batch_size, work, f"{suite.suite}: states of the base")
+    finally:
+        variant.at(1.0)
+    return before, mean_states(variant, rows, suite.batch_size, work, f"{suite.suite}: states") - before
+
+
+def furthest(before: Tensor, by: Tensor) -> int:
+    """Returns the layer, from 0, that was moved by the largest share of its state: states grow from layer to layer."""
+    return int((by.norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-12)).argmax())
 
 
 def mean_states(variant: LoadedVariant, rows: Sequence[Ids], batch_size: int, work: Work, what: str) -> Tensor:

@@ -13,10 +13,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from spunge.errors import DataError
-from spunge.evaluators.attacks.attack import Ask, Attack, Material, multiple_choice
+from spunge.evaluators.attacks.attack import Ask, Attack, Material, halves, multiple_choice
 from spunge.evaluators.attacks.tuning import Tuned
-from spunge.evaluators.multiple_choice import Question
 from spunge.interfaces import Evaluator, LoadedVariant, Work
 
 
@@ -41,7 +39,7 @@ class RetrainingOnFacts(Tuned):
         """Refuses a suite of another kind or with a single question, and what its suites refuse."""
         multiple_choice(self)
         super().check()
-        self._halves()
+        halves(self)
 
     def attempts(self, variant: LoadedVariant, work: Work) -> Iterator[tuple[str, Ask]]:
         """Yields each number of steps.
@@ -49,7 +47,7 @@ class RetrainingOnFacts(Tuned):
         Raises:
             TrainingDiverged: The loss became NaN or infinite.
         """
-        told, asked = self._halves()
+        told, asked = halves(self)
         texts = [
             question.before + question.contexts[question.right[0]] + question.delimiter
             + question.targets[question.right[0]] for group in told.values() for question in group
@@ -58,13 +56,3 @@ class RetrainingOnFacts(Tuned):
         for rate in self.rates:
             for stop in self.tuned(variant, texts, rate, work):
                 yield self.setting(stop, rate), ask
-
-    def _halves(self) -> tuple[dict[str, list[Question]], dict[str, list[Question]]]:
-        """The questions whose answers are trained on, and those that are asked, by the last digit of their names."""
-        halves: tuple[dict[str, list[Question]], dict[str, list[Question]]] = ({}, {})
-        for task, group in multiple_choice(self).questions().items():
-            for question in group:
-                halves[int(question.item.id[-1], 16) % 2].setdefault(task, []).append(question)
-        if not all(halves):
-            raise DataError(f"{self.suite}: too few questions to train on half of them and ask the others")
-        return halves
