@@ -32,6 +32,7 @@ main()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", type=float, default=670, help="parameters of the base model, in millions")
+    parser.add_argument("--base", type=Path, help="a real model's directory, in place of a generated one")
     parser.add_argument("--variants", type=int, default=5)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--repeats", type=int, default=3)
@@ -51,7 +52,7 @@ def main() -> None:
     check(options.directory / "check", options.mergekit)
     if not options.repeats:
         return
-    base = options.directory / "base"
+    base = options.base or options.directory / "base"
     if not base.exists():
         child("generate", base, options.millions, options.dtype, WIDTH, FEED, VOCABULARY, SHARD)
     out = options.directory / "out"
@@ -87,7 +88,8 @@ def main() -> None:
             measured[name].append(measure(command))
             shown = "  ".join(f"{what} {value:9.2f}" for what, value in measured[name][-1].items())
             print(f"{repeat + 1}/{options.repeats}  {name:32} {shown}", flush=True)
-    print(f"\nmedians of {options.repeats}, {options.millions:g} M parameters, {options.variants} variants")
+    model = options.base or f"{options.millions:g} M parameters"
+    print(f"\nmedians of {options.repeats}, {model}, {options.variants} variants")
     print(f"memory is copied at {max(memory_speed() for _ in range(5)):.1f} GB a CPU second")
     for name, rows in measured.items():
         middle = {what: statistics.median(row[what] for row in rows) for what in rows[0]}
