@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -65,6 +66,8 @@ class Objective:
     """How the gradients of two terms become one."""
     probe: Probe | None = None
     """What to measure while training."""
+    sharpness: float = 0.0
+    """How far from the parameters, in the direction in which it rises most, the first term's gradient is taken."""
 
 
 def _nll(trainee: Trainee, rows: Sequence[Encoded]) -> float:
@@ -91,7 +94,7 @@ def train(trainee: Trainee, objective: Objective, work: Work) -> TaskVector:
     course = Course(trainee, terms, work)
     with seeded(work.seed, work.device):
         while course.batches is not None:
-            figures = _backward(trainee, terms, course, objective.combine)
+            figures = _backward(trainee, objective, course)
             figures |= course.descend()
             if probe and ((course.done + 1) % probe.every == 0 or course.done + 1 == len(course.steps)):
                 figures |= probe.measure(trainee)
@@ -186,30 +189,20 @@ def schedule(kind: Literal["cosine", "linear", "constant"], step: int, steps: in
     return {"cosine": (1 - math.cos(math.pi * left)) / 2, "linear": left, "constant": 1.0}[kind]
 
 
-def _backward(trainee: Trainee, terms: Sequence[Term], course: Course, combine: str) -> dict[str, float]:
+def _backward(trainee: Trainee, objective: Objective, course: Course) -> dict[str, float]:
     """Leaves the step's gradient in the parameters, and returns the loss of every term and of their weighted sum."""
+    terms, combine = objective.terms, objective.combine
     apart = combine != "sum" and len(terms) > 1
     parameters = list(trainee.parameters.values())
     figures: dict[str, float] = {}
     gradients: list[list[Tensor]] = []
     total = 0.0
-    assert course.batches is not None
-    for position, (term, batches) in enumerate(zip(terms, course.batches, strict=True)):
+    for position, term in enumerate(terms):
         weight = term.weight(course.done / len(course.steps)) if callable(term.weight) else term.weight
-        units = sum(term.units(batch) for batch in batches)
-        figures[term.name] = 0.0
-        for number, indices in enumerate(batches):
-            local, counts = sharding.share(indices)
-            turn = (course.work.seed, course.done, position, number)
-            # Dropout draws from a seed of this very batch, so a run taken up draws what one that went through did.
-            # Each process has its own, or all would drop the same units of different rows.
-            reseed(seed_of(*turn, sharding.rank()) if sharding.rank() else seed_of(*turn), course.work.device)
-            loss = term.loss(trainee.collate(term.rows, local))
-            share = term.units(local) / units if counts else 0.0
-            value = float(sharding.total(loss.detach() * share, trainee.device))
-            course.check(f"{term.name} loss", value)
-            (loss * (weight * share * sharding.size())).backward()  # FSDP takes the mean over processes
-            figures[term.name] += value
+        figures[term.name] = _backward_of(trainee, term, weight, position, course)
+        if position == 0 and objective.sharpness:
+            with _uphill(parameters, objective.sharpness):
+                _backward_of(trainee, term, weight, position, course)
         total += weight * figures[term.name]
         if apart:
             # Kept apart, and taken from the parameters: autograd would add the next term's to them.
@@ -223,6 +216,48 @@ def _backward(trainee: Trainee, terms: Sequence[Term], course: Course, combine: 
         for parameter in reversed(parameters):
             parameter.grad = join(forget.pop(), retain.pop())  # popped, so that three gradients are never held whole
     return {"loss": total, **figures}
+
+
+def _backward_of(trainee: Trainee, term: Term, weight: float, position: int, course: Course) -> float:
+    """Adds a term's gradient, times its weight, to the parameters', and returns its loss."""
+    assert course.batches is not None
+    batches = course.batches[position]
+    units, total = sum(term.units(batch) for batch in batches), 0.0
+    for number, indices in enumerate(batches):
+        local, counts = sharding.share(indices)
+        turn = (course.work.seed, course.done, position, number)
+        # Dropout draws from a seed of this very batch, so a run taken up draws what one that went through did.
+        # Each process has its own, or all would drop the same units of different rows.
+        reseed(seed_of(*turn, sharding.rank()) if sharding.rank() else seed_of(*turn), course.work.device)
+        loss = term.loss(trainee.collate(term.rows, local))
+        share = term.units(local) / units if counts else 0.0
+        value = float(sharding.total(loss.detach() * share, trainee.device))
+        course.check(f"{term.name} loss", value)
+        (loss * (weight * share * sharding.size())).backward()  # FSDP takes the mean over processes
+        total += value
+    return total
+
+
+@contextmanager
+def _uphill(parameters: Sequence[nn.Parameter], radius: float) -> Iterator[None]:
+    """Moves parameters by ρ · g / ‖g‖ along their gradient, which it takes from them, and puts them back.
+
+    Args:
+        parameters: With the gradient g of what is to rise, or none.
+        radius: ρ.
+    """
+    moved = [(p, p.grad, p.detach().clone()) for p in parameters if p.grad is not None]
+    norm = float(sharding.whole(nn.utils.get_total_norm([gradient for _, gradient, _ in moved])))
+    with torch.no_grad():
+        for parameter, gradient, _ in moved:
+            parameter.add_(gradient, alpha=radius / norm if norm else 0.0)
+            parameter.grad = None
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, _, before in moved:
+                parameter.copy_(before)
 
 
 def _cosine(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 class TrainedUnlearner(Tuning, Unlearner):
     """An unlearner that trains through the logits: it says what to minimise."""
 
+    unkeyed_default: ClassVar[frozenset[str]] = frozenset({"sharpness"})
+
+    sharpness: float = Field(default=0.0, ge=0)
+    """ρ of sharpness-aware minimisation against relearning (Foret et al. 2020, arXiv 2010.01412; of unlearning Fan et
+    al. 2025, arXiv 2502.05374): the forget loss's gradient is taken where that loss is highest within this distance of
+    the weights, to first order, so that what is forgotten stays so around them; a step costs one more pass. 0: off."""
+
     @abstractmethod
     def objective(self, trainee: Trainee, forget: Corpus, retain: Corpus | None) -> Objective:
         """Returns what to minimise; `retain` is there if `needs_retain` says so."""
@@ -44,7 +52,8 @@ class TrainedUnlearner(Tuning, Unlearner):
 
         require_retain(self, retain)
         with borrow(self, base, work) as trainee:
-            return train(trainee, self.objective(trainee, forget, retain), work)
+            objective = self.objective(trainee, forget, retain)
+            return train(trainee, replace(objective, sharpness=self.sharpness), work)
 
     def forecast(self, base: LanguageModel, forget: Corpus, retain: Corpus | None, work: Work) -> Forecast:
         """Says what training takes; a retain set counts where the method needs one.
@@ -55,7 +64,13 @@ class TrainedUnlearner(Tuning, Unlearner):
         from spunge.training.forecast import forecast_training
 
         require_retain(self, retain)
-        return forecast_training(self, base, forget, retain if self.needs_retain else None)
+        retain = retain if self.needs_retain else None
+        forecast = forecast_training(self, base, forget, retain)
+        if not self.sharpness:
+            return forecast
+        times = 2 if retain is None else 1.5  # once more through the forget batch; the retain batch is as large
+        assert forecast.operations is not None
+        return replace(forecast, operations=times * forecast.operations, calls=round(times * forecast.calls))
 
     def lengthened(self, steps: int, *, taken: int) -> TrainedUnlearner:
         """Returns this method with so many steps, over as many epochs as they need."""
