@@ -10,6 +10,7 @@ import yaml
 from training_models import answers, save_model, work_in
 
 from spunge import run
+from spunge.auto.spaces import space_of
 from spunge.errors import DataError, RecipeError
 from spunge.interfaces import Splitter
 from spunge.recipe import reading
@@ -41,7 +42,7 @@ def blocks(language: str) -> list[str]:
 
 
 NAMES = re.findall(r"`my_package/(\w+)\.py`", PAGE)
-# What follows the methods shows a field alone, which no recipe names.
+# What follows the methods shows fields alone, which no recipe names.
 EXAMPLES = dict(zip(NAMES, zip(blocks("python")[: len(NAMES)], blocks("yaml"), strict=True), strict=True))
 
 
@@ -160,3 +161,11 @@ def test_a_splitters_result_is_checked_where_it_comes_in(outside: Path, kind: st
     assert isinstance(experiment.split, Splitter)
     with pytest.raises(DataError, match=message):
         planning.plan(experiment, out=outside / "runs")
+
+
+def test_what_auto_may_try_is_what_the_page_declares() -> None:
+    names: dict[str, Any] = {}
+    exec(compile(blocks("python")[-1], "adding_a_method.md", "exec"), names)
+    space = space_of("softer", names["Softer"], layers=10)
+    assert {"beta", "layer", "schedule", "learning_rate"} <= {one.name for one in space.dimensions}
+    assert space.first["softer.beta"] == 0.1

@@ -6,33 +6,18 @@ import json
 import re
 import runpy
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from documents import LANGUAGES, PAGES, ROOT, blocks, commands, first_recipe, mentioned, prose, quoted
+from ruamel.yaml import YAML
 
 import spunge
 from spunge.cli.commands import app
-from spunge.recipe import schema
-
-ROOT = Path(__file__).parent.parent
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
-
-
-def shown(page: Path) -> list[str]:
-    """Every command in a fenced block, continued lines joined, without prompt, comment and environment."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
-    blocks = [block for language, block in fenced if language in ("", "console", "bash", "sh")]
-    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    plain = [re.sub(r"^(?:[A-Z_]+=\S+ +)*", "", line) for line in lines]
-    return [line for line in plain if line.startswith("spunge ")]
-
-
-def mentioned(page: Path) -> list[str]:
-    """Every command between backticks in running text, which may leave out what it takes."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-    return [" ".join(words.split()) for words in re.findall(r"`(spunge [a-z][^`]*)`", text)]
+from spunge.recipe import reading, schema, shipped
 
 
 def leaf(words: list[str]) -> tuple[Any, list[str]]:
@@ -44,21 +29,49 @@ def leaf(words: list[str]) -> tuple[Any, list[str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_says_what_it_is(page: Path) -> None:
+    assert [block.line for block in blocks(page) if block.language not in LANGUAGES] == []
+    assert [block.line for block in blocks(page, "text") if re.search(r"^(\$ )?spunge [a-z]", block.text, re.M)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_that_is_shown_can_be_typed(page: Path) -> None:
-    for line in shown(page):
-        command, words = leaf(shlex.split(line, comments=True)[1:])
-        assert command is not None, line
-        if "…" in line:
-            check_options(command, words, line)
-        else:
-            try:
-                command.make_context("spunge", words)
-            except Exception as error:
-                pytest.fail(f"{line}: {error}")
+    for one in commands(*blocks(page, "sh")):
+        command, words = leaf(list(one.words))
+        assert command is not None, one.shown
+        try:
+            context = command.make_context("spunge", words)
+        except Exception as error:
+            pytest.fail(f"{one.shown}: {error}")
+        if command.name in ("run", "plan"):
+            read_recipe(context.params["recipe"], context.params["words"] or ())
     for line in mentioned(page):
-        command, words = leaf(line.split()[1:])
+        command, words = leaf(shlex.split(line)[1:])
         assert command is not None, line
         check_options(command, words, line)
+        if command.name in ("run", "plan") and words and words[0] in shipped.recipes():
+            read_recipe(words[0], [word for word in words[1:] if "=" in word and not word.startswith("-")])
+
+
+def read_recipe(recipe: str, words: Sequence[str]) -> None:
+    """Reads what a command would: a recipe that ships, or for any other the README's."""
+    if recipe in shipped.recipes():
+        reading.read(recipe, words)
+    else:
+        reading.parse(first_recipe(), overrides=words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_recipe_that_is_shown_can_be_read(page: Path) -> None:
+    for block in blocks(page, "yaml"):
+        shown = YAML(typ="safe").load(block.text)
+        if isinstance(shown, list):
+            shown = {"evaluate": shown}
+        if page.name in ("adding_a_method.md", "tuning_rmu.md"):  # what they name is made by tests of their own
+            assert set(shown) <= set(schema.Experiment.model_fields)
+        else:
+            rest = YAML(typ="safe").load(first_recipe())
+            reading.parse(json.dumps({**rest, **shown}))
 
 
 def check_options(command: Any, words: list[str], line: str) -> None:
@@ -73,6 +86,32 @@ def test_every_link_and_every_file_that_is_named_leads_somewhere(page: Path) -> 
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     named = re.findall(r"`((?:docs|src|tests|benchmarks)/[\w/.-]+\.(?:md|py|sh|toml))", text)
     assert not missing + [name for name in named if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_other_program_that_is_started_is_there_and_has_the_options(page: Path) -> None:
+    lines = [line for block in blocks(page, "sh") for line in block.text.replace("\\\n", " ").splitlines()]
+    lines += [" ".join(words.split()) for words in re.findall(r"`((?:python|make) [^`]*)`", prose(page))]
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    for line in lines:
+        if started := re.search(r"python3? ((?:benchmarks|studies|tests)/[\w/.-]+)(.*)", line.partition("#")[0]):
+            program = (ROOT / started[1]).read_text(encoding="utf-8")
+            assert [option for option in re.findall(r"--[a-z-]+", started[2]) if f'"{option}"' not in program] == [], (
+                line
+            )
+        if started := re.search(r"^\s*make ([a-z-]+)", line):
+            assert started[1] in targets, line
+
+
+@pytest.mark.parametrize("name", ["tutorial", "gallery", "reading_a_report"])
+def test_what_a_page_quotes_of_a_command_is_what_it_printed(name: str) -> None:
+    page = ROOT / "docs" / f"{name}.md"
+    files = sorted((ROOT / "studies" / "printed").glob("*.txt"))
+    printed = " ".join(" ".join(file.read_text(encoding="utf-8") for file in files).split())
+    assert [piece for piece in quoted(page) if piece not in printed] == [], "python studies/printed.py"
+    told = re.sub(r"`[^`]*`|^>.*$", "", prose(page), flags=re.M)
+    figures = set(re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])|\d+(?= %| points|,? \d+ %| to \d+ %)", told))
+    assert [figure for figure in sorted(figures) if not re.search(rf"(?<![\d.]){figure}(?![\d.])", printed)] == []
 
 
 def test_no_page_has_the_marks_of_a_conflict() -> None:
@@ -110,16 +149,3 @@ def test_the_reference_has_every_command_method_and_name() -> None:
         assert f"### `{words}`" in page
     for kinds in schema.methods().values():
         assert all(f"### `{name}`" in page for name in kinds)
-
-
-@pytest.mark.long
-def test_the_notebook_of_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"), re.M | re.S
-    )
-    monkeypatch.chdir(tmp_path)
-    spunge.run("lab-knowledge")
-    names: dict[str, Any] = {}
-    exec(compile(block, "tutorial.md", "exec"), names)
-    assert names["run"].verdict.sentences[0].startswith("SPUNGE forgot")
-    assert names["merged"].norm > 0

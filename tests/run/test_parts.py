@@ -15,6 +15,7 @@ from torch import Tensor
 import spunge
 from spunge.cli import beginnings, steps
 from spunge.errors import ArtifactError, RecipeError
+from spunge.files import locate
 from spunge.recipe.schema import Experiment
 from spunge.run import parts, pipeline
 
@@ -103,6 +104,23 @@ def test_an_adapter_is_loaded_by_plain_peft(of_factors: Path, tiny_model: Path, 
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert ("not its merged model" in card) == (variant != "merged")
     assert card.startswith("---\nbase_model: ")
+
+
+def test_an_adapter_of_the_embedded_model_names_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    name = "model.layers.0.mlp.down_proj.weight"
+    change = spunge.TaskVector({name: torch.ones(64, 192)})
+    change.save(tmp_path / "tv")
+    steps.export(tmp_path / "adapter", model="lab:model", task_vector=str(tmp_path / "tv"), form="adapter", rank=1)
+    adapted = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").merge_and_unload().state_dict()
+    before = spunge.load("lab:model").checkpoint().read(name)
+    torch.testing.assert_close(adapted[name], before + 1, rtol=1e-4, atol=1e-5)
+    shown = capsys.readouterr().out.splitlines()[1].strip()
+    assert shown == (
+        f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({str(locate('lab:model'))!r}), "
+        f"{str(tmp_path / 'adapter')!r})"
+    )
 
 
 def test_an_exported_task_vector_is_taken_where_the_part_is(run: Path, tiny_model: Path, tmp_path: Path) -> None:

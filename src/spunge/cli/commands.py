@@ -28,6 +28,7 @@ from spunge.cli.options import (
     OfflineRoot,
     Out,
     Quiet,
+    Recipe,
     Sets,
     Track,
     Words,
@@ -149,7 +150,7 @@ def demo(
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships with Spunge.")],
+    recipe: Recipe,
     words: Words = None,
     sets: Sets = None,
     out: Out = Path("runs"),
@@ -209,7 +210,7 @@ def run(
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships with Spunge.")],
+    recipe: Recipe,
     words: Words = None,
     sets: Sets = None,
     out: Out = Path("runs"),

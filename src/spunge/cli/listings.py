@@ -13,7 +13,7 @@ import typer
 from pydantic import BaseModel
 from rich.table import Table
 
-from spunge.cli.options import screen
+from spunge.cli.options import methods_of, screen
 
 
 def recipes() -> None:
@@ -28,7 +28,10 @@ def recipes() -> None:
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One of them, with defaults, ranges and meanings.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One of them, with defaults, ranges and meanings.", autocompletion=methods_of()),
+    ] = None,
 ) -> None:
     """Lists every method with its settings, or shows one whole."""
     from spunge.errors import RecipeError

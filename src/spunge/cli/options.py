@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,31 @@ if TYPE_CHECKING:
 screen = Console(highlight=False, markup=False, emoji=False)
 aside = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
+
+def _recipes(incomplete: str) -> list[str]:
+    """What a shell offers where a recipe is wanted, beside the files."""
+    from spunge.recipe import shipped
+
+    return [name for name in shipped.recipes() if name.startswith(incomplete)]
+
+
+def methods_of(*sections: str) -> Callable[[str], list[str]]:
+    """Returns what a shell offers where a method of some sections, or of any, is wanted."""
+
+    def offered(incomplete: str) -> list[str]:
+        from spunge.recipe import schema
+
+        listed = schema.methods()
+        return [name for section in sections or listed for name in listed[section] if name.startswith(incomplete)]
+
+    return offered
+
+
+Recipe = Annotated[
+    str,
+    typer.Argument(help="A YAML file, or the name of a recipe that ships with Spunge.", autocompletion=_recipes),
+]
+Suite = Annotated[str, typer.Option("--suite", help="A recipe, or a YAML list of evaluators.", autocompletion=_recipes)]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The runs root; an existing one is continued.")]
 NewOut = Annotated[Path, typer.Option("--out", "-o", help="The new directory.")]
 Model = Annotated[str, typer.Option("--model", help="A model directory or hub id.")]

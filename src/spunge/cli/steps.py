@@ -24,10 +24,12 @@ from spunge.cli.options import (
     Quiet,
     Rank,
     Seed,
+    Suite,
     Track,
     Words,
     aside,
     check_dtype,
+    methods_of,
     retained_of,
     screen,
     settings_of,
@@ -57,7 +59,9 @@ def unlearn(
     out: NewOut,
     words: Words = None,
     retain: Annotated[list[str] | None, typer.Option("--retain", help="A file or hub id.")] = None,
-    method: Annotated[str, typer.Option("--method", help="`spunge methods` lists them.")] = "rmu",
+    method: Annotated[
+        str, typer.Option("--method", help="`spunge methods` lists them.", autocompletion=methods_of("unlearn"))
+    ] = "rmu",
     columns: Columns = None,
     allow_code: AllowCode = False,
     seed: Seed = 0,
@@ -94,7 +98,9 @@ def merge(
     base: Annotated[
         str | None, typer.Option("--base", help="The base model's directory or hub id; of parts of runs, theirs.")
     ] = None,
-    method: Annotated[str, typer.Option("--method", help="`spunge methods` lists them.")] = "ties",
+    method: Annotated[
+        str, typer.Option("--method", help="`spunge methods` lists them.", autocompletion=methods_of("merge"))
+    ] = "ties",
     form: Annotated[str, typer.Option("--as", help="checkpoint, task-vector or adapter.")] = "checkpoint",
     only: Annotated[list[str] | None, typer.Option("--only", help="Merge this variant; may be repeated.")] = None,
     without: Annotated[list[str] | None, typer.Option("--except", help="Leave this one out; may be repeated.")] = None,
@@ -175,6 +181,13 @@ def export(
         elif part is not None:
             who = f"{label_of(part.variant)} of {part.run}, "
         write_line(screen, f"{out}: {who}{_LOADED_BY[form]}")
+        if form == "adapter":
+            from spunge.weights.adapter import base_of
+
+            write_line(
+                screen,
+                f"  PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base_of(out)!r}), {str(out)!r})",
+            )
         if (energy := said.get("energy")) is not None:
             screen.print(f"  the adapter keeps {energy:.1%} of the change's energy")
 
@@ -212,7 +225,7 @@ def _base_of(option: str, model: str | None, *words: str) -> LanguageModel:
 
 
 def evaluate(
-    suite: Annotated[str, typer.Option("--suite", help="A recipe, or a YAML list of evaluators.")],
+    suite: Suite,
     out: NewOut,
     model: Annotated[
         str | None, typer.Option("--model", help="A model directory or hub id; of a part of a run, its own.")
@@ -245,7 +258,7 @@ def audit(
     models: Annotated[
         list[str], typer.Argument(help="MODEL …: checkpoints, adapters, task vectors of it, or RUN:joint.")
     ],
-    suite: Annotated[str, typer.Option("--suite", help="A recipe, or a YAML list of evaluators.")],
+    suite: Suite,
     out: Annotated[Path, typer.Option("--out", help="The directory; that of an earlier audit is continued.")],
     forget: Annotated[list[str] | None, typer.Option("--forget", help="Rows of what was to go.")] = None,
     retain: Annotated[list[str] | None, typer.Option("--retain", help="Rows of what was to stay.")] = None,

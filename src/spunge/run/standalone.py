@@ -17,7 +17,7 @@ import polars as pl
 
 from spunge import merging, report
 from spunge.errors import RecipeError, SpungeError, TrainingDiverged
-from spunge.files import new_directory, refuse_existing
+from spunge.files import locate, new_directory, refuse_existing
 from spunge.interfaces import Evaluator, Merger, Progress, Unlearner, Work, silent, strength_of
 from spunge.mergers import TaskArithmetic
 from spunge.merging import AsAdapter, AsCheckpoint, AsTaskVector, Form, Part
@@ -228,7 +228,9 @@ def export(
 
 
 def _adapter_of(model: LanguageModel, form: AsAdapter) -> AsAdapter:
-    return replace(form, model=model.id, names=linear_names(model.outline(), model.checkpoint().tensors))
+    # PEFT knows directories and the hub alone, so an embedded model is named by where it lies.
+    named = str(locate(model.id)) if model.id.startswith("lab:") else model.id
+    return replace(form, model=named, names=linear_names(model.outline(), model.checkpoint().tensors))
 
 
 def evaluate(

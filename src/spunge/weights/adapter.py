@@ -252,6 +252,15 @@ def save(
     return directory
 
 
+def base_of(directory: Path) -> str | None:
+    """Returns the base model that an adapter names, as PEFT would look for it.
+
+    Raises:
+        ArtifactError: The configuration is missing or damaged.
+    """
+    return _read_config(directory).get("base_model_name_or_path")
+
+
 def _config_of(modules: Mapping[str, LowRank], base: str) -> dict[str, Any]:
     """Returns what PEFT has to know of these factors, each under the name of the module that it changes."""
     ranks = {module: entry.A.shape[0] for module, entry in modules.items()}
