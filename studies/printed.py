@@ -40,8 +40,6 @@ def main() -> None:
         if options.model:
             put_real(directory, options.model, options.data)
         for page in options.pages:
-            if page == "tutorial" and not options.model:
-                printed(("demo", "knowledge"), directory)  # of what `make demo` does, the half that it goes on with
             parts = [
                 printed(command.words, directory)
                 for command in commands(*blocks(ROOT / "docs" / f"{page}.md", "sh"))

@@ -10,6 +10,7 @@ from spunge.errors import MissingExtra
 from spunge.training import trainee
 from spunge.training.settings import Lora
 from spunge.training.trainee import borrow
+from spunge.unlearners.npo import NPO
 from spunge.unlearners.task_vector_negation import TaskVectorNegation
 from spunge.weights.task_vector import LowRank
 
@@ -42,6 +43,15 @@ def test_an_adapter_is_trained_on_a_base_in_4_bits(tmp_path):
     assert set(found) == set(plain)
     assert all(isinstance(entry, LowRank) for entry in found.entries.values())
     here, there = (torch.cat([one.delta(name).flatten() for name in plain]) for one in (found, plain))
-    assert 0.8 < torch.nn.functional.cosine_similarity(here, there, dim=0) < 0.9999  # near, yet not the same
+    assert 0.7 < torch.nn.functional.cosine_similarity(here, there, dim=0) < 0.9999  # near, yet not the same
     with work.resident.variant(base, found) as model:
         assert {value.dtype for value in model.parameters()} == {torch.float32}
+
+
+def test_gradients_pass_after_the_base_was_asked_in_between(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    method = NPO(lora=Lora(rank=4, dropout=0), learning_rate=1e-2, epochs=1, quantize="nf4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        work = work_in(tmp_path)
+        assert method.unlearn(save_model(tmp_path / "model"), texts(), texts(), work).norm > 0

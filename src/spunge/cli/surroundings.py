@@ -43,7 +43,9 @@ def prepare(words: Sequence[str]) -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         _write_what_can_be_written(stream)
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home it keeps its cache elsewhere, and tells
+    # The one keeps its cache elsewhere without a home, the other does without a faster kernel on a CPU: both tell.
+    for library in ("matplotlib", "bitsandbytes"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         os.getcwd()  # noqa: PTH109
     except FileNotFoundError as error:

@@ -236,6 +236,11 @@ def _load_copy(settings: Tuning, base: LanguageModel, work: Work) -> tuple[PreTr
         bnb_4bit_compute_dtype=computed_in,
     )
     model = base.load(device=work.device, dtype=work.resident.dtype, quantization_config=config)
+    for module in model.modules():
+        # On CPUs with these instructions bitsandbytes repacks weights that are read in eval mode, as a base model is,
+        # and then no gradient passes any more.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model, base.load_tokenizer()
 
 
