@@ -240,7 +240,7 @@ def _load_copy(settings: Tuning, base: LanguageModel, work: Work) -> tuple[PreTr
         # On CPUs with these instructions bitsandbytes repacks weights that are read in eval mode, as a base model is,
         # and then no gradient passes any more.
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
     return model, base.load_tokenizer()
 
 
