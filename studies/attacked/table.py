@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+BESIDE = ("base", "oracle")
+"""The models that forgot nothing, and that never knew."""
 LABELS = {"joint": "joint", "spunge": "merged", "merged": "merged"}
 SHARES = ("recovered", "recovered_low", "recovered_high")
 LEFT = ("left", "left_low", "left_high")
@@ -23,18 +25,18 @@ def noted(run: Path) -> dict[str, Any]:
     attacks = [
         {key: row[key] for key in ("suite", "setting", "attribute_value", "variant", "n", "kept", "base", "unlearned",
                                    "attacked", *SHARES)}
-        for row in results["attacks"] if row["variant"] in ("base", *LABELS)
+        for row in results["attacks"] if row["variant"] in (*BESIDE, *LABELS)
     ]  # fmt: skip
     membership = [
         {key: row[key] for key in ("suite", "score", "attribute_value", "variant", "members", "outsiders", "auc",
                                    "auc_low", "auc_high", "tpr", "tpr_low", "tpr_high", *LEFT)}
-        for row in results["membership"] if row["variant"] in ("base", *LABELS)
+        for row in results["membership"] if row["variant"] in (*BESIDE, *LABELS)
     ]  # fmt: skip
     scores = [
         {key: row[key] for key in ("suite", "variant", "metric", "value", "low", "high", "n")}
         for row in results["scores"]
         if row["attribute"] is None and row["metric"] in ("acc", "perplexity")
-        and row["variant"] in ("base", *LABELS) and ": " not in row["suite"]
+        and row["variant"] in (*BESIDE, *LABELS) and ": " not in row["suite"]
         and row["seed"] == (None if len(results["provenance"]["seeds"]) > 1 else 0)
     ]  # fmt: skip
     return _rounded({
@@ -64,18 +66,21 @@ def table(notes: Sequence[dict[str, Any]], value: str | None = None) -> list[str
     """A Markdown table: a row an attack and setting, a column a method and variant."""
     columns = [(note, variant) for note in notes for variant in LABELS if _has(note, variant)]
     heads = [f"{str(note['method'] or '').replace('_', ' ')} {LABELS[variant]}".strip() for note, variant in columns]
-    lines = ["| attack | base | " + " | ".join(heads) + " |", "|---|---|" + "---|" * len(columns)]
     first = notes[0]
+    beside = [name for name in BESIDE if _has(first, name)]
+    lines = [f"| attack | {' | '.join((*beside, *heads))} |", "|---" * (1 + len(beside) + len(columns)) + "|"]
+    if "oracle" in beside:
+        lines.append(_plainly(notes, columns, value))
     for row in first["attacks"]:
         if row["variant"] != "base" or row["attribute_value"] != value:
             continue
         name = f"{row['suite'].partition(': ')[2].replace('_', ' ')}, {row['setting']}"
-        level = row["attacked"] if row["attacked"] > 1 else 100 * row["attacked"]
+        levels = " | ".join(_level(first, row, variant, "attacked") for variant in beside)
         cells = [
             _cell(next((one for one in note["attacks"] if _same(one, row, variant, "setting")), None), SHARES)
             for note, variant in columns
         ]
-        lines.append(f"| {name} | {level:.0f} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | {levels} | " + " | ".join(cells) + " |")
     for row in first["membership"]:
         if row["variant"] != "base" or row["attribute_value"] != value:
             continue
@@ -83,10 +88,34 @@ def table(notes: Sequence[dict[str, Any]], value: str | None = None) -> list[str
             _cell(next((one for one in note["membership"] if _same(one, row, variant, "score")), None), LEFT)
             for note, variant in columns
         ]
-        lines.append(
-            f"| membership, {row['score'].replace('_', ' ')} | AUC {100 * row['auc']:.0f} | " + " | ".join(cells) + " |"
-        )
+        areas = [
+            f"AUC {100 * one['auc']:.0f}"
+            for variant in beside for one in first["membership"] if _same(one, row, variant, "score")
+        ]  # fmt: skip
+        name = f"membership, {row['score'].replace('_', ' ')}"
+        lines.append(f"| {name} | {' | '.join(areas)} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _plainly(notes: Sequence[dict[str, Any]], columns: Sequence[tuple[dict[str, Any], str]], value: str | None) -> str:
+    """The row of no attack: what is left above the oracle, which a recovery holds too."""
+
+    def row(note: dict[str, Any], variant: str) -> dict[str, Any]:
+        rows = (one for one in note["attacks"] if (one["variant"], one["attribute_value"]) == (variant, value))
+        return next(one for one in rows if one["n"] == max(each["n"] for each in note["attacks"]) or value is not None)
+
+    levels = [_level(notes[0], row(notes[0], name), name, "unlearned") for name in BESIDE]
+    left = []
+    for note, variant in columns:
+        base, never, mine = (row(note, name)["unlearned"] for name in (*BESIDE, variant))
+        left.append(f"{round(100 * (mine - never) / (base - never))}".replace("-", "−"))
+    return f"| none | {' | '.join(levels)} | {' | '.join(left)} |"
+
+
+def _level(note: dict[str, Any], row: dict[str, Any], variant: str, what: str) -> str:
+    """What a model scores, in per cent where it is a share."""
+    level = next(one[what] for one in note["attacks"] if _same(one, row, variant, "setting"))
+    return f"{level if level > 1 else 100 * level:.0f}"
 
 
 def _has(note: dict[str, Any], variant: str) -> bool:
