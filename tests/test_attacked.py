@@ -29,7 +29,9 @@ def table() -> Any:
 
 
 @pytest.mark.parametrize(
-    "names", [["birthdays-npo", "birthdays-rmu", "birthdays-tvn"], ["toxigen-tvn"]], ids=lambda names: names[0]
+    "names",
+    [["birthdays-npo", "birthdays-rmu", "birthdays-tvn"], ["birthdays-npo-sharp"], ["toxigen-tvn"]],
+    ids=lambda names: names[0],
 )
 def test_the_documents_tables_are_made_of_the_notes(table: Any, names: list[str]) -> None:
     notes = [json.loads((FOLDER / "results" / f"{name}.json").read_text(encoding="utf-8")) for name in names]
