@@ -18,6 +18,7 @@ from spunge.recipe import reading
 from spunge.run import standalone
 from spunge.run.flow import foresee
 from spunge.run.store import Store
+from spunge.unlearners import AnyUnlearner
 
 Write = Callable[[dict[str, Any]], Path]
 
@@ -113,3 +114,12 @@ def test_rows_may_be_lists_and_a_corpus_is_made_by_rows() -> None:
     with pytest.raises(TypeError, match=r"spunge.rows\(…\) reads one"):
         spunge.Corpus("file.jsonl")  # pyright: ignore[reportArgumentType]
     assert len(spunge.Corpus(pl.DataFrame({"text": ["a"]}))) == 1
+
+
+def test_a_misspelt_file_or_method_is_told_which_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-first.yaml").touch()
+    with pytest.raises(RecipeError, match=r"my-frist.yaml: no such recipe file; did you mean 'my-first.yaml'\?"):
+        reading.read("my-frist.yaml")
+    with pytest.raises(RecipeError, match=r"unknown method 'RMU'; did you mean 'rmu'\?"):
+        reading.validate(AnyUnlearner, {"method": "RMU"}, "unlearn")

@@ -62,9 +62,10 @@ def tag(kind: type[BaseModel]) -> str | None:
 def near(name: str, candidates: Iterable[str]) -> str:
     """Returns a hint at the candidate that is meant, or at all of them; nothing where there is none."""
     names = list(dict.fromkeys(candidates))
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    spelt = {candidate.lower(): candidate for candidate in reversed(names)}
+    close = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.6)
     if close:
-        return f"; did you mean {close[0]!r}?"
+        return f"; did you mean {spelt[close[0]]!r}?"
     return f"; there is {', '.join(names[:30])}" if names else ""
 
 

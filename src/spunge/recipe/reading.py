@@ -148,7 +148,8 @@ def _find(recipe: str | Path) -> Path | Traversable:
     if str(recipe) in recipes:
         return recipes[str(recipe)]
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise RecipeError(f"{recipe}: no such recipe file")
+        beside = [str(path.with_name(other.name)) for other in sorted(path.parent.glob("*.y*ml"))]
+        raise RecipeError(f"{recipe}: no such recipe file{near(str(recipe), beside)}")
     raise RecipeError(f"{recipe}: neither a file nor a recipe that ships with Spunge{near(str(recipe), recipes)}")
 
 
