@@ -537,7 +537,8 @@ def test_slopes_and_losses_of_a_suffix_are_those_of_the_model_alone():
     assert search.losses(others).tolist() == pytest.approx(expected, abs=1e-5)
 
     # By finite differences: a step from the token at a place towards another, through the embeddings.
-    slopes, table = search.slopes(suffix).double(), model.get_input_embeddings().weight.detach().double()
+    embeddings: Any = model.get_input_embeddings()
+    slopes, table = search.slopes(suffix).double(), embeddings.weight.detach().double()
     exact: Any = llama()
     exact.double()
 
