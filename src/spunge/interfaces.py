@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from spunge.errors import DataError
 from spunge.metrics import Metric
-from spunge.settings import Settings
+from spunge.settings import Settings, name_of
 
 if TYPE_CHECKING:  # what is only named here need not be imported by a merge, say
     import polars as pl
@@ -342,7 +342,7 @@ class Evaluator(Settings):
         """What a report needs to know of this suite, as JSON values."""
         return {
             "suite": self.suite,
-            "method": getattr(self, "method", type(self).__name__),
+            "method": name_of(self),
             "goal": self.goal,
             "offensive": self.offensive,
             "cluster": self.cluster,
@@ -386,7 +386,7 @@ def require_retain(method: Unlearner, retain: Corpus | None) -> None:
         DataError: There is none, or it is empty.
     """
     if method.needs_retain and (retain is None or not len(retain)):
-        name = getattr(method, "method", type(method).__name__)
+        name = name_of(method)
         otherwise = "under `retain` in a recipe"
         without = {"alpha": 0.0, "probe_every": None}
         unheld = {field: value for field, value in without.items() if field in type(method).model_fields}

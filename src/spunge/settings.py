@@ -70,6 +70,21 @@ class Settings(BaseModel):
         return self.model_dump(mode="json", by_alias=True)
 
 
+def is_shipped(kind: type) -> bool:
+    """Whether a class is Spunge's own."""
+    return kind.__module__.startswith("spunge.")
+
+
+def name_of(method: Settings) -> str:
+    """Returns what a recipe calls a method: its name, or `package.module:Class` where it does not ship with Spunge.
+
+    A class from outside may be derived from a method that ships, and so have inherited its name; it is not that one.
+    """
+    kind = type(method)
+    named = next((kind.model_fields[field].default for field in ("method", "by") if field in kind.model_fields), None)
+    return str(named) if named and is_shipped(kind) else f"{kind.__module__}:{kind.__qualname__}"
+
+
 def kinds_of(annotation: Any) -> set[Any]:
     """The types that an annotation is a union of."""
     parts = get_args(annotation)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from spunge.errors import RecipeError
 from spunge.interfaces import Block, Merger, Needs
 from spunge.recipe import reading, schema, shipped
+from spunge.settings import name_of
 
 RECIPE = """\
 name: mine
@@ -232,6 +233,29 @@ def test_a_class_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     assert isinstance(recipe.merge, Merger)
     assert reading.parse(reading.dump(recipe), allow_code=True) == recipe
+
+
+def test_a_class_from_outside_is_not_the_method_whose_name_it_inherited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "derived.py").write_text(
+        "from spunge.mergers.ties import Ties\n"
+        "from spunge.evaluators.perplexity import Perplexity\n"
+        "class Mine(Ties):\n"
+        "    factor: float = 1.0\n"
+        "class Asked(Perplexity):\n"
+        "    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = RECIPE.replace("{method: ties, density: 0.2, lambda: 1.5}", "{method: 'derived:Mine', factor: 2}")
+    recipe = reading.parse(text, allow_code=True)
+    asked = {"suite": "mine", "method": "derived:Asked", "goal": "retain", "sources": [{"path": "a.txt"}]}
+    evaluators = [reading.validate(schema.AnyEvaluate, asked, "evaluate", allow_code=True)]
+    recipe = recipe.model_copy(update={"evaluate": evaluators})
+    again = reading.parse(reading.dump(recipe), allow_code=True)
+    assert again == recipe
+    assert [type(one).__name__ for one in (again.merge, *again.evaluate)] == ["Mine", "Asked"]
+    assert name_of(recipe.merge) == "derived:Mine"
 
 
 def test_reading_a_recipe_needs_no_torch() -> None:

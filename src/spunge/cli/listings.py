@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from rich.table import Table
 
 from spunge.cli.options import methods_of, screen
+from spunge.settings import name_of
 
 
 def recipes() -> None:
@@ -23,7 +24,7 @@ def recipes() -> None:
     table = Table("recipe", "method", "what it asks")
     for name in shipped.recipes():
         recipe = reading.read(name)
-        table.add_row(name, getattr(recipe.unlearn, "method", ""), recipe.description or "")
+        table.add_row(name, name_of(recipe.unlearn), recipe.description or "")
     screen.print(table)
 
 

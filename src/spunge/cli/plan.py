@@ -13,6 +13,7 @@ from spunge.files import format_bytes, format_duration
 from spunge.recipe.fetching import Fetch
 from spunge.recipe.schema import Experiment
 from spunge.run.foretell.plan import Plan
+from spunge.settings import name_of
 
 _REASONS = 4
 """So many differences are told of one task; `--all` tells every one."""
@@ -80,7 +81,7 @@ def _count(rows: int) -> str:
 
 
 def _what(experiment: Experiment) -> str:
-    method, merge = (getattr(one, "method", type(one).__name__) for one in (experiment.unlearn, experiment.merge))
+    method, merge = (name_of(one) for one in (experiment.unlearn, experiment.merge))
     split_by = getattr(experiment.split, "column", None) or getattr(experiment.split, "by", "")
     suites, seeds = len(experiment.evaluate), len(experiment.seeds)
     return (

@@ -19,6 +19,7 @@ from spunge.interfaces import RETAIN, Merger, Needs, Progress, silent
 from spunge.merging.grams import Grams
 from spunge.merging.kernels import loops
 from spunge.merging.sources import refuse_twice
+from spunge.settings import name_of
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.origin import check_base, common_base
 from spunge.weights.safetensors_files import OpenFiles, StoredTensor, as_bytes
@@ -326,7 +327,7 @@ def provenance(job: Job) -> dict[str, Any]:
     """Returns where the merged task vector comes from: method, settings, seed, variants and base."""
     common = common_base(job.variants.values())
     made: dict[str, Any] = {
-        "method": job.merger.dump().get("method", type(job.merger).__qualname__),
+        "method": name_of(job.merger),
         "settings": job.merger.dump(),
         "seed": job.options.seed,
         "variants": {

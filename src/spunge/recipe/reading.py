@@ -22,7 +22,7 @@ from spunge.recipe.overrides import apply, split
 from spunge.recipe.schema import Experiment, Suite
 from spunge.recipe.yaml import Document
 from spunge.rows.readers import SUFFIXES
-from spunge.settings import Settings
+from spunge.settings import Settings, name_of
 
 S = TypeVar("S", bound=Settings)
 _DISCRIMINATORS = {"split": "by", "unlearn": "method", "merge": "method"}
@@ -210,10 +210,5 @@ def _plain(experiment: Experiment, *, exclude_unset: bool = False) -> dict[str, 
 
 
 def _named(method: Settings, plain: dict[str, Any], discriminator: str) -> dict[str, Any]:
-    if discriminator in plain:
-        return plain
-    field = type(method).model_fields.get(discriminator)
-    return {
-        discriminator: field.default if field else f"{type(method).__module__}:{type(method).__qualname__}",
-        **plain,
-    }
+    named = {discriminator: name_of(method)}
+    return plain | named if discriminator in plain else named | plain

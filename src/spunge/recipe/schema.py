@@ -22,7 +22,7 @@ from spunge.mergers import AnyMerger
 from spunge.recipe.mistakes import in_settings, models, near, tag
 from spunge.recipe.paths import dotted
 from spunge.rows.sources import Source
-from spunge.settings import Settings
+from spunge.settings import Settings, is_shipped, name_of
 from spunge.splitters import AnySplitter, ByFunction
 from spunge.unlearners import AnyUnlearner
 from spunge.variants import Control
@@ -372,8 +372,7 @@ class Experiment(Settings):
         counted = [name for name in ("joint_equal_steps", "layered") if name in self.controls]
         if self.joint_unlearner.lengthened(1, taken=1) is not None:
             return {}
-        method = getattr(self.unlearn, "method", type(self.unlearn).__name__)
-        return dict.fromkeys(counted, f"{method} counts no steps (it has no `lengthened`)")
+        return dict.fromkeys(counted, f"{name_of(self.unlearn)} counts no steps (it has no `lengthened`)")
 
     def subset_unlearner(self, subset: str) -> Unlearner:
         """Returns the method for one subset."""
@@ -418,7 +417,7 @@ def _programs(value: Any, path: tuple[str, ...]) -> Iterator[str]:
     if not isinstance(value, BaseModel):
         return
     kind = type(value)
-    if not kind.__module__.startswith("spunge."):
+    if not is_shipped(kind):
         yield f"{dotted(path)}: {kind.__module__}:{kind.__qualname__}"
     if isinstance(value, ByFunction):
         yield f"{dotted(path)}: {value.function}"

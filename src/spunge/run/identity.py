@@ -9,7 +9,7 @@ from typing import Any
 
 from spunge.files import FileMemory, locate
 from spunge.rows.sources import Source, load_corpus
-from spunge.settings import Settings
+from spunge.settings import Settings, is_shipped
 from spunge.weights.language_model import LanguageModel
 
 _MEMORY: FileMemory[str] = FileMemory()
@@ -46,7 +46,7 @@ def identity(value: Any) -> Any:
 
 def _class(kind: type) -> str | list[str]:
     """A class by name; one from outside the package by its source too, since its version is nobody's promise."""
-    if kind.__module__.startswith("spunge."):
+    if is_shipped(kind):
         return kind.__name__
     return [f"{kind.__module__}:{kind.__qualname__}", hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()]
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from spunge.errors import DataError, TrainingDiverged
 from spunge.interfaces import Work
 from spunge.rows.sources import Corpus
+from spunge.settings import name_of
 from spunge.steering.batches import Batch, Cut, orders, pad, tokenise
 from spunge.steering.cache import StateCache
 from spunge.steering.matrices import Matrices
@@ -81,7 +82,7 @@ def steer(
     return TaskVector(
         model.stored(matrices.deltas()),
         provenance={
-            "method": _method(settings),
+            "method": name_of(settings),
             "settings": settings.dump(),
             "steps": steps,
             "stopped": stopped,
@@ -137,7 +138,7 @@ class Run:
                 self._diverge(step)
             record.add({"step": step, "topic": topic, **figures})
             shown = {name: value for name, value in figures.items() if value is not None}
-            self.work.progress(_method(settings), step + 1, task.steps, **shown)
+            self.work.progress(name_of(settings), step + 1, task.steps, **shown)
             if self._is_lost(figures["retain_cosine"]):
                 matrices.roll_back()
                 return max(0, step - 1), "retain_floor"
@@ -199,7 +200,7 @@ class Run:
     def _diverge(self, step: int) -> NoReturn:
         """Leaves the last good weights in the scratch, and says where."""
         self.matrices.roll_back()
-        method, good = _method(self.settings), max(0, step - 1)
+        method, good = name_of(self.settings), max(0, step - 1)
         deltas = self.states.model.stored(self.matrices.deltas())
         last_good = TaskVector(deltas, provenance={"method": method, "steps": good})
         directory = last_good.save(self.work.scratch / LAST_GOOD)
@@ -507,10 +508,6 @@ def _finite(figures: Figures) -> bool:
 
 def _loss_dtype(settings: Steering, model: TruncatedModel) -> torch.dtype:
     return torch.float32 if settings.loss_dtype == "float32" else model.dtype
-
-
-def _method(settings: Steering) -> str:
-    return settings.dump()["method"]
 
 
 def _key(settings: Steering, base: LanguageModel, forget: Corpus, retain: Corpus, work: Work) -> str:
