@@ -1,49 +1,219 @@
-"""What the sampler of `spunge auto` is worth against random draws at equal trials, and what each rung saved.
+"""What `spunge auto` is worth: against random draws at equal trials, and against a recipe that was made by hand.
 
-Both have the same data, parts, methods, rungs and first trials; only what is drawn after those differs. For example
+    python benchmarks/auto.py samplers lab:model --forget lab:toxicity/forget.jsonl \\
+        --retain lab:toxicity/retain.jsonl --trials 16 --damage 0.1 --seeds 3 --out /tmp/searches
+    python benchmarks/auto.py by-hand /tmp/searches/tpe-0 --recipe smollm2-toxigen
+    python benchmarks/auto.py note NAME /tmp/searches/*    # what came of them, as benchmarks/results/auto-NAME.json
+    python benchmarks/auto.py tables                       # writes the tables of docs/auto.md from these
 
-    python benchmarks/auto.py lab:model --forget lab:toxicity/forget.jsonl --retain lab:toxicity/retain.jsonl \\
-        --trials 16 --damage 0.1 --seeds 3 --out /tmp/searches
+Both samplers have the same data, parts, methods, rungs and first trials; only what is drawn after those differs. What
+is made by hand is trained on the rows that the search unlearns, brought to the same damage to the texts to judge on,
+and asked the items to judge on; the difference is taken item by item.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from spunge.auto import judging
+from spunge.auto.session import WISH, begin, executor_here
+from spunge.auto.study import Setting
+from spunge.auto.trials import ARMS
+from spunge.auto.wish import read_wish
+from spunge.files import format_duration
+from spunge.recipe import reading
+from spunge.run.compute import Compute
+from spunge.statistics import compare, mean_interval
+
+ROOT = Path(__file__).parent.parent
+PAGE, RESULTS = ROOT / "docs" / "auto.md", ROOT / "benchmarks" / "results"
+BY_HAND = "by-hand.json"
+LABELS = {"joint": "joint", "merged": "merged"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--trials", default="16", help="of each arm")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True)
+    commands = parser.add_subparsers(required=True)
+    samplers = commands.add_parser("samplers")
+    samplers.add_argument("model")
+    samplers.add_argument("--trials", default="16", help="of each arm")
+    samplers.add_argument("--seeds", type=int, default=1)
+    samplers.add_argument("--out", type=Path, required=True)
+    samplers.set_defaults(does=search_twice)
+    hand = commands.add_parser("by-hand")
+    hand.add_argument("search", type=Path)
+    hand.add_argument("--recipe", required=True)
+    hand.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS])
+    hand.add_argument("overrides", nargs="*", help="settings of the recipe: key=value")
+    hand.set_defaults(does=make_by_hand)
+    note = commands.add_parser("note")
+    note.add_argument("name")
+    note.add_argument("searches", nargs="+", type=Path)
+    note.set_defaults(does=write_note)
+    commands.add_parser("tables").set_defaults(does=write_tables)
     arguments, words = parser.parse_known_args()
-    print(
-        "| sampler | seed | arm | forgotten on the test part | damage | cut | seconds |\n|---|---|---|---|---|---|---|"
-    )
+    arguments.does(arguments, words)
+
+
+def search_twice(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    """Searches with both samplers, seed by seed."""
     for seed in range(arguments.seeds):
         for sampler in ("tpe", "random"):
             out = arguments.out / f"{sampler}-{seed}"
             command = [sys.executable, "-m", "spunge", "auto", arguments.model, *words, "--yes", "--quiet"]
             command += ["--trials", arguments.trials, "--sampler", sampler, "--seed", str(seed), "--out", str(out)]
             subprocess.run(command, check=True)
-            show(sampler, seed, json.loads((out / "result.json").read_text(encoding="utf-8")))
+            print(json.dumps(noted(out)), flush=True)
 
 
-def show(sampler: str, seed: int, result: dict[str, Any]) -> None:
-    spent = result["time"]
-    for arm, one in result["arms"].items():
-        test = one["test"]
-        forgotten = f"{test['forgotten']:.3f} ({test['low']:.3f} to {test['high']:.3f})"
-        cut = f"{spent['cut_share']:.0%}"
-        print(f"| {sampler} | {seed} | {arm} | {forgotten} | {test['damage']:.3g} | {cut} | {spent['seconds']:.0f} |")
-    for rung in spent["rungs"]:
-        print(f"  {rung['rows']} rows: {rung['trials']} trials, {rung['seconds']:.0f} s, saved {rung['saved']:.0f} s")
+def make_by_hand(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    """Trains a recipe's method on a search's rows, and compares it with the search's choice of the same arm."""
+    out: Path = arguments.search
+    wish = read_wish({name: value for name, value in _read(out / WISH).items() if name != "inputs"})
+    session = begin(replace(wish, trials=2), out, executor_here(Compute()))
+    search, bench, asking = session.search, session.search.bench, session.asking
+    recipe = reading.read(arguments.recipe, [*arguments.overrides, *words])
+    top = search.rungs[-1]
+    rung = replace(top, rows=len(bench.rows.forget), epochs=1, tokens=judging.TOKENS)
+    suite = asking.forget("test", judging.MOST_JUDGED)
+    [[before]] = bench.ask([bench.unchanged], [suite])
+    result = _read(out / "result.json")
+
+    def forgotten(variant: Any) -> tuple[list[float], float | None, float]:
+        [(_, scale, damage, _, there)] = bench.read(variant, [1.0], "test", rung)
+        [[after]] = bench.ask([there], [suite])
+        return asking.forgotten(before, after), damage, scale
+
+    rows: list[dict[str, Any]] = _read(out / BY_HAND) if (out / BY_HAND).exists() else []
+    for arm in arguments.arms:
+        made = recipe.joint_unlearner if arm == "joint" else recipe.unlearn
+        fields = {name: value for name, value in made.dump().items() if name not in ("method", "together")}
+        setting = Setting(-1, made.dump()["method"], fields, {})
+        variants = bench.trained(arm, setting, rung)
+        by_hand, damage, scale = forgotten(
+            bench.merged(arm, setting, rung, variants, "ties 1" if arm == "merged" else "")
+        )
+        for other in ARMS:
+            choice = result["arms"][other]["choice"]
+            found, found_damage, _ = forgotten(
+                judging.variant_of(search, other, choice["number"], choice["rung"], choice["merge"])
+            )
+            apart = compare(found, by_hand)
+            interval = apart.interval()
+            own = mean_interval(by_hand)
+            rows.append({
+                "by_hand": arm, "learning_rate": fields["learning_rate"],
+                "alpha": fields.get("alpha", 0.0), "scale": scale, "damage": damage,
+                "forgotten": sum(by_hand) / len(by_hand), "low": own.low, "high": own.high, "auto": other,
+                "auto_forgotten": sum(found) / len(found), "auto_damage": found_damage,
+                "difference": apart.difference, "difference_low": interval.low, "difference_high": interval.high,
+                "items": len(found), "chosen": other == result["choice"],
+            })  # fmt: skip
+            print(json.dumps(rows[-1]), flush=True)
+        (out / BY_HAND).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def write_note(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    """Writes what came of searches."""
+    notes = ",\n ".join(json.dumps(_rounded(noted(out))) for out in arguments.searches)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"auto-{arguments.name}.json").write_text(f"[\n {notes}\n]\n", encoding="utf-8")
+
+
+def noted(out: Path) -> dict[str, Any]:
+    """Returns what of a search's result the tables need."""
+    result = _read(out / "result.json")
+    wish = result["wish"]
+    arms = {
+        arm: {**{name: one["test"][name] for name in ("forgotten", "low", "high", "damage", "items")},
+              **{name: one["choice"][name] for name in ("method", "number", "rows", "merge")},
+              "learning_rate": one["choice"]["settings"].get("learning_rate")}
+        for arm, one in result["arms"].items()
+    }  # fmt: skip
+    return {
+        "model": Path(wish["model"]).name, "sampler": wish["sampler"], "seed": wish["seed"], "damage": wish["damage"],
+        "methods": wish["methods"], "arms": arms, "comparison": result["comparison"], "choice": result["choice"],
+        "time": result["time"], "trials": result["trials"],
+        "by_hand": _read(out / BY_HAND) if (out / BY_HAND).exists() else [],
+    }  # fmt: skip
+
+
+def write_tables(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    """Writes the tables of the page."""
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def written(page: str) -> str:
+    """Returns the page with its tables as the notes have them: between `<!-- auto KIND NAME -->` and `<!-- end -->`."""
+
+    def table(found: re.Match[str]) -> str:
+        notes = _read(RESULTS / f"auto-{found['name']}.json")
+        return "\n".join([found["head"], *TABLES[found["kind"]](notes), "<!-- end -->"])
+
+    return re.sub(r"(?P<head><!-- auto (?P<kind>\S+) (?P<name>\S+) -->)\n.*?<!-- end -->", table, page, flags=re.S)
+
+
+def _found(notes: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["| sampler | seed | arm | forgotten | damage | learning rate | rows |", "|---|---|---|---|---|---|---|"]
+    for note in notes:
+        for arm, one in note["arms"].items():
+            amount = f"{one['forgotten']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
+            chosen = " ✓" if arm == note["choice"] else ""
+            lines.append(
+                f"| {note['sampler']} | {note['seed']} | {LABELS[arm]}{chosen} | {amount} | {one['damage']:.3f} "
+                f"| {one['learning_rate']:.2g} | {one['rows']} |"
+            )
+    return lines
+
+
+def _by_hand(notes: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "| by hand | learning rate | α | forgotten | `spunge auto` | forgotten | difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in (one for note in notes for one in note["by_hand"]):
+        lines.append(
+            f"| {LABELS[one['by_hand']]} | {one['learning_rate']:.2g} | {one['alpha']:g} | {one['forgotten']:.3f} "
+            f"| {LABELS[one['auto']]}{' ✓' if one['chosen'] else ''} | {one['auto_forgotten']:.3f} "
+            f"| {one['difference']:+.3f} ({one['difference_low']:+.3f} to {one['difference_high']:+.3f}) |"
+        )
+    return lines
+
+
+def _rungs(notes: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["| sampler | seed | rows | trials | time | cut | saved |", "|---|---|---|---|---|---|---|"]
+    for note in notes:
+        for rung in note["time"]["rungs"]:
+            if rung["trials"]:
+                spent, cut, saved = (format_duration(rung[name]) for name in ("seconds", "cut", "saved"))
+                lines.append(
+                    f"| {note['sampler']} | {note['seed']} | {rung['rows']} | {rung['trials']} | {spent} | {cut} "
+                    f"| {saved} |"
+                )
+    return lines
+
+
+TABLES = {"found": _found, "by-hand": _by_hand, "rungs": _rungs}
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -128,3 +128,4 @@ def test_what_is_not_known_cannot_be_forgotten(world: Path):
     done = spunge(*words, "--out", "unknown", cwd=world)
     assert done.returncode == 2
     assert re.search(r"the model answers \d+% of these \d+ questions, chance is 25%: nothing is known", done.stderr)
+    assert not (world / "unknown").exists()

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from spunge.auto.inspection import Holding, attributes, check, inspect, splitter_of
+from spunge.auto.inspection import Holding, check, inspect, splitter_of
 from spunge.auto.parts import PARTS, divide
-from spunge.auto.session import claim, look
+from spunge.auto.session import begin, claim, look
 from spunge.auto.wish import Wish
 from spunge.errors import ArtifactError, DataError, RecipeError
+from spunge.recipe import drafting
 from spunge.rows.sources import Source, load_corpus
 from spunge.splitters import ByCluster, ByColumn
 
@@ -85,9 +86,28 @@ def test_a_column_that_splits_nothing_is_refused(tmp_path: Path, by: str, rows: 
 def test_left_out_the_split_is_by_a_column_that_fits_else_by_cluster(tmp_path: Path):
     rows = [{**row, "id": number, "group": "abc"[number % 3]} for number, row in enumerate(texts(90))]
     forget = held(tmp_path, rows).texts
-    assert attributes(forget) == ["group"]
-    assert isinstance(splitter_of(forget, None), ByColumn)
+    assert splitter_of(forget, None) == splitter_of(forget, "group")
     assert isinstance(splitter_of(held(tmp_path, texts(90)).texts, None), ByCluster)
+
+
+@pytest.mark.parametrize(
+    ("columns", "chosen"),
+    [
+        ({"label": "ab", "group": "xyz"}, "group"),  # by what columns are often called, not by where they stand
+        ({"hate_level": "ab", "shop": "xyz"}, "shop"),  # how bad a row is parts no subjects
+        ({"n": [1, 2], "shop": "xyz"}, "shop"),
+        ({"shop": [None, "x", "y"]}, "shop"),
+        ({"hate_level": "ab"}, None),
+    ],
+)
+def test_init_and_auto_split_by_the_same_column(tmp_path: Path, columns: dict[str, Any], chosen: str | None):
+    rows = [
+        {**row, **{name: values[number % len(values)] for name, values in columns.items()}}
+        for number, row in enumerate(texts(90))
+    ]
+    splitter = splitter_of(held(tmp_path, rows).texts, None)
+    assert (splitter.column if isinstance(splitter, ByColumn) else None) == chosen
+    assert drafting.look(str(tmp_path / "rows.jsonl")).attribute == chosen
 
 
 def test_twelve_rows_are_too_few(tmp_path: Path):
@@ -184,6 +204,21 @@ def test_questions_that_stand_in_both_sets_are_refused(tmp_path: Path):
     retain = inspect([write(tmp_path / "r.jsonl", texts(80, "r")), asked], "--retain")
     with pytest.raises(DataError, match="share 30 rows"):
         check(forget, retain)
+
+
+def test_what_is_refused_leaves_nothing_and_a_search_that_is_there_stays(tmp_path: Path):
+    forget, retain = write(tmp_path / "f.jsonl", texts(80)), write(tmp_path / "r.jsonl", texts(80, "r"))
+    wish, out = Wish("lab:model", (forget,), (retain,)), tmp_path / "out"
+
+    def refused(store: Any) -> Any:
+        raise DataError("nothing is known to begin with")
+
+    for there in (False, True):
+        if there:
+            claim(wish, out)
+        with pytest.raises(DataError, match="nothing is known"):
+            begin(wish, out, refused)
+        assert out.exists() == there
 
 
 def test_a_search_does_not_go_on_with_rows_that_changed(tmp_path: Path):

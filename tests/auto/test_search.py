@@ -19,6 +19,7 @@ from spunge.auto import clock
 from spunge.auto.asking import Asking
 from spunge.auto.clock import Clock
 from spunge.auto.inspection import inspect
+from spunge.auto.judging import time_spent
 from spunge.auto.parts import divide
 from spunge.auto.rungs import Rung, ladder, promoted
 from spunge.auto.search import Event, Search, front
@@ -41,7 +42,7 @@ BUDGET = 0.03
 class Computed:
     """A bench whose trials are a formula; it ends its process at the trial that it is told to."""
 
-    against = None
+    against: object = None
     budget = BUDGET
 
     def __init__(self, dies_at: int | None = None, seconds: float = 1.0) -> None:
@@ -64,12 +65,16 @@ class Computed:
 def searched(directory: Path, trials: int | None, bench: Computed, minutes: float | None = None) -> Search:
     rungs = ladder(1000)
     studies: dict[Arm, Study] = {
-        arm: Study(directory, arm, SPACES, [name_of(*point) for point in points(arm, wide=False)], 0) for arm in ARMS
-    }
+        arm: Study(
+            directory, arm, SPACES, [name_of(*point) for point in points(arm, wide=False)], 0,
+            objectives=2 if bench.against is None else 3,
+        )
+        for arm in ARMS
+    }  # fmt: skip
     earlier = sum(
         one["seconds"] for study in studies.values() for rung in rungs for one in study.results(rung.number).values()
     )
-    search = Search(cast("Bench", bench), studies, rungs, Clock(minutes, rungs, earlier), directory, trials)
+    search = Search(cast("Bench", bench), studies, rungs, Clock(minutes, rungs, earlier=earlier), directory, trials)
     search.run()
     return search
 
@@ -200,6 +205,64 @@ def test_the_front_is_what_nobody_beats(points: list[tuple[float, float]]):
     assert all(not beaten(one) and one.forgotten > 0 for one in kept)
     naive = {(one.damage, one.forgotten) for one in readings if one.forgotten > 0 and not beaten(one)}
     assert {(one.damage, one.forgotten) for one in kept} == naive
+
+
+@given(points=st.lists(st.tuples(*[st.integers(0, 4)] * 3), max_size=30))
+def test_what_an_attack_brings_back_is_an_objective_of_the_front(points: list[tuple[int, int, int]]):
+    readings = [
+        Reading("joint", number, 0, "", 1.0, 1.0, damage, True, forgotten, back)
+        for number, (damage, forgotten, back) in enumerate(points)
+    ]
+
+    def beaten(one: tuple[int, int, int]) -> bool:
+        return any(
+            other != one and other[0] <= one[0] and other[1] >= one[1] and other[2] <= one[2] for other in points
+        )
+
+    kept = [(one.damage, one.forgotten, one.back) for one in front(readings)]
+    assert set(kept) == {one for one in points if one[1] > 0 and not beaten(one)}
+    assert len(kept) == len(set(kept))
+
+
+class Attacked(Computed):
+    """A bench on which the later a trial is, the more it forgets and the more of that an attack brings back."""
+
+    against = "an attack"
+
+    def run(self, arm: Arm, setting: Setting, rung: Rung) -> dict[str, Any]:
+        result, number = super().run(arm, setting, rung), setting.number
+        return {**result, "readings": [{**one, "forgotten": number, "back": 2 * number} for one in result["readings"]]}
+
+
+def test_under_an_attack_who_lasts_longest_goes_on(tmp_path: Path):
+    search = searched(tmp_path, 6, Attacked())
+    assert {*search.studies["joint"].results(1)} == {0, 1}
+    assert search.at_top("joint")[0].number == 0
+
+
+def test_no_time_is_taken_that_choosing_and_judging_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(clock, "monotonic", lambda: 100.0)
+    rungs = ladder(1000)
+    counted = Clock(10, rungs, _began=0.0)
+    counted.note("joint", rungs[0], {"trained": 50.0, "seconds": 60.0})
+    assert counted.end(1) == 0
+    assert counted.has_time("joint", rungs[0])
+    rate = 10.0 / (2 * clock.reads(rungs[0].tokens, rungs[0].items))
+    counted.closing = lambda reached: round(reached * 240 / rate)
+    assert counted.end(2) == pytest.approx(480, rel=0.01)
+    assert counted.has_time("joint", rungs[0])
+    counted.closing = lambda reached: round(reached * 290 / rate)
+    assert not counted.has_time("joint", rungs[0])
+    assert not counted.holds(ARMS, rungs[1])
+
+
+def test_where_no_trial_went_on_none_was_cut(tmp_path: Path):
+    search = searched(tmp_path, 4, Computed())
+    spent = time_spent(search)
+    assert spent["cut_share"] == pytest.approx((4 - 2 + 2 - 1) * 2 / (2 * (4 + 2 + 1)))
+    assert [one["saved"] for one in spent["rungs"]] == [4.0, 2.0, 0.0]
+    search.rungs = search.rungs[:1]
+    assert time_spent(search)["cut_share"] == 0
 
 
 def test_time_counts_earlier_sittings():

@@ -63,7 +63,7 @@ def changed(**changes: Any) -> dict[str, Any]:
 def test_it_says_what_to_take_and_who_forgot_more():
     lines = telling.verdict(RESULT, "questions", 0.03)
     assert lines[0].startswith("Take the merged model, npo, trial 2, merged by ties 1, λ 0.8: on 113 items")
-    assert "50 % (42 to 58) of what the model knew above chance is forgotten, at a damage of 0.028" in lines[0]
+    assert "0.500 (0.420 to 0.580) of p(right answer) is forgotten, at a damage of 0.028" in lines[0]
     assert "the merged model forgot more" in lines[1]
     assert "79 %; the base model 80 %" in lines[2]
 
@@ -178,7 +178,7 @@ def test_the_menu_takes_points_exports_and_survives_mistakes(tmp_path: Path, mon
 
     talk = SimpleNamespace(answers=lambda text: (f"base {text}", "nothing"))
     session = SimpleNamespace(
-        out=tmp_path, point=point, export=export, chat=lambda result, number: talk,
+        out=tmp_path, point=point, export=export, chat=lambda result, number, device: talk,
         recipe=lambda chosen: "name: x\n", asking=SimpleNamespace(kind="texts"),
         attacked=lambda result, number, name: (0.5, 0.1),
     )  # fmt: skip

@@ -53,11 +53,6 @@ class Asking:
     ceiling: float = 1.0
     """Of texts and answers: nats a token that a uniform guess costs; more is not counted as forgotten."""
 
-    @property
-    def unit(self) -> str:
-        """What forgetting is counted in."""
-        return "of what was known" if self.kind == "questions" else "nats per token"
-
     def forget(self, part: Part, limit: int | None = None) -> Evaluator:
         """Returns the suite that asks what must go."""
         return self._suite(FORGOTTEN, "forget", self.parts.asked[part], limit)
@@ -71,7 +66,7 @@ class Asking:
             {"suite": KEPT, "goal": "retain", "style": self.keeps_style, "sources": (source,)}
         )
 
-    def fluency(self, part: Part, limit: int = 16) -> list[Evaluator]:
+    def fluency(self, part: Part, limit: int) -> list[Evaluator]:
         """Returns what asks whether the model still writes: after benign beginnings, and after those of texts that go.
 
         A model that writes nothing sensible about a fact that it was to forget has forgotten it; of texts that must go
@@ -120,15 +115,12 @@ class Asking:
     def forgotten(self, before: ItemTable, after: ItemTable) -> list[float]:
         """Returns how much of every item went, in the order of the items' names; empty where the model gave NaN.
 
-        Of questions the share of what was known above chance, on average at most 1; else nats a token.
+        Of questions p(correct), else nats a token: differences, so that what is hardly known divides nothing.
         """
         known, left = self.known(before), self.known(after)
         if known.keys() - left.keys():
             return []
-        known_above = 1.0
-        if self.kind == "questions":
-            known_above = max(sum(known.values()) / len(known) - self.chance(before), 1e-9)
-        return [(known[item] - left[item]) / known_above for item in sorted(known)]
+        return [known[item] - left[item] for item in sorted(known)]
 
 
 def asking_of(parts: Parts, kind: Kind, base: Base, executor: Executor) -> tuple[Asking, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import polars as pl
 from spunge.errors import DataError, RecipeError
 from spunge.evaluators.multiple_choice import MultipleChoice
 from spunge.interfaces import Splitter
-from spunge.recipe.drafting import named_content
+from spunge.recipe.drafting import FEWEST_ROWS, LEVELS, MOST_SUBSETS, MOST_VALUES, attributes, named_content
 from spunge.rows.groups import toxigen_group
 from spunge.rows.overlap import shared_rows
 from spunge.rows.sources import CONTENT, Corpus, Source, concatenate, load_corpus
@@ -25,10 +24,6 @@ Kind = Literal["texts", "answers", "questions"]
 
 FEWEST = {"texts": 60, "answers": 24, "questions": 24}
 """Rows of which three parts can still be asked apart: below that an interval says nothing."""
-SMALLEST = 8
-"""Rows of a subset: of fewer nothing is learnt that could be unlearned apart."""
-MOST_SUBSETS = 16
-_TOXIC = re.compile(r"toxic|hate|offens|harm", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,7 @@ def inspect(sources: Sequence[Source], option: str) -> Holding:
             )
     asked = concatenate(questions) if questions else None
     unlearned = concatenate(texts) if texts else _solved(sources)
-    toxic = next((name for name in unlearned.rows.columns if _TOXIC.search(name)), None)
+    toxic = next((name for name in unlearned.rows.columns if LEVELS.search(name)), None)
     return Holding("questions" if asked is not None else kind, unlearned, asked, toxic, read_as)
 
 
@@ -150,10 +145,10 @@ def splitter_of(texts: Corpus, by: str | None) -> Splitter:
         RecipeError: There is no such column, or it is of one value, or of too many.
     """
     if by == "cluster":
-        return ByCluster(most=6, min_size=SMALLEST, small="drop")
+        return ByCluster(most=6, min_size=FEWEST_ROWS, small="drop")
     if by is not None:
         if by not in texts.rows.columns:
-            fit = ", ".join(attributes(texts)) or "none"
+            fit = ", ".join(attributes(texts.rows, CONTENT)) or "none"
             raise RecipeError(f"--by {by}: no such column; those that could be used are {fit}, or cluster")
         counts = _counts(texts, by)
         if len(counts) < 2:
@@ -161,36 +156,23 @@ def splitter_of(texts: Corpus, by: str | None) -> Splitter:
                 f"--by {by}: all {len(texts)} rows have the value {next(iter(counts), 'null')!r}, so there is nothing "
                 "to split; use another column or --by cluster"
             )
-        large = [name for name, count in counts.items() if count >= SMALLEST]
-        if len(counts) > 4 * MOST_SUBSETS or len(large) > MOST_SUBSETS:
+        large = [name for name, count in counts.items() if count >= FEWEST_ROWS]
+        if len(counts) > MOST_VALUES or len(large) > MOST_SUBSETS:
             raise RecipeError(
                 f"--by {by}: {len(counts):,} values for {len(texts):,} rows, more than {MOST_SUBSETS} subsets are "
                 "worth training; use --by cluster, or a coarser column"
             )
         if len(large) < 2:
             raise RecipeError(
-                f"--by {by}: fewer than two of its {len(counts)} values have {SMALLEST} rows; use --by cluster"
+                f"--by {by}: fewer than two of its {len(counts)} values have {FEWEST_ROWS} rows; use --by cluster"
             )
         return _by_column(texts, by)
-    found = attributes(texts)
+    found = attributes(texts.rows, CONTENT)
     return _by_column(texts, found[0]) if found else splitter_of(texts, "cluster")
 
 
-def attributes(texts: Corpus) -> list[str]:
-    """Returns the columns that part the rows into some subsets of a fair size, the fewest rows left over first."""
-    fit: dict[str, float] = {}
-    for name in texts.rows.columns:
-        if name in CONTENT or texts.rows.schema[name].is_float() or _TOXIC.search(name):
-            continue
-        counts = _counts(texts, name)
-        large = {value: count for value, count in counts.items() if count >= SMALLEST}
-        if 2 <= len(large) <= MOST_SUBSETS and len(counts) <= 4 * MOST_SUBSETS:
-            fit[name] = sum(large.values()) / max(len(texts), 1)
-    return sorted((name for name, share in fit.items() if share >= 0.8), key=lambda name: -min(fit[name], 1.0))
-
-
 def _by_column(texts: Corpus, column: str) -> ByColumn:
-    plain = ByColumn(column=column, null="drop", min_size=SMALLEST, small="drop")
+    plain = ByColumn(column=column, null="drop", min_size=FEWEST_ROWS, small="drop")
     spelled = _spelled(texts, column)
     try:
         groups = len({toxigen_group(value) for value in spelled})

@@ -6,20 +6,34 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from spunge.auto.clock import reads
 from spunge.auto.fluency import FLOOR
+from spunge.auto.parts import Parts
 from spunge.auto.rungs import Rung
 from spunge.auto.search import Search, front
 from spunge.auto.study import Setting
-from spunge.auto.trials import ARMS, Arm, Reading, mean_of, worst
+from spunge.auto.trials import ARMS, Arm, Reading, mean_of
 from spunge.rows.items import ItemTable, mean_values
 from spunge.run.variant import Variant
 from spunge.statistics import compare, mean_interval
-from spunge.variants import BASE
 
 _FINALISTS = 2
 """Of each arm's highest rung that are read anew on the rows to choose on."""
-_TOKENS = 1024
-_MOST_JUDGED = 400
+TOKENS = 1024
+_MOST_CHOSEN, MOST_JUDGED = 128, 400
+"""Items that are asked to choose and to judge, at most."""
+_CHOSEN_FLUENT, _JUDGED_FLUENT = 16, 24
+"""Beginnings that the model completes, to choose and to judge."""
+_WRITTEN = 16
+"""Tokens read that a completion takes as long as, about."""
+
+
+def closing(parts: Parts, rungs: int) -> int:
+    """Returns about what choosing and judging will read, in tokens, where so many rungs are reached."""
+    chosen = 2 * (_FINALISTS + rungs - 1) * reads(TOKENS, _MOST_CHOSEN) + 6 * _WRITTEN * _CHOSEN_FLUENT
+    asked = min(MOST_JUDGED, parts.rows["forget-test"])
+    judged = 3 * (reads(0, asked) + 2 * _WRITTEN * _JUDGED_FLUENT) + 2 * (reads(2 * TOKENS, asked))
+    return chosen + judged
 
 
 @dataclass(frozen=True)
@@ -35,13 +49,20 @@ class Choice:
     met: bool
     """Whether it keeps to the budget."""
     forgotten: float
-    broken: float
-    """Completions that are no language beyond the base model's share, where that is worst."""
+    back: float | None
+    """What of that the attack brings back, if there is one."""
+    broken: float = 1.0
+    """Completions that are no language beyond the base model's share, where that is worst; all until it was asked."""
 
     @property
     def fluent(self) -> bool:
         """Whether it still writes."""
         return self.broken <= FLOOR
+
+    @property
+    def lasting(self) -> float:
+        """How much stays forgotten, under the attack where there is one."""
+        return self.forgotten - (self.back or 0.0)
 
     @property
     def described(self) -> dict[str, Any]:
@@ -51,7 +72,7 @@ class Choice:
             "merge": self.reading.merge,
             "method": self.setting.method,
             "settings": {**self.setting.fixed, **self.setting.fields}, "rows": self.rung.rows,
-            "scale": self.scale, "damage": self.damage, "met": self.met, "forgotten": self.forgotten,
+            "scale": self.scale, "damage": self.damage, "met": self.met, "forgotten": self.forgotten, "back": self.back,
             "broken": self.broken,
         }  # fmt: skip
 
@@ -59,9 +80,9 @@ class Choice:
 def choose(search: Search, arm: Arm) -> Choice | None:
     """Returns an arm's choice at the damage budget; None where no trial came to anything.
 
-    Of those that keep to the budget and still write, the one that forgot most; where there are none, the nearest to it.
+    Of those that keep to the budget and still write, the one that forgot most, under the attack where there is one;
+    where there are none, the nearest to it.
     """
-    candidates: list[Choice] = []
     # The best of each lower rung too: damage is matched, and more rows do not always forget more at the same.
     finalists = [*search.at_top(arm)[:_FINALISTS]]
     finalists += [one for rung in search.rungs for one in search.best(rung.number, arm)[:1]]
@@ -69,27 +90,35 @@ def choose(search: Search, arm: Arm) -> Choice | None:
     if not finalists:  # nothing keeps to the budget: the least damage there is
         readings = [one for rung in search.rungs for one in search.readings(rung.number) if one.arm == arm]
         finalists = sorted(readings, key=lambda one: (one.damage is None, one.damage, -one.forgotten))[:1]
-    for reading in finalists:
-        candidates.append(_read(search, reading))
-    return min(
-        candidates,
-        key=lambda one: (not one.met, not one.fluent, -one.forgotten, one.reading.number, one.reading.merge),
-        default=None,
-    )
+    read = [_read(search, reading) for reading in finalists]
+    useless: list[Choice] = []
+    # Whether it writes takes long to see, so those that forgot less are seen only where those before write nothing.
+    for one in sorted(read, key=lambda one: (not one.met, -one.lasting, one.reading.number, one.reading.merge)):
+        if useless and one.met != useless[0].met:
+            break
+        seen = replace(one, broken=_broken_by(search, one))
+        if seen.fluent:
+            return seen
+        useless.append(seen)
+    return useless[0] if useless else None
 
 
 def _read(search: Search, reading: Reading) -> Choice:
     bench = search.bench
     rung, setting = search.rungs[reading.rung], search.studies[reading.arm].settings()[reading.number]
-    wide = Rung(rung.number, rung.rows, rung.epochs, 128, _TOKENS, wide=True)
+    wide = Rung(rung.number, rung.rows, rung.epochs, _MOST_CHOSEN, TOKENS, wide=True)
     variant = variant_of(search, *reading.trial)
     [(_, _, damage, met, there)] = bench.read(variant, [1.0], "choose", wide)
-    suites = [bench.asking.forget("choose", wide.items), *bench.asking.fluency("choose")]
-    (before, *written), (after, *wrote) = bench.ask([Variant(BASE.name, "base", bench.seed), there], suites)
-    return Choice(
-        reading, setting, rung, there.scale, damage, met,
-        mean_of(bench.asking.forgotten(before, after) if after.height else []), _broken(written, wrote),
-    )  # fmt: skip
+    [[before], [after]] = bench.ask([bench.unchanged, there], [bench.asking.forget("choose", wide.items)])
+    forgotten = mean_of(bench.asking.forgotten(before, after) if after.height else [])
+    back = bench.brought_back(there, "choose", wide.items, before, forgotten)
+    return Choice(reading, setting, rung, there.scale, damage, met, forgotten, back)
+
+
+def _broken_by(search: Search, choice: Choice) -> float:
+    variant = replace(variant_of(search, *choice.reading.trial), scale=choice.scale)
+    suites = search.bench.asking.fluency("choose", _CHOSEN_FLUENT)
+    return _broken(*search.bench.ask([search.bench.unchanged, variant], suites))
 
 
 def variant_of(search: Search, arm: Arm, number: int, rung_number: int, merge: str) -> Variant:
@@ -114,25 +143,28 @@ def judge(search: Search) -> dict[str, Any]:
     result: dict[str, Any] = {"arms": {}, "comparison": None, "choice": None}
     if chosen:
         keep = asking.keep("test")
-        suites = [asking.forget("test", _MOST_JUDGED), *asking.fluency("test", 24), *([keep] if keep else [])]
+        suites = [
+            asking.forget("test", MOST_JUDGED),
+            *asking.fluency("test", _JUDGED_FLUENT),
+            *([keep] if keep else []),
+        ]
         variants = {
             arm: replace(variant_of(search, *choice.reading.trial), scale=choice.scale)
             for arm, choice in chosen.items()
         }
-        tables = bench.ask([Variant(BASE.name, "base", bench.seed), *variants.values()], suites)
+        tables = bench.ask([bench.unchanged, *variants.values()], suites)
         before, afters = tables[0], dict(zip(variants, tables[1:], strict=True))
         gone = {arm: asking.forgotten(before[0], after[0]) if after[0].height else [] for arm, after in afters.items()}
         for arm, choice in chosen.items():
             judged = _judged(search, before, afters[arm], gone[arm], keep is not None)
-            judged["damage"] = bench.damage_of(variants[arm], "test", _TOKENS)
+            judged["damage"] = bench.damage_of(variants[arm], "test", TOKENS)
             result["arms"][arm] = {"choice": choice.described, "test": judged}
             if bench.against is not None:
                 suite = asking.forget("test", 128)
-                [[base]] = bench.ask([Variant(BASE.name, "base", bench.seed)], [suite])
-                [[attacked]] = bench.ask([variants[arm]], bench.attacks("test", 128))
-                judged["attacked"] = worst(asking, base, attacked) if attacked.height else None
+                [[base]] = bench.ask([bench.unchanged], [suite])
+                judged["attacked"] = bench.left(variants[arm], "test", 128, base)
         result["comparison"] = _compared(search, chosen, before[0])
-        best = min(chosen.values(), key=lambda one: (not one.met, not one.fluent, -one.forgotten, one.reading.arm))
+        best = min(chosen.values(), key=lambda one: (not one.met, not one.fluent, -one.lasting, one.reading.arm))
         result["choice"] = best.reading.arm
         test = result["arms"][best.reading.arm]["test"]
         result["worked"] = bool(best.met and best.fluent and test["low"] is not None and test["low"] > 0)
@@ -151,11 +183,11 @@ def judge(search: Search) -> dict[str, Any]:
 def _compared(search: Search, chosen: Mapping[Arm, Choice], before: ItemTable) -> dict[str, Any] | None:
     """Compares both choices at the same damage to the texts to judge on: λ chosen elsewhere meets it only nearly."""
     bench = search.bench
-    suite = bench.asking.forget("test", _MOST_JUDGED)
+    suite = bench.asking.forget("test", MOST_JUDGED)
     gone: dict[Arm, list[float]] = {}
     damages: dict[Arm, float | None] = {}
     for arm, choice in chosen.items():
-        rung = replace(choice.rung, tokens=_TOKENS)
+        rung = replace(choice.rung, tokens=TOKENS)
         [(_, _, damages[arm], _, there)] = bench.read(variant_of(search, *choice.reading.trial), [1.0], "test", rung)
         [[after]] = bench.ask([there], [suite])
         gone[arm] = bench.asking.forgotten(before, after) if after.height else []
@@ -203,32 +235,20 @@ def _nearest(search: Search, rung: int) -> dict[str, Any] | None:
 
 def time_spent(search: Search) -> dict[str, Any]:
     """Returns the seconds that every rung took, of how many trials, and what went into those that were cut there."""
-    rungs = []
-    for rung in search.rungs:
-        results = {arm: search.studies[arm].results(rung.number) for arm in ARMS}
-        above: Mapping[Arm, Mapping[int, Any]] = {arm: search.studies[arm].results(rung.number + 1) for arm in ARMS}
-        last = rung.number == len(search.rungs) - 1
-        seconds = sum(one["seconds"] for results_of in results.values() for one in results_of.values())
-        cut = sum(
-            one["seconds"]
-            for arm in ARMS
-            for number, one in results[arm].items()
-            if not last and number not in above[arm]
-        )
-        rungs.append(
-            {
-                "rung": rung.number, "rows": rung.rows, "epochs": rung.epochs, "items": rung.items,
-                "trials": sum(map(len, results.values())), "seconds": seconds, "cut": cut,
-                "failed": sum(one["failed"] is not None for of in results.values() for one in of.values()),
-            }
-        )  # fmt: skip
-    top = [one for one in rungs if one["trials"]][-1] if any(one["trials"] for one in rungs) else None
-    each = top["seconds"] / top["trials"] if top else 0.0
-    for one in rungs:
-        # What the trials that ended here would have taken at the highest rung.
-        ended = one["trials"] - (rungs[one["rung"] + 1]["trials"] if one["rung"] + 1 < len(rungs) else one["trials"])
-        one["saved"] = max(0.0, ended * each)
+    rungs: list[dict[str, Any]] = []
+    results = [{arm: search.studies[arm].results(rung.number) for arm in ARMS} for rung in search.rungs]
+    top = max((number for number, made in enumerate(results) if any(made.values())), default=0)
+    at_top = [one["seconds"] for made in results[top].values() for one in made.values()]
+    for rung, made in zip(search.rungs, results, strict=True):
+        above = results[rung.number + 1] if rung.number < top else made  # at the highest that was reached none is cut
+        ended = [(number not in above[arm], one) for arm in ARMS for number, one in made[arm].items()]
+        cut = [one["seconds"] for was_cut, one in ended if was_cut]
+        rungs.append({
+            "rung": rung.number, "rows": rung.rows, "epochs": rung.epochs, "items": rung.items, "trials": len(ended),
+            "seconds": sum(one["seconds"] for _, one in ended), "cut": sum(cut),
+            "failed": sum(one["failed"] is not None for _, one in ended),
+            # What the trials that were cut here would have taken at the highest rung.
+            "saved": len(cut) * sum(at_top) / len(at_top) if cut else 0.0,
+        })  # fmt: skip
     whole = sum(one["seconds"] for one in rungs)
-    return {
-        "seconds": whole, "cut_share": sum(one["cut"] for one in rungs) / whole if whole else 0.0, "rungs": rungs,
-    }  # fmt: skip
+    return {"seconds": whole, "cut_share": sum(one["cut"] for one in rungs) / whole if whole else 0.0, "rungs": rungs}

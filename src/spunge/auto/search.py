@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import le
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -100,7 +101,7 @@ class Search:
         budget = reading.share * self.bench.budget
         if reading.met and damage <= budget:
             damage = budget  # met within 5 %: none is better for having been measured a little lower
-        back = [] if self.bench.against is None else [LOST if reading.back is None else reading.back]
+        back = [] if reading.back is None else [reading.back]
         return [reading.forgotten, damage, *back]
 
     def _refuse_where_two_take_too_long(self, rung: Rung) -> None:
@@ -149,10 +150,10 @@ class Search:
                 self._made(arm, setting, rung)
 
     def _ranked(self, arm: Arm, rung: int) -> list[int]:
-        """The trials of a rung, the one that forgot most within the budget first; what came to nothing stays out."""
+        """The trials of a rung, the one of which most lasts within the budget first; what came to nothing stays out."""
         scores = {}
         for number, result in self.studies[arm].results(rung).items():
-            within = [one.forgotten for one in readings_of(result) if one.share == 1.0 and one.met]
+            within = [one.lasting for one in readings_of(result) if one.share == 1.0 and one.met]
             if within:
                 scores[number] = max(within)
         return sorted(scores, key=lambda number: (-scores[number], number))
@@ -197,7 +198,7 @@ class Search:
         within = [
             one for one in self.readings(rung) if one.met and one.share == 1.0 and (arm is None or one.arm == arm)
         ]
-        return sorted(within, key=lambda one: (-one.forgotten, one.arm, one.number, one.merge))
+        return sorted(within, key=lambda one: (-one.lasting, one.arm, one.number, one.merge))
 
 
 def readings_of(result: Mapping[str, Any]) -> list[Reading]:
@@ -206,12 +207,10 @@ def readings_of(result: Mapping[str, Any]) -> list[Reading]:
 
 
 def front(readings: list[Reading]) -> list[Reading]:
-    """Returns the readings that none beats, with as little damage and as much forgotten; the least damage first."""
-    known = sorted(
-        (one for one in readings if one.damage is not None), key=lambda one: (one.damage, -one.forgotten, one.number)
-    )
+    """Returns the readings that none beats in all objectives, the least damage first."""
+    known = [one for one in readings if one.damage is not None and one.forgotten > 0]
     kept: list[Reading] = []
-    for one in known:
-        if one.forgotten > max((other.forgotten for other in kept), default=0.0):
+    for one in sorted(known, key=lambda one: (*one.costs, one.number)):  # whoever beats one comes before it
+        if not any(all(map(le, other.costs, one.costs)) for other in kept):
             kept.append(one)
     return kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from spunge.auto.rungs import ladder, promoted
 from spunge.auto.search import Event, Search, readings_of
 from spunge.auto.spaces import Space, space_of
 from spunge.auto.study import Setting, Study
-from spunge.auto.trials import ARMS, Arm, Bench, mean_of, method_class, name_of, points, worst
+from spunge.auto.trials import ARMS, Arm, Bench, mean_of, method_class, name_of, points
 from spunge.auto.wish import Wish, inputs_of
-from spunge.errors import ArtifactError, DataError, RecipeError
+from spunge.errors import ArtifactError, DataError, RecipeError, SpungeError
 from spunge.evaluators.attacks import Attack
-from spunge.files import format_bytes, format_duration, replace_text
+from spunge.files import format_bytes, format_duration, remove, replace_text
 from spunge.interfaces import Progress, Splitter, Work, silent
 from spunge.memory import available
 from spunge.recipe import reading
@@ -35,6 +36,8 @@ from spunge.run.variant import Base, Variant
 from spunge.weights.language_model import LanguageModel, Resident
 from spunge.weights.shape import shape_of
 
+Looked = tuple[Holding, Holding, Splitter, dict[str, Space]]
+"""What is known before anything is computed: the files of both sets, how to split, and what to search."""
 MINUTES = 60.0
 WISH, RESULT, PAGE, RECIPE, REPRODUCE = "auto.json", "result.json", "index.html", "recipe.yaml", "reproduce.json"
 """What a search leaves in its directory, beside the checkpoint."""
@@ -149,22 +152,24 @@ class Session:
         wanted = tuple(chosen[name] for name in ("arm", "number", "rung", "merge"))
         return made == wanted and recorded["scale"] == chosen["scale"]
 
-    def chat(self, result: Mapping[str, Any], number: int | None) -> Chat:
+    def chat(self, result: Mapping[str, Any], number: int | None, device: str) -> Chat:
         """Returns what answers as the base model and as a point of the result, side by side."""
         part = self.search.bench.part(self.point(result, number)[1], self.out)
-        return Chat(part, Resident(choose_device("auto")))
+        return Chat(part, Resident(choose_device(device)))
 
     def attacked(self, result: Mapping[str, Any], number: int | None, name: str) -> tuple[float, float]:
         """Returns how much a point of the result has forgotten on the test part, and how much after an attack."""
         bench = replace(self.search.bench, against=_attack(name))
         variant = self.point(result, number)[1]
         suite = self.asking.forget("test", 128)
-        [[before], [after]] = bench.ask([Variant("base", "base", bench.seed), variant], [suite])
-        [[items]] = bench.ask([variant], bench.attacks("test", 128))
-        return mean_of(self.asking.forgotten(before, after)), worst(self.asking, before, items)
+        [[before], [after]] = bench.ask([bench.unchanged, variant], [suite])
+        left = bench.left(variant, "test", 128, before)
+        if left is None:
+            raise RecipeError(f"{name}: once it was attacked the model predicts nothing that could be asked")
+        return mean_of(self.asking.forgotten(before, after)), left
 
 
-def look(wish: Wish, *, allow_code: bool = False) -> tuple[Holding, Holding, Splitter, dict[str, Space]]:
+def look(wish: Wish, *, allow_code: bool = False) -> Looked:
     """Looks at the files and the methods before anything is computed.
 
     Args:
@@ -207,8 +212,22 @@ def begin(
     Raises:
         SpungeError: Something is missing or wrong, nothing is known to begin with, or `out` is another search's.
     """
-    forget, retain, splitter, spaces = look(wish, allow_code=allow_code)
+    looked = look(wish, allow_code=allow_code)
+    begun = (out / WISH).exists()
     claim(wish, out)
+    try:
+        return _prepared(wish, out, looked, executor_of, allow_code=allow_code, told=told)
+    except SpungeError:
+        if not begun:  # what is refused leaves nothing that the next attempt would stumble over
+            remove(out)
+        raise
+
+
+def _prepared(
+    wish: Wish, out: Path, looked: Looked, executor_of: Callable[[Store], Executor], *, allow_code: bool,
+    told: Callable[[str], object],
+) -> Session:  # fmt: skip
+    forget, retain, splitter, spaces = looked
     parts = divide(forget, retain, (out / "parts").absolute())  # a recipe that names them runs anywhere
     executor = executor_of(Store(out / "store"))
     model = LanguageModel.model_validate({"id": wish.model, "dtype": wish.dtype or "auto"})
@@ -224,11 +243,12 @@ def begin(
             "nothing to merge; use another column or --by cluster"
         )
     rungs = ladder(parts.rows["forget-train"])
-    readings = {arm: [name_of(*point) for point in points(arm, wide=False)] for arm in ARMS}
+    attacked = against is not None
+    readings = {arm: [name_of(*point) for point in points(arm, wide=False, attacked=attacked)] for arm in ARMS}
     studies: dict[Arm, Study] = {
         arm: Study(
             out, arm, [*spaces.values()], readings[arm], wish.seed, sampler=wish.sampler,
-            objectives=2 if against is None else 3,
+            objectives=2 + attacked,
         )
         for arm in ARMS
     }  # fmt: skip
@@ -236,7 +256,9 @@ def begin(
         one["seconds"] for study in studies.values() for rung in rungs for one in study.results(rung.number).values()
     )
     minutes = wish.minutes if wish.minutes is not None or wish.trials is not None else MINUTES
-    search = Search(bench, studies, rungs, Clock(minutes, rungs, earlier), out, wish.trials)
+    search = Search(
+        bench, studies, rungs, Clock(minutes, rungs, partial(judging.closing, parts), earlier), out, wish.trials
+    )
     _check_methods(bench, spaces, rungs)
     lines = plan_lines(
         wish, (forget, retain), parts, {name: len(rows) for name, rows in subsets.items()}, search, known

@@ -14,20 +14,17 @@ _NEAR = 0.9
 LABELS = {"joint": "joint unlearning", "merged": "the merged model"}
 
 
-def amount(kind: str, value: float | None, low: float | None = None, high: float | None = None) -> str:
-    """Writes how much was forgotten, with its interval: a share of what was known, or nats a token."""
+def amount(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """Writes how much was forgotten, with its interval."""
     if value is None:
         return "not measured"
-    share = kind == "questions"
-    shown = f"{100 * value:.0f} %" if share else f"{value:.3f}"
-    if low is None or high is None or low != low:
-        return shown
-    return f"{shown} ({100 * low:.0f} to {100 * high:.0f})" if share else f"{shown} ({low:.3f} to {high:.3f})"
+    known = low is not None and high is not None and low == low
+    return f"{value:.3f} ({low:.3f} to {high:.3f})" if known else f"{value:.3f}"
 
 
 def unit(kind: str) -> str:
     """What the amounts are of."""
-    return "of what the model knew above chance" if kind == "questions" else "nats per token"
+    return "of p(right answer)" if kind == "questions" else "nats per token"
 
 
 def verdict(result: Mapping[str, Any], kind: str, budget: float) -> list[str]:
@@ -38,7 +35,7 @@ def verdict(result: Mapping[str, Any], kind: str, budget: float) -> list[str]:
         return [f"Nothing worked: none of the trials came to a model that could be asked ({failed} failed)."]
     choice, test = arms[arm]["choice"], arms[arm]["test"]
     lines = []
-    gone = f"{amount(kind, test['forgotten'], test['low'], test['high'])} {unit(kind)}"
+    gone = f"{amount(test['forgotten'], test['low'], test['high'])} {unit(kind)}"
     if result["worked"]:
         lines.append(
             f"Take {LABELS[arm]}, {named(choice)}: on {test['items']} items that nothing was tuned or chosen on, "
@@ -57,7 +54,7 @@ def verdict(result: Mapping[str, Any], kind: str, budget: float) -> list[str]:
         if near := result["nearest"]:
             lines.append(
                 f"The nearest that forgets more is beyond the budget: {LABELS[near['arm']]}, trial {near['number']}, "
-                f"{amount(kind, near['forgotten'])} on the rows to tune on at a damage of {damage(near['damage'])}; "
+                f"{amount(near['forgotten'])} on the rows to tune on at a damage of {damage(near['damage'])}; "
                 f"--damage {near['damage']:.2g} would allow it."
             )
     over = test["damage"]
@@ -76,7 +73,7 @@ def verdict(result: Mapping[str, Any], kind: str, budget: float) -> list[str]:
         before, after = test["kept"]
         lines.append(f"Of the questions on what must stay it answers {share(after)}; the base model {share(before)}.")
     if "attacked" in test:
-        lines.append(f"After the attack {amount(kind, test['attacked'])} {unit(kind)} is still forgotten.")
+        lines.append(f"After the attack {amount(test['attacked'])} {unit(kind)} is still forgotten.")
     return lines
 
 
@@ -91,8 +88,8 @@ def _compared(result: Mapping[str, Any], kind: str) -> list[str]:
         who = " and ".join(LABELS[arm] for arm in unlike)
         return [
             f"Merged and joint cannot be compared at the same damage: λ takes {who} to no "
-            f"damage of {budget:g} to the texts to judge on ({each}). There {amount(kind, apart['merged'])} and "
-            f"{amount(kind, apart['joint'])} is forgotten."
+            f"damage of {budget:g} to the texts to judge on ({each}). There {amount(apart['merged'])} and "
+            f"{amount(apart['joint'])} is forgotten."
         ]
     low, high = apart["low"], apart["high"]
     who = (
@@ -102,8 +99,8 @@ def _compared(result: Mapping[str, Any], kind: str) -> list[str]:
     )
     return [
         f"Merged against joint, with {trials} trials each and at a damage of {apart['damage']:g} to the same texts: "
-        f"{amount(kind, apart['merged'])} and {amount(kind, apart['joint'])} forgotten, a difference of "
-        f"{amount(kind, apart['difference'], low, high)}; {who}."
+        f"{amount(apart['merged'])} and {amount(apart['joint'])} forgotten, a difference of "
+        f"{amount(apart['difference'], low, high)}; {who}."
     ]
 
 
@@ -141,7 +138,7 @@ def front_table(result: Mapping[str, Any], kind: str) -> Table:
         [
             Cell(str(number)), Cell(str(one["arm"])), Cell(f"trial {one['number']}"), Cell(one["merge"] or "–"),
             Cell(f"{one['scale']:.3g}", float(one["scale"])), Cell(damage(one["damage"]), one["damage"]),
-            Cell(amount(kind, one["forgotten"]), float(one["forgotten"])),
+            Cell(amount(one["forgotten"]), float(one["forgotten"])),
         ]
         for number, one in enumerate(rows, 1)
     ]  # fmt: skip
@@ -166,7 +163,7 @@ def judged_table(result: Mapping[str, Any], kind: str) -> Table:
         scores = ", ".join(f"{name} {_number(a)} → {_number(b)}" for name, (a, b) in test["scores"].items())
         cells.append(
             [
-                Cell(LABELS[arm]), Cell(named(choice)), Cell(amount(kind, test["forgotten"], test["low"], test["high"]),
+                Cell(LABELS[arm]), Cell(named(choice)), Cell(amount(test["forgotten"], test["low"], test["high"]),
                 test["forgotten"]), Cell(damage(test["damage"]), test["damage"]), Cell(scores),
                 Cell(share(test["broken"]), test["broken"]),
             ]
@@ -193,7 +190,7 @@ def trial_table(rows: Sequence[Mapping[str, Any]], kind: str) -> Table:
     cells = [
         [
             Cell(one["arm"]), Cell(str(one["number"])), Cell(str(one["rung"])), Cell(one["told"]),
-            Cell(amount(kind, one["forgotten"]) if one["failed"] is None else "failed", one["forgotten"]),
+            Cell(amount(one["forgotten"]) if one["failed"] is None else "failed", one["forgotten"]),
             Cell(damage(one["damage"]) if one["failed"] is None else one["failed"], one["damage"]),
             Cell(format_duration(one["seconds"]), one["seconds"]),
         ]
@@ -213,7 +210,7 @@ def card(
     if point is not None:
         lines = [
             f"This is {LABELS[point['arm']]}, {named(point)}: a point of the front that was taken by hand. On the "
-            f"rows to tune on {amount(kind, point['forgotten'])} {unit(kind)} is forgotten at a damage of "
+            f"rows to tune on {amount(point['forgotten'])} {unit(kind)} is forgotten at a damage of "
             f"{damage(point['damage'])}; it was not judged on others. What follows is of the search's own choice.",
             *lines,
         ]

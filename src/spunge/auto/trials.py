@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,11 +46,12 @@ MERGES: Mapping[str, Mapping[str, Any]] = {
     "even sum": {"method": "task_arithmetic"},
 }
 """How a merged trial is read, which costs no training. `even sum`: every subset's task vector weighs as much as if all
-were of one length. The first two are read at the first rung, too."""
+were of one length. The first is read at the first rung, too."""
 _EVEN = "even sum"
-_FIRST_MERGES = 2
+_FIRST_MERGES = 1
 _SHARES = (1.0, 3.0, 1 / 3)
-"""Of the damage budget: what readings may do. The first two at the first rung."""
+"""Of the damage budget: what readings may do. The first two at the first rung; under an attack, which costs more than a
+reading, the first alone."""
 _FIRST_SHARES = 2
 
 
@@ -73,7 +75,17 @@ class Reading:
     forgotten: float
     """How much went, averaged over the items; 0 where the model gave NaN."""
     back: float | None = None
-    """What of that an attack brings back."""
+    """What of that an attack brings back; None where there is none."""
+
+    @property
+    def lasting(self) -> float:
+        """How much stays forgotten, under the attack where there is one: what is ranked and chosen by."""
+        return self.forgotten - (self.back or 0.0)
+
+    @property
+    def costs(self) -> tuple[float, ...]:
+        """The objectives, the less the better: damage, minus what was forgotten, what an attack brings back."""
+        return inf if self.damage is None else self.damage, -self.forgotten, self.back or 0.0
 
     @property
     def trial(self) -> tuple[Arm, int, int, str]:
@@ -96,10 +108,10 @@ def name_of(merge: str, share: float) -> str:
     return f"{merge} at {share:.3g}".strip()
 
 
-def points(arm: Arm, *, wide: bool) -> list[tuple[str, float]]:
+def points(arm: Arm, *, wide: bool, attacked: bool = False) -> list[tuple[str, float]]:
     """Returns the points at which a trial is read: merge and share of the damage budget."""
     merges = [""] if arm == "joint" else [*MERGES] if wide else [*MERGES][:_FIRST_MERGES]
-    shares = _SHARES if wide else _SHARES[:_FIRST_SHARES]
+    shares = _SHARES[:1] if attacked else _SHARES if wide else _SHARES[:_FIRST_SHARES]
     return [(merge, share) for merge in merges for share in shares]
 
 
@@ -122,6 +134,11 @@ class Bench:
     def base(self) -> Base:
         """The base model."""
         return Base(self.model)
+
+    @property
+    def unchanged(self) -> Variant:
+        """The base model as a variant."""
+        return Variant(BASE.name, "base", self.seed)
 
     @cached_property
     def rows(self) -> Rows:
@@ -240,15 +257,16 @@ class Bench:
         try:
             variants = self.trained(arm, setting, rung)
             trained = time.monotonic() - begun
-            [[before]] = self.ask([Variant(BASE.name, "base", self.seed)], [suite])
-            for merge in dict.fromkeys(merge for merge, _ in points(arm, wide=rung.wide)):
+            [[before]] = self.ask([self.unchanged], [suite])
+            wanted = points(arm, wide=rung.wide, attacked=self.against is not None)
+            for merge in dict.fromkeys(merge for merge, _ in wanted):
                 variant = self.merged(arm, setting, rung, variants, merge)
-                shares = [share for name, share in points(arm, wide=rung.wide) if name == merge]
+                shares = [share for name, share in wanted if name == merge]
                 spent = self.read(variant, shares, "tune", rung)
                 tables = self.ask([there for *_, there in spent], [suite])
                 for (share, scale, damage, met, there), [after] in zip(spent, tables, strict=True):
                     forgotten = mean_of(self.asking.forgotten(before, after) if after.height else [])
-                    back = self._back(there, rung, before) if self.against and share == 1.0 else None
+                    back = self.brought_back(there, "tune", rung.items, before, forgotten)
                     readings.append(
                         Reading(arm, setting.number, rung.number, merge, share, scale, damage, met, forgotten, back)
                     )
@@ -270,28 +288,35 @@ class Bench:
         path = variant.artifact.path
         return TaskVectorPart(f"{directory}:{variant.name}", directory, variant.name, path, variant.scale, self.model)
 
-    def attacks(self, part: Part, limit: int | None) -> list[Attack]:
-        """Returns what `--against` comes to on a part: the attack on the suite of what must go."""
+    def brought_back(
+        self, variant: Variant, part: Part, limit: int | None, before: ItemTable, forgotten: float
+    ) -> float | None:
+        """Returns what of that which was forgotten the attack brings back; None where there is no attack.
+
+        A model that cannot be asked any more once it was attacked has nothing forgotten that could be relied on.
+        """
+        if self.against is None:
+            return None
+        left = self.left(variant, part, limit, before)
+        return forgotten - (0.0 if left is None else left)
+
+    def left(self, variant: Variant, part: Part, limit: int | None, before: ItemTable) -> float | None:
+        """Returns how much is forgotten once the attack has done its worst; None where the model cannot be asked."""
+        [[tables]] = self.ask([variant], self._attacks(part, limit))
+        if not tables.height:
+            return None
+        return min(mean_of(self.asking.forgotten(before, table)) for table in tables.partition_by("task"))
+
+    def _attacks(self, part: Part, limit: int | None) -> list[Attack]:
+        """What `--against` comes to on a part: the attack on the suite of what must go."""
         assert self.against is not None, "asked only where there is an attack"
         parts = self.asking.parts
         material = Material((Source(path=str(parts.forget)),), (Source(path=str(parts.retain)),))
         return [*self.against.against(self.asking.forget(part, limit), material, {})][:1]
 
-    def _back(self, variant: Variant, rung: Rung, before: ItemTable) -> float | None:
-        """What is forgotten once the attack has done its worst, as what it brings back of what was."""
-        attacks = self.attacks("tune", rung.items)
-        [tables] = self.ask([variant], attacks)
-        return None if not tables[0].height else -worst(self.asking, before, tables[0])
-
-
-def worst(asking: Asking, before: ItemTable, attacked: ItemTable) -> float:
-    """Returns how much is still forgotten under the setting of an attack that leaves least of it."""
-    tables = attacked.partition_by("task")
-    return min(mean_of(asking.forgotten(before, table)) for table in tables)
-
 
 def mean_of(values: Sequence[float]) -> float:
-    """Returns the mean, at most 1 of what was known where that is the unit; 0 of nothing."""
+    """Returns the mean; 0 of nothing."""
     return sum(values) / len(values) if values else 0.0
 
 

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from spunge.report.tables import Table
 
 
+NOTHING_WORKED = 1
+"""What the command ends with where it found nothing; a mistake ends with 2."""
+
+
 def auto(
     model: Annotated[str, typer.Argument(help="The base model: a directory or hub id.")],
     forget: Annotated[list[str], typer.Option("--forget", help="Texts or questions of what must go; may be repeated.")],
@@ -71,6 +75,7 @@ def auto(
     if minutes is not None and trials is not None:
         raise RecipeError("--minutes and --trials: give one of the two")
     from spunge.auto import session as sessions
+    from spunge.auto.telling import verdict
     from spunge.auto.wish import METHODS, Wish
     from spunge.run.compute import Compute
 
@@ -91,12 +96,16 @@ def auto(
     result = _searched(session, quiet=quiet)
     if not quiet:
         _show(session, result)
+    elif not result["worked"]:
+        aside.print(verdict(result, session.asking.kind, damage)[0], soft_wrap=True)
     if asks:
         from spunge.cli.menu import offer
 
-        offer(session, result)
+        offer(session, result, device)
     elif result["worked"]:
         _export(session, result, quiet=quiet)
+    if not result["worked"]:
+        raise typer.Exit(NOTHING_WORKED)
 
 
 def _searched(session: Session, *, quiet: bool) -> dict[str, Any]:
@@ -117,7 +126,7 @@ def _searched(session: Session, *, quiet: bool) -> dict[str, Any]:
                 from spunge.auto.telling import amount, unit
 
                 kind = session.asking.kind
-                told = f"{best[0].told} forgets {amount(kind, best[0].forgotten)} {unit(kind)} on the rows to tune on"
+                told = f"{best[0].told} forgets {amount(best[0].forgotten)} {unit(kind)} on the rows to tune on"
                 aside.print(f"the best so far, kept in {session.out}: {told}", soft_wrap=True)
             else:
                 aside.print("no trial had ended", soft_wrap=True)
@@ -127,16 +136,16 @@ def _searched(session: Session, *, quiet: bool) -> dict[str, Any]:
 def _line(session: Session, event: Event) -> str:
     from spunge.auto.telling import amount
 
-    kind, result = session.asking.kind, event.result
+    result = event.result
     within = [one for one in result["readings"] if one["share"] == 1.0]
     best = max(within, key=lambda one: one["forgotten"], default=None)
     if result["failed"]:
         came = f"failed: {result['failed']}"
     else:
-        came = f"forgets {amount(kind, best['forgotten'])}" if best else "could not be read"
+        came = f"forgets {amount(best['forgotten'])}" if best else "could not be read"
     of = f" of {event.whole}" if event.whole else ""
     left = "" if event.left is None else f"; {format_duration(event.left)} left"
-    top = f"; best {amount(kind, event.best.forgotten)} ({event.best.told})" if event.best else ""
+    top = f"; best {amount(event.best.forgotten)} ({event.best.told})" if event.best else ""
     trial = f"{event.arm} {event.setting.number}, {event.rung.rows} rows, {event.setting.told}"
     return f"{event.done}{of}: {trial}: {came} in {format_duration(result['seconds'])}{top}{left}"
 

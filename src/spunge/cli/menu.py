@@ -23,15 +23,21 @@ _CHOICES = {
 }
 
 
-def offer(session: Session, result: dict[str, Any]) -> None:
-    """Asks what to do with the choice until the user has had enough; a mistake is told and asked again."""
+def offer(session: Session, result: dict[str, Any], device: str = "auto") -> None:
+    """Asks what to do with the choice until the user has had enough; a mistake is told and asked again.
+
+    Ctrl-C and Ctrl-D leave what was begun and, where nothing was, the menu: all that was searched is written by then.
+    """
     taken: int | None = None
     while True:
         shown = "the choice" if taken is None else f"point {taken} of the front"
         screen.print(f"\n{shown}:")
         for letter, what in _CHOICES.items():
             screen.print(f"  {letter}  {what}")
-        wish = typer.prompt("what now?", default="q").strip().lower()[:1]
+        try:
+            wish = typer.prompt("what now?", default="q").strip().lower()[:1]
+        except typer.Abort:
+            return
         try:
             if wish == "q":
                 return
@@ -45,7 +51,7 @@ def offer(session: Session, result: dict[str, Any]) -> None:
                     screen, f"{session.export(result, taken, out)}: a checkpoint that AutoModelForCausalLM loads"
                 )
             elif wish == "c":
-                _chat(session, result, taken)
+                _chat(session, result, taken, device)
             elif wish == "a":
                 _attack(session, result, taken)
             elif wish == "r":
@@ -57,12 +63,14 @@ def offer(session: Session, result: dict[str, Any]) -> None:
                 write_line(screen, f"spunge run {out}")
             else:
                 screen.print("one of the letters, please")
-        except SpungeError as error:
+        except (typer.Abort, KeyboardInterrupt):
+            screen.print("")
+        except (SpungeError, OSError) as error:
             aside.print(f"spunge: {error}", soft_wrap=True)
 
 
-def _chat(session: Session, result: dict[str, Any], taken: int | None) -> None:
-    talk = session.chat(result, taken)
+def _chat(session: Session, result: dict[str, Any], taken: int | None, device: str) -> None:
+    talk = session.chat(result, taken, device)
     screen.print("say something; an empty line ends it")
     while text := typer.prompt("you", default="", show_default=False):
         base, unlearned = talk.answers(text)
@@ -76,4 +84,4 @@ def _attack(session: Session, result: dict[str, Any], taken: int | None) -> None
     name = typer.prompt("which attack", default="relearning")
     kind = session.asking.kind
     before, after = session.attacked(result, taken, name)
-    write_line(screen, f"forgotten before {amount(kind, before)}, after {amount(kind, after)} {unit(kind)}")
+    write_line(screen, f"forgotten before {amount(before)}, after {amount(after)} {unit(kind)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,9 +29,13 @@ _ATTRIBUTES = (
 """What a column is often called by which a forget set is worth splitting."""
 _QUESTIONS = {"question", "choices", "answer"}
 """The columns of multiple-choice questions."""
-_MOST_VALUES = 30
-_FEWEST_ROWS = 8
-"""Of a value, on the average: fewer rows say little of a subset."""
+FEWEST_ROWS = 8
+"""Of a subset: of fewer nothing is learnt that could be unlearned apart."""
+MOST_SUBSETS = 16
+"""More are not worth training."""
+MOST_VALUES = 4 * MOST_SUBSETS
+LEVELS = re.compile(r"toxic|hate|offens|harm", re.IGNORECASE)
+"""Columns that say how bad a row is: what to filter by, and no subject that could be unlearned apart."""
 _HELD_OUT = 5
 """Every so manieth row is asked about and not unlearned."""
 _FEW = 8 * _HELD_OUT
@@ -104,7 +109,7 @@ def look(path: str, *, by: str | None = None) -> Look:
     content = _content(path, frame)
     texts = [pl.col(name).is_null() | (pl.col(name).str.strip_chars() == "") for name in content.values()]
     empty = int(frame.select(pl.any_horizontal(texts).sum()).item())
-    likely = _attributes(frame, content.values())
+    likely = attributes(frame, content.values())
     if by is not None and by not in frame.columns:
         raise DataError(f"{path}: no column {by!r} to split by; columns are {', '.join(frame.columns)}")
     attribute = by or next(iter(likely), None)
@@ -298,17 +303,22 @@ def _content(path: str, frame: pl.DataFrame) -> dict[str, str]:
     return {"text": max(known, key=lambda name: known[name])}
 
 
-def _attributes(frame: pl.DataFrame, content: Iterable[str]) -> list[str]:
-    """The columns of few values, each of several rows, the likeliest first."""
+def attributes(frame: pl.DataFrame, content: Iterable[str]) -> list[str]:
+    """Returns the columns by which rows seem worth splitting, the likeliest first: a few values of several rows each.
+
+    Args:
+        frame: The rows.
+        content: The columns that are unlearned.
+    """
     likely = []
     for name, kind in frame.schema.items():
-        if name in content or kind.is_float() or kind.is_temporal():
+        if name in content or LEVELS.search(name):
             continue
         if not (kind in (pl.String, pl.Boolean) or kind.is_integer() or kind == pl.List(pl.String)):
             continue
         counts = _counts(frame[name])
-        valued = sum(count for _, count in counts)
-        if 2 <= len(counts) <= _MOST_VALUES and valued >= frame.height / 2 and valued / len(counts) >= _FEWEST_ROWS:
+        large = [count for _, count in counts if count >= FEWEST_ROWS]
+        if 2 <= len(large) <= MOST_SUBSETS and len(counts) <= MOST_VALUES and sum(large) >= frame.height / 2:
             likely.append(name)
     known = {name: number for number, name in enumerate(_ATTRIBUTES)}
     order = {name: number for number, name in enumerate(frame.columns)}
