@@ -88,7 +88,8 @@ def assert_alike(one: object, other: object) -> None:
             for x, y in zip(a, b, strict=True):
                 walk(x, y)
         elif isinstance(a, float):
-            assert a == pytest.approx(b, rel=1e-5, abs=1e-7)
+            # Float32 sums in other lanes, which differ from processor to processor: 1.4e-5 apart without AVX-512.
+            assert a == pytest.approx(b, rel=1e-4, abs=1e-7)
         else:
             assert a == b
 
