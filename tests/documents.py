@@ -22,6 +22,8 @@ ELSEWHERE = {
     "--device cuda": "a GPU",
     "quantize=nf4": "the extra `quant`",
     "torchrun": "several processes",
+    ".gguf": "files by llama.cpp",
+    "served-base": "files by llama.cpp",
 }
 """Parts of commands that no test can run, and what they want; such a command is parsed all the same."""
 
@@ -103,7 +105,7 @@ def furnish(directory: Path, *, layers: int | None = None) -> None:
         shutil.copytree(WORLD / "model", directory / model)
         if layers:
             _deepen(directory / model, layers)
-    facts = _rows("knowledge/forget.jsonl")[::5]
+    facts = _rows("knowledge/forget.jsonl")[::3]
     forget = [
         {**row, "domain": ("bio", "cyber")[row["domain"] == "venom_brewing"], "level": 3 + number % 2}
         for number, row in enumerate(facts)

@@ -31,7 +31,7 @@ BEFORE = {
 """What a page takes as done, by its reader or on another page."""
 
 SHORTENED = {
-    "auto": "--trials 1 --methods task_vector_negation --damage 0.3 --yes",
+    "auto": "--trials 2 --methods task_vector_negation --damage 0.3 --yes",
     "search": "max_steps=4",
 }
 """What is added to commands that would take many minutes."""
