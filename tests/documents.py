@@ -123,7 +123,7 @@ def furnish(directory: Path, *, layers: int | None = None) -> None:
     }.items():  # fmt: skip
         write_jsonl(directory / f"{name}.jsonl", rows)
     for name in ("retain", "benign"):
-        (directory / f"{name}.txt").write_text("\n\n".join(row["text"] for row in rest[:40]), encoding="utf-8")
+        (directory / f"{name}.txt").write_text("\n\n".join(row["text"] for row in rest), encoding="utf-8")
     csv = "\n".join(f'"{row["text"]}",{row["domain"]}' for row in forget)
     (directory / "posts.csv").write_text(f"text,domain\n{csv}\n", encoding="utf-8")
     for name in ("my-first", "my", "recipe"):
