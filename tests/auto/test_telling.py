@@ -129,6 +129,7 @@ def test_the_page_holds_both_fronts_and_escapes_names(tmp_path: Path):
     trials = [{"arm": "joint", "number": 0, "rung": 0, "told": "npo <i>", **figures}]
     text = page.write(RESULT, trials, "questions", tmp_path / "index.html").read_text()
     assert text.count("<svg") == 1
+    assert "mathdefault" not in text  # what a tick says is no formula
     assert "What to take" in text
     assert "<b>base</b>" not in text
     assert "npo <i>" not in text

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from spunge.auto import telling
 from spunge.files import replace_text
@@ -71,6 +72,10 @@ def picture(result: Mapping[str, Any], kind: str, budget: float) -> Figure:
                 )  # fmt: skip
         axes.axvline(budget, color="#5a6472", linestyle=":", linewidth=1)
         axes.set_xscale("log")
+        # Not matplotlib's own: it writes powers of ten as formulas, and so many that they run into each other.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda value, _: telling.damage(value))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("damage (KL, nats per token)")
         axes.set_ylabel(f"forgotten ({telling.unit(kind)})")
         canvas.legend(loc="outside lower center", ncols=4)
