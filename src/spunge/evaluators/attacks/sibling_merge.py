@@ -62,11 +62,10 @@ class SiblingMerge(Attack):
         """Yields each share while the weights are so mixed."""
         import torch
 
-        own = {name: weight.detach().clone() for name, weight in variant.model.named_parameters()}
         others: dict[str, Tensor] = dict(work.resident.other(self.sibling)[0].named_parameters())
-        with restored(variant.model):
-            for setting, share in zip(self.settings, self.shares, strict=True):
+        for setting, share in zip(self.settings, self.shares, strict=True):
+            with restored(variant.model):
                 with torch.no_grad():
                     for name, weight in variant.model.named_parameters():
-                        weight.copy_(torch.lerp(own[name], others[name].to(own[name]), share))
+                        weight.lerp_(others[name].to(weight), share)
                 yield setting, self.of.evaluate
