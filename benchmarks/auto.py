@@ -36,7 +36,6 @@ from spunge.statistics import compare, mean_interval
 ROOT = Path(__file__).parent.parent
 PAGE, RESULTS = ROOT / "docs" / "auto.md", ROOT / "benchmarks" / "results"
 BY_HAND = "by-hand.json"
-LABELS = {"joint": "joint", "merged": "merged"}
 
 
 def main() -> None:
@@ -168,7 +167,7 @@ def _found(notes: Sequence[Mapping[str, Any]]) -> list[str]:
             amount = f"{one['forgotten']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
             chosen = " ✓" if arm == note["choice"] else ""
             lines.append(
-                f"| {note['sampler']} | {note['seed']} | {LABELS[arm]}{chosen} | {amount} | {one['damage']:.3f} "
+                f"| {note['sampler']} | {note['seed']} | {arm}{chosen} | {amount} | {one['damage']:.3f} "
                 f"| {one['learning_rate']:.2g} | {one['rows']} |"
             )
     return lines
@@ -181,8 +180,8 @@ def _by_hand(notes: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     for one in (one for note in notes for one in note["by_hand"]):
         lines.append(
-            f"| {LABELS[one['by_hand']]} | {one['learning_rate']:.2g} | {one['alpha']:g} | {one['forgotten']:.3f} "
-            f"| {LABELS[one['auto']]}{' ✓' if one['chosen'] else ''} | {one['auto_forgotten']:.3f} "
+            f"| {one['by_hand']} | {one['learning_rate']:.2g} | {one['alpha']:g} | {one['forgotten']:.3f} "
+            f"| {one['auto']}{' ✓' if one['chosen'] else ''} | {one['auto_forgotten']:.3f} "
             f"| {one['difference']:+.3f} ({one['difference_low']:+.3f} to {one['difference_high']:+.3f}) |"
         )
     return lines

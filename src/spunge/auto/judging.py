@@ -41,16 +41,11 @@ class Choice:
     """One arm's best, as it does on the rows to choose on."""
 
     reading: Reading
+    """Made anew on these rows and their texts."""
     setting: Setting
     rung: Rung
     scale: float
-    """Of its task vector, as the store holds it: the λ that does the budget's damage to these rows' texts."""
-    damage: float | None
-    met: bool
-    """Whether it keeps to the budget."""
-    forgotten: float
-    back: float | None
-    """What of that the attack brings back, if there is one."""
+    """Of its task vector, as the store holds it: the λ that does the budget's damage."""
     broken: float = 1.0
     """Completions that are no language beyond the base model's share, where that is worst; all until it was asked."""
 
@@ -60,20 +55,14 @@ class Choice:
         return self.broken <= FLOOR
 
     @property
-    def lasting(self) -> float:
-        """How much stays forgotten, under the attack where there is one."""
-        return self.forgotten - (self.back or 0.0)
-
-    @property
     def described(self) -> dict[str, Any]:
         """As JSON values."""
+        read = self.reading
         return {
-            "arm": self.reading.arm, "number": self.reading.number, "rung": self.rung.number,
-            "merge": self.reading.merge,
-            "method": self.setting.method,
-            "settings": {**self.setting.fixed, **self.setting.fields}, "rows": self.rung.rows,
-            "scale": self.scale, "damage": self.damage, "met": self.met, "forgotten": self.forgotten, "back": self.back,
-            "broken": self.broken,
+            "arm": read.arm, "number": read.number, "rung": read.rung, "merge": read.merge,
+            "method": self.setting.method, "settings": {**self.setting.fixed, **self.setting.fields},
+            "rows": self.rung.rows, "scale": self.scale, "damage": read.damage, "met": read.met,
+            "forgotten": read.forgotten, "back": read.back, "broken": self.broken,
         }  # fmt: skip
 
 
@@ -93,8 +82,10 @@ def choose(search: Search, arm: Arm) -> Choice | None:
     read = [_read(search, reading) for reading in finalists]
     useless: list[Choice] = []
     # Whether it writes takes long to see, so those that forgot less are seen only where those before write nothing.
-    for one in sorted(read, key=lambda one: (not one.met, -one.lasting, one.reading.number, one.reading.merge)):
-        if useless and one.met != useless[0].met:
+    for one in sorted(
+        read, key=lambda one: (not one.reading.met, -one.reading.lasting, one.reading.number, one.reading.merge)
+    ):
+        if useless and one.reading.met != useless[0].reading.met:
             break
         seen = replace(one, broken=_broken_by(search, one))
         if seen.fluent:
@@ -108,11 +99,12 @@ def _read(search: Search, reading: Reading) -> Choice:
     rung, setting = search.rungs[reading.rung], search.studies[reading.arm].settings()[reading.number]
     wide = Rung(rung.number, rung.rows, rung.epochs, _MOST_CHOSEN, TOKENS, wide=True)
     variant = variant_of(search, *reading.trial)
-    [(_, _, damage, met, there)] = bench.read(variant, [1.0], "choose", wide)
+    [(_, scale, damage, met, there)] = bench.read(variant, [1.0], "choose", wide)
     [[before], [after]] = bench.ask([bench.unchanged, there], [bench.asking.forget("choose", wide.items)])
     forgotten = mean_of(bench.asking.forgotten(before, after) if after.height else [])
     back = bench.brought_back(there, "choose", wide.items, before, forgotten)
-    return Choice(reading, setting, rung, there.scale, damage, met, forgotten, back)
+    anew = replace(reading, scale=scale, damage=damage, met=met, forgotten=forgotten, back=back)
+    return Choice(anew, setting, rung, there.scale)
 
 
 def _broken_by(search: Search, choice: Choice) -> float:
@@ -164,10 +156,13 @@ def judge(search: Search) -> dict[str, Any]:
                 [[base]] = bench.ask([bench.unchanged], [suite])
                 judged["attacked"] = bench.left(variants[arm], "test", 128, base)
         result["comparison"] = _compared(search, chosen, before[0])
-        best = min(chosen.values(), key=lambda one: (not one.met, not one.fluent, -one.lasting, one.reading.arm))
+        best = min(
+            chosen.values(),
+            key=lambda one: (not one.reading.met, not one.fluent, -one.reading.lasting, one.reading.arm),
+        )
         result["choice"] = best.reading.arm
         test = result["arms"][best.reading.arm]["test"]
-        result["worked"] = bool(best.met and best.fluent and test["low"] is not None and test["low"] > 0)
+        result["worked"] = bool(best.reading.met and best.fluent and test["low"] is not None and test["low"] > 0)
     else:
         result["worked"] = False
     top = max((one.rung for rung in search.rungs for one in search.readings(rung.number)), default=0)
