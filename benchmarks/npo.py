@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +20,8 @@ from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from turns import by_turns, report
 
 RATE, BATCH, BETA = 1e-5, 4, 0.1
 
@@ -37,19 +36,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--way", choices=["theirs", "spunge"], help=argparse.SUPPRESS)
     options = parser.parse_args()
+    ways = {"theirs": by_open_unlearning, "spunge": by_spunge}
     if options.way:
-        training, losses = {"theirs": by_open_unlearning, "spunge": by_spunge}[options.way](options)
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        cpu = usage.ru_utime + usage.ru_stime
-        print(json.dumps({"cpu": cpu, "training": training, "mib": usage.ru_maxrss / 1024, "losses": losses}))
+        report(*ways[options.way](options))
         return
-    rounds: dict[str, list[dict[str, Any]]] = {"theirs": [], "spunge": []}
-    for _ in range(options.rounds):
-        for way, results in rounds.items():
-            command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-            results.append(json.loads(done.stdout.splitlines()[-1]))
+    rounds = by_turns(ways, options.rounds)
     print("| | CPU s | of them training | peak MiB | first and last loss |\n|---|---|---|---|---|")
     for way, results in rounds.items():
         cpu, training, mib = (statistics.median(one[key] for one in results) for key in ("cpu", "training", "mib"))

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
+
+from turns import by_turns, report
 
 RANK, RATE, BATCH = 16, 1e-3, 4
 TARGETS = ("q_proj", "v_proj")
@@ -33,42 +31,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--way", choices=["start", "trainer", "spunge"], help=argparse.SUPPRESS)
     options = parser.parse_args()
+    ways = {"start": start, "trainer": by_trainer, "spunge": by_spunge}
     if options.way:
-        print(json.dumps(measured(options)))
+        import torch
+
+        torch.set_num_threads(1)
+        report(*ways[options.way](options))
         return
-    figures: dict[str, list[dict[str, float]]] = {"start": [], "trainer": [], "spunge": []}
-    for _ in range(options.rounds):
-        for way, rounds in figures.items():
-            command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-            rounds.append(json.loads(done.stdout.splitlines()[-1]))
+    figures = by_turns(ways, options.rounds)
     print("| | CPU s | of them training | peak MiB | first and last loss |\n|---|---|---|---|---|")
     for way, rounds in figures.items():
-        middle = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
-        losses = f"{middle['first']:.4f}, {middle['last']:.4f}" if way != "start" else ""
+        middle = {key: statistics.median(one[key] for one in rounds) for key in ("cpu", "training", "mib")}
+        first, last = (statistics.median(one["losses"][at] for one in rounds) for at in (0, -1))
+        losses = f"{first:.4f}, {last:.4f}" if way != "start" else ""
         print(f"| {way} | {middle['cpu']:.1f} | {middle['training']:.1f} | {middle['mib']:.0f} | {losses} |")
     ratios = [
         one["training"] / other["training"]
         for one, other in zip(figures["trainer"], figures["spunge"], strict=True)
     ]  # fmt: skip
     print(f"\nTrainer / Spunge, training: {statistics.median(ratios):.2f} ({min(ratios):.2f}…{max(ratios):.2f})")
-
-
-def measured(options: argparse.Namespace) -> dict[str, float]:
-    import torch
-
-    torch.set_num_threads(1)
-    ways = {"start": start, "trainer": by_trainer, "spunge": by_spunge}
-    training, losses = ways[options.way](options)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return {
-        "cpu": usage.ru_utime + usage.ru_stime,
-        "training": training,
-        "mib": usage.ru_maxrss / 1024,
-        "first": losses[0],
-        "last": losses[-1],
-    }
 
 
 def start(options: argparse.Namespace) -> tuple[float, list[float]]:
