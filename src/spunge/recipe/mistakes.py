@@ -62,11 +62,16 @@ def tag(kind: type[BaseModel]) -> str | None:
 def near(name: str, candidates: Iterable[str]) -> str:
     """Returns a hint at the candidate that is meant, or at all of them; nothing where there is none."""
     names = list(dict.fromkeys(candidates))
+    if alike := _closest(name, names):
+        return f"; did you mean {alike!r}?"
+    return f"; there is {', '.join(names[:30])}" if names else ""
+
+
+def _closest(name: str, names: Sequence[str]) -> str | None:
+    """The name that is spelt most like this one, if any is."""
     spelt = {candidate.lower(): candidate for candidate in reversed(names)}
     close = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {spelt[close[0]]!r}?"
-    return f"; there is {', '.join(names[:30])}" if names else ""
+    return spelt[close[0]] if close else None
 
 
 def _most_telling(error: ValidationError) -> Any:
@@ -157,11 +162,12 @@ def _hint(error: Any, root: Any, path: Sequence[int | str]) -> str:
     if error["type"] == "extra_forbidden" and path:
         tags = [key for key in error["loc"] if isinstance(key, str)]
         name = str(path[-1])
+        known = _names_at(root, path[:-1], tags)
         elsewhere = [section for section in _sections_with(root, name) if section != path[0]]
         if elsewhere and len(path) == 2:
-            return f"; did you mean {elsewhere[0]}.{name}?"
+            alike = _closest(name, known)
+            return f"; did you mean {elsewhere[0]}.{name}{f', or {alike!r} here' if alike else ''}?"
         # Where a class from outside lacks what its kind has elsewhere, the name is spelt right: nothing to suggest.
-        known = _names_at(root, path[:-1], tags)
         return "" if name in known else near(name, known)
     return ""
 
