@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import expm1, inf, isfinite, sqrt
 
 import numpy as np
 
@@ -27,9 +27,28 @@ class Estimate:
 class Difference:
     """A paired difference a − b with what its test needs, and as a share of b; None where that means nothing."""
 
+    value: float
     paired: PairedDifference
+    """What is tested; of perplexities the difference of their logarithms."""
     relative: float | None
     relative_ends: Ends | None
+    level: float | None = None
+    """Of perplexities, b's: a texts' difficulty multiplies both, so their ratio is surer than their distance."""
+
+    def ends(self, interval: Interval) -> Ends | None:
+        """Returns an interval of `paired` in the units of `value`; None where it has no bounds."""
+        if self.level is None:
+            return bounded(interval)
+        return bounded(Interval(*(self.level * _growth(end) for end in (interval.low, interval.high))))
+
+    @property
+    def variances(self) -> tuple[float, float] | None:
+        """Those of `value` that items and seeds contribute, to first order; None where they are not known."""
+        spread = self.paired.spread
+        if not spread.known:
+            return None
+        squared = 1.0 if self.level is None else self.level**2
+        return squared * spread.unit_variance, squared * spread.seed_variance
 
 
 def estimate(answers: Answers, rows: Sequence[int], items: np.ndarray) -> Estimate:
@@ -45,7 +64,7 @@ def estimate(answers: Answers, rows: Sequence[int], items: np.ndarray) -> Estima
         ends = bounded(mean_interval(answered, clusters=clusters)) or (None, None)
         return Estimate(float(answered.mean()), *ends, len(both))
     # A corpus's perplexity is exp(Σ nll / Σ tokens): its interval is that of the logarithm, so that it stays above 0.
-    logs = np.stack([_linearised(*each) for each in zip(answered, answers.tokens(rows, both), strict=True)])
+    logs = _logs(answers, rows, both)
     interval = mean_interval(logs, clusters=clusters)
     value, low, high = (_exp(each) for each in (float(logs.mean()), interval.low, interval.high))
     return Estimate(value, low, high, len(both))
@@ -74,13 +93,27 @@ def difference(answers: Answers, pairs: Sequence[tuple[int, int]], items: np.nda
     both = answers.complete([*first, *second], items)
     if not len(both):
         return None
-    a, b = (per_item(answers, rows, both) for rows in (first, second))
+    clusters = answers.clusters_of(both)
+    if answers.weights is not None:
+        return _of_perplexities(*(_logs(answers, rows, both) for rows in (first, second)), clusters)
+    a, b = (answers.answered(rows, both) for rows in (first, second))
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return None
-    clusters = answers.clusters_of(both)
+    paired = compare(a, b, clusters=clusters)
     ratio, interval = ratio_interval(a, b, clusters=clusters)
     ends = bounded(Interval(interval.low - 1, interval.high - 1))
-    return Difference(compare(a, b, clusters=clusters), ratio - 1 if isfinite(ratio) else None, ends)
+    return Difference(paired.difference, paired, ratio - 1 if isfinite(ratio) else None, ends)
+
+
+def _of_perplexities(a: np.ndarray, b: np.ndarray, clusters: Sequence[object] | None) -> Difference | None:
+    """The difference of two perplexities whose logarithms are the means of these."""
+    values = [_exp(float(logs.mean())) for logs in (a, b)]
+    if values[0] is None or values[1] is None:
+        return None
+    paired = compare(a, b, clusters=clusters)
+    interval = paired.interval()
+    ends = bounded(Interval(_growth(interval.low), _growth(interval.high)))
+    return Difference(values[0] - values[1], paired, values[0] / values[1] - 1, ends, values[1])
 
 
 def bounded(interval: Interval) -> Ends | None:
@@ -90,10 +123,23 @@ def bounded(interval: Interval) -> Ends | None:
 
 def per_item(answers: Answers, rows: Sequence[int], items: np.ndarray) -> np.ndarray:
     """Returns [rows, items]: values whose mean over the items is each row's score, of items that all rows answered."""
-    values = answers.answered(rows, items)
     if answers.weights is None:
-        return values
-    return np.stack([_perplexities(*each) for each in zip(values, answers.tokens(rows, items), strict=True)])
+        return answers.answered(rows, items)
+    logs = _logs(answers, rows, items)
+    means = logs.mean(axis=1, keepdims=True)
+    with np.errstate(over="ignore"):
+        return np.exp(means) * (1 + logs - means)
+
+
+def _logs(answers: Answers, rows: Sequence[int], items: np.ndarray) -> np.ndarray:
+    """[rows, items]: values whose mean over the items is the logarithm of each row's perplexity."""
+    values = answers.answered(rows, items)
+    return np.stack([_linearised(*each) for each in zip(values, answers.tokens(rows, items), strict=True)])
+
+
+def _growth(log: float) -> float:
+    """By what share e to the power of this is above 1; infinite beyond all numbers."""
+    return expm1(log) if log < 700 else inf
 
 
 def _exp(log: float) -> float | None:
@@ -104,10 +150,3 @@ def _linearised(nll: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """One value an item whose mean is Σ nll / Σ tokens and whose spread is that ratio's (infinitesimal jackknife)."""
     ratio = nll.sum() / tokens.sum()
     return ratio + (nll - ratio * tokens) / tokens.mean()
-
-
-def _perplexities(nll: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """One value an item whose mean is the corpus's perplexity and whose spread is the perplexity's."""
-    ratio = nll.sum() / tokens.sum()
-    with np.errstate(over="ignore"):
-        return np.exp(ratio) * (1 + (nll - ratio * tokens) / tokens.mean())

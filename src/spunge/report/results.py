@@ -16,14 +16,14 @@ from spunge.report import artifacts
 from spunge.report.answers import Answers, Scope, in_order, matrices
 from spunge.report.artifacts import Damage, Run, Suite
 from spunge.report.damage import traced
-from spunge.report.estimates import Estimate, bounded, difference, estimate, macro
+from spunge.report.estimates import Difference, Estimate, difference, estimate, macro
 from spunge.report.findings import Findings
 from spunge.report.judges import judged
 from spunge.report.membership import leaks
 from spunge.report.recovery import recovered
 from spunge.report.rows import Comparison, Score, judged_tasks, written
 from spunge.rows.items import NAN, RUN_FORMAT
-from spunge.statistics import PairedDifference, standings
+from spunge.statistics import standings
 from spunge.variants import BASE, MERGED, RIVALS, SUBSET
 
 MACRO = "macro"
@@ -140,7 +140,7 @@ class _Tested:
     """A comparison before correction, and what it is corrected together with."""
 
     row: Comparison
-    paired: PairedDifference | None
+    measured: Difference | None
     family: tuple[Any, ...]
 
 
@@ -168,30 +168,30 @@ def _differences(answers: Answers, pairs: Sequence[tuple[str, str]], tell: _Tell
         for scope in answers.scopes if rows else ():
             if scope.attribute is not None and not (metric and metric.shown):
                 continue
-            row, paired = _comparison(answers, a, b, rows, scope)
+            row, measured = _comparison(answers, a, b, rows, scope)
             told = scope.task in judged and a not in tell.beside
             family = _family(row, suite.goal, metric, tell.split_by, judged=told)
-            yield _Tested(row, paired, family)
+            yield _Tested(row, measured, family)
 
 
 def _comparison(
     answers: Answers, a: str, b: str, pairs: list[tuple[int, int]], scope: Scope
-) -> tuple[Comparison, PairedDifference | None]:
+) -> tuple[Comparison, Difference | None]:
     about = (answers.suite, scope.task, answers.metric)
     measured = difference(answers, pairs, scope.rows)
     if measured is None:
         row = Comparison(a, b, *about, math.nan, None, None, None, None, None, None, 0)
         return replace(row, attribute=scope.attribute, attribute_value=scope.attribute_value), None
     paired, spread = measured.paired, measured.paired.spread
+    unit_variance, seed_variance = measured.variances or (None, None)
     row = Comparison(
-        a, b, *about, paired.difference, None, None,
+        a, b, *about, measured.value, None, None,
         measured.relative, *(measured.relative_ends or (None, None)), None if math.isnan(paired.p) else paired.p,
         spread.items,
         attribute=scope.attribute, attribute_value=scope.attribute_value, seeds=spread.seeds, clusters=spread.clusters,
-        unit_variance=spread.unit_variance if spread.known else None,
-        seed_variance=spread.seed_variance if spread.known else None,
+        unit_variance=unit_variance, seed_variance=seed_variance,
     )  # fmt: skip
-    return row, paired
+    return row, measured
 
 
 def _family(
@@ -219,13 +219,14 @@ def _settled(tests: Sequence[_Tested]) -> list[Comparison]:
     """Returns the comparisons with q, interval and standing as the correction over each one's family leaves them."""
     families: dict[tuple[Any, ...], list[int]] = {}
     for index, test in enumerate(tests):
-        if test.paired is not None:
+        if test.measured is not None:
             families.setdefault(test.family, []).append(index)
     settled = [test.row for test in tests]
     for family in families.values():
-        paired = [pair for index in family if (pair := tests[index].paired) is not None]
-        for index, standing in zip(family, standings(paired), strict=True):
-            low, high = bounded(standing.interval) or (None, None)
+        measured = [one for index in family if (one := tests[index].measured) is not None]
+        standing_of = standings([one.paired for one in measured])
+        for index, one, standing in zip(family, measured, standing_of, strict=True):
+            low, high = one.ends(standing.interval) or (None, None)
             q = None if math.isnan(standing.q) else standing.q
             settled[index] = replace(settled[index], low=low, high=high, q=q, stands=standing.stands)
     return settled
