@@ -105,7 +105,11 @@ def test_a_subset_or_the_joint_run_may_differ() -> None:
             "name: mine\njoint: {epoch: 1}",
             r"r\.yaml:2:9: joint\.epoch: unknown setting; did you mean 'epochs'",
         ),
-        ("alpha: 1200", "dtype: bf16", r"unlearn\.dtype: unknown setting; did you mean model\.dtype, or 'loss_dtype' here\?"),
+        (
+            "alpha: 1200",
+            "dtype: bf16",
+            r"unlearn\.dtype: unknown setting; did you mean model\.dtype, or 'loss_dtype' here\?",
+        ),
         ("name: mine", "name: mine\nseeds: 3", r"r\.yaml:2:1: seeds: a list is wanted: write \[3\]"),
         ("name: mine", "nmae: mine", r"r\.yaml:1:1: nmae: unknown setting; did you mean 'name'\?"),
         ("method: rmu", "method: rmuu", r"r\.yaml:7:1: unlearn: unknown method 'rmuu'; did you mean 'rmu'\?"),
