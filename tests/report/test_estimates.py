@@ -13,7 +13,7 @@ TEXTS = 60
 
 
 def asked(ratio: float, noise: float, seed: int = 0) -> Answers:
-    """Texts of very unlike difficulty, which one model finds so many times as surprising as the other, token by token."""
+    """Texts of unlike difficulty, on which one model has so many times the other's perplexity."""
     generator = np.random.default_rng(seed)
     tokens = generator.integers(10, 60, TEXTS).astype(float)
     base = generator.normal(4.5, 1.2, TEXTS)
@@ -34,7 +34,8 @@ def perplexity(answers: Answers, row: int, chosen: np.ndarray) -> float:
 def test_of_unlike_texts_a_small_ratio_stands_and_its_interval_is_the_bootstraps() -> None:
     answers = asked(1.15, 0.3)
     measured = difference(answers, [(0, 1)], np.arange(TEXTS))
-    assert measured is not None and measured.relative is not None and measured.relative_ends is not None
+    assert measured is not None
+    assert measured.relative_ends is not None
     generator = np.random.default_rng(1)
     drawn = [generator.integers(0, TEXTS, TEXTS) for _ in range(4000)]
     ratios = [perplexity(answers, 0, chosen) / perplexity(answers, 1, chosen) for chosen in drawn]
@@ -46,7 +47,9 @@ def test_of_unlike_texts_a_small_ratio_stands_and_its_interval_is_the_bootstraps
     assert measured.relative == pytest.approx(apart / perplexity(answers, 1, everything))
     (standing,) = standings([measured.paired])
     ends = measured.ends(standing.interval)
-    assert standing.stands and ends is not None and 0 < ends[0] < measured.value < ends[1]
+    assert standing.stands
+    assert ends is not None
+    assert 0 < ends[0] < measured.value < ends[1]
     assert ends == pytest.approx([perplexity(answers, 1, everything) * end for end in measured.relative_ends])
 
 
