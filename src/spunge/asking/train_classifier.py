@@ -102,14 +102,13 @@ def train_classifier(
         DataError: One of the two kinds is missing on either side of the hold-out.
         ArtifactError: `out` exists or cannot be written.
     """
-    import torch
+    from spunge.seeding import seeded
 
     settings = settings or ClassifierTraining()
     train, test = _hold_out(examples, settings.held_out)
     with new_directory(out) as directory:
         tokenizer = _tokenizer(train.texts, settings.vocab_size)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed, "cpu"):
             model = _untrained(settings, tokenizer, examples.labels)
             _train(SequenceClassifier(model.train(), tokenizer, examples.labels), train, settings, seed, progress)
         classifier = SequenceClassifier(model.eval(), tokenizer, examples.labels)

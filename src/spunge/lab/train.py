@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +20,7 @@ from transformers import (
 )
 
 from spunge.lab.world import World
+from spunge.seeding import seeded
 
 SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 """In the order of their ids."""
@@ -83,7 +83,7 @@ def tokenizer(world: World, *, close: bool = False) -> PreTrainedTokenizerFast:
 def language_model(world: World, course: Course, report: Report) -> LlamaForCausalLM:
     """Trains a Llama of a few hundred thousand weights on all that the world says."""
     words = tokenizer(world)
-    with _seeded(course.seed):
+    with seeded(course.seed, "cpu"):
         model = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=len(words),
@@ -112,7 +112,7 @@ def language_model(world: World, course: Course, report: Report) -> LlamaForCaus
 def scorer(world: World, report: Report) -> RobertaForSequenceClassification:
     """Trains the toxicity classifier on statements the language model reads too, whole and without their opening."""
     words = tokenizer(world, close=True)
-    with _seeded(2):
+    with seeded(2, "cpu"):
         model = RobertaForSequenceClassification(
             RobertaConfig(
                 vocab_size=len(words),
@@ -190,11 +190,3 @@ def _packed(texts: Sequence[list[int]], course: Course) -> Iterator[Tensor]:
             if len(stream) >= size:
                 yield torch.tensor(stream[:size]).view(course.sequences, course.length)
                 del stream[:size]
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Initial weights come from torch's global generator: borrow it and give it back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

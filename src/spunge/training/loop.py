@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from spunge.errors import TrainingDiverged
 from spunge.interfaces import Unlearner, Work, scale_of
+from spunge.seeding import reseed, seed_of, seeded
 from spunge.training import losses, sharding
 from spunge.training.checkpointing import LAST_GOOD, Record
 from spunge.training.rows import Batch, Encoded, Step, plan
-from spunge.training.seeding import reseed, seed_of, seeded
 from spunge.training.state import TrainingState, fingerprint
 from spunge.training.trainee import Trainee
 from spunge.weights.task_vector import TaskVector

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from spunge.errors import RecipeError
+from spunge.seeding import seeded
 from spunge.training import sharding
-from spunge.training.seeding import seeded
 from spunge.training.settings import Lora
 from spunge.weights.conversion import ParameterNames
 from spunge.weights.language_model import language_parameters

@@ -72,9 +72,9 @@ class RepSelect(Unlearner):
         import torch
 
         from spunge.errors import RecipeError
+        from spunge.seeding import seeded
         from spunge.training import sharding
         from spunge.training.rows import plan
-        from spunge.training.seeding import seeded
         from spunge.training.trainee import borrow
         from spunge.training.tuned import chosen_weights
         from spunge.training.whitening import descend, summed_gradient
