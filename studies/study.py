@@ -2,7 +2,8 @@
 
     python studies/study.py studies/NAME.yaml --data DIR --model DIR --out DIR [--seeds 0,1]
 
-A study names arms, each the joint model, a split at random or the split by the attribute, with settings of its own.
+A study names arms, each the joint model, a split at random, the split by the attribute, or its subsets one after the other
+or in layers, with settings of its own.
 What is trained, merged and asked lies in one store, which arms and studies share, so that one that was stopped goes on
 where it was. The results of all seeds that the folder holds are written to results/NAME.json beside the study.
 """
@@ -43,7 +44,7 @@ class Where:
 class Arm(Settings):
     """One of the variants that are compared."""
 
-    unlearned: Literal["joint", "random_split", "subsets"]
+    unlearned: Literal["joint", "random_split", "subsets", "sequential", "layered"]
     settings: list[str] = []
     """What differs from the study's recipe: `merge.density=0.2`."""
 
@@ -136,6 +137,14 @@ def unlearned(context: steps.Context, arm: Arm) -> tuple[Variant, list[Variant]]
     if arm.unlearned == "joint":
         [trained] = steps.unlearn(context, [steps.joint_task(context, subsets)])
         return steps.anchor(context, trained)[0], trained
+    if arm.unlearned == "sequential":
+        in_turn = steps.unlearn_in_turn(context, subsets)
+        return steps.anchor(context, [in_turn])[0], [in_turn]
+    if arm.unlearned == "layered":
+        apart = steps.subset_tasks(context, subsets)
+        [done] = steps.unlearn(context, apart)
+        layered = steps.unlearn_in_layers(context, subsets, apart, done)
+        return steps.anchor(context, [layered])[0], [layered]
     if arm.unlearned == "random_split":
         subsets = steps.split_at_random(context, subsets)
         [trained] = steps.unlearn(context, steps.random_tasks(context, subsets))

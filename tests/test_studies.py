@@ -120,15 +120,21 @@ arms:
 contrasts: [[by people, joint], [by people, random]]
 """
 
+IN_TURN = """  in turn: {unlearned: sequential}
+  in layers: {unlearned: layered}
+contrasts:"""
+
 
 @pytest.mark.long
 def test_a_study_runs_and_goes_on_where_it_was(studies, tmp_path: Path, monkeypatch, capsys) -> None:
     file = tmp_path / "tiny.yaml"
-    file.write_text(TINY, encoding="utf-8")
+    file.write_text(TINY.replace("contrasts:", IN_TURN), encoding="utf-8")
     monkeypatch.setattr("sys.argv", ["study.py", str(file), "--out", str(tmp_path / "out")])
     studies[0].main()
     results = json.loads((tmp_path / "results" / "tiny.json").read_text(encoding="utf-8"))
-    assert {arm["arm"] for arm in results["arms"]} == {"base", "joint", "by people", "random"}
+    assert {arm["arm"] for arm in results["arms"]} == {"base", "joint", "by people", "random", "in turn", "in layers"}
+    steps = {arm["arm"]: arm["steps"] for arm in results["arms"] if arm["arm"] != "base"}
+    assert steps["in turn"] == steps["in layers"] == steps["by people"]  # at equal cost
     assert [contrast["seeds"] for contrast in results["contrasts"]] == [1, 1]
     assert "benign, near 0.001: by people − joint" in capsys.readouterr().out
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "store").glob("*/*/manifest.json")}
