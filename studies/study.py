@@ -2,7 +2,7 @@
 
     python studies/study.py studies/NAME.yaml --data DIR --model DIR --out DIR [--seeds 0,1]
 
-A study names arms, each the joint model, a split at random, the split by the attribute, or its subsets one after the other
+A study names arms, each the joint model, a split at random, the split by the attribute, or its subsets in turn
 or in layers, with settings of its own.
 What is trained, merged and asked lies in one store, which arms and studies share, so that one that was stopped goes on
 where it was. The results of all seeds that the folder holds are written to results/NAME.json beside the study.
