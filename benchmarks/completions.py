@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from spunge.asking.batching import Batching
 from spunge.asking.completions import complete
@@ -40,6 +41,7 @@ def main() -> None:
     torch.set_num_threads(1)
     handle = LanguageModel(id=options.model, dtype=options.dtype)
     model: Any = handle.load()
+    plain: Any = AutoModelForCausalLM.from_pretrained(handle.directory(), dtype=model.dtype).eval()
     tokenizer = handle.load_tokenizer()
     items = load_items([Source(path=options.rows)], needs=[options.column], where=options.where, limit=options.prompts)
     prompts = encode(tokenizer, [str(item.row[options.column]) for item in items])
@@ -49,7 +51,7 @@ def main() -> None:
         return complete(model, prompts, Batching(None), max_new_tokens=options.new, stop=stop)
 
     def generated(size: int, order: Sequence[int]) -> list[Ids]:
-        return _generated(model, prompts, order, size, options.new, stop)
+        return _generated(plain, prompts, order, size, options.new, stop)
 
     as_they_come = range(len(prompts))
     by_length = sorted(as_they_come, key=lambda index: -len(prompts[index]))
@@ -83,7 +85,7 @@ def main() -> None:
         )
     written = sum(map(len, answers["spunge"]))
     print(f"{written} tokens written; {sum(len(ids) < options.new for ids in answers['spunge'])} ended before the last")
-    alone = [_alone(model, prompts[index], options.new, stop) for index in range(options.check)]
+    alone = [_alone(plain, prompts[index], options.new, stop) for index in range(options.check)]
     tokens, equal = 0, 0
     for one, other in zip(alone, answers["spunge"], strict=False):
         tokens += len(one)
