@@ -111,7 +111,9 @@ def _check_targets(settings: Tuning, base: LanguageModel) -> None:
 def _is_adapted(name: str, lora: Lora, shape: Shape) -> bool:
     targets = lora.target_modules
     if targets is None:
-        return name in shape.adapted
+        from spunge.training.tuned import default_targets
+
+        return name in (default_targets(shape.kind) or shape.matrices)
     if isinstance(targets, str):
         return targets == "all-linear" or re.fullmatch(targets, f"model.layers.0.{name}") is not None
     return any(target.rpartition(".")[2] == name for target in targets)

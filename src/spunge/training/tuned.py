@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -143,6 +143,13 @@ def _scans(module: nn.Module) -> bool:
     return hasattr(module, "A_log") and hasattr(module, "D")
 
 
+def default_targets(kind: str) -> Collection[str] | None:
+    """Returns what PEFT adapts in an architecture where nothing is named; None where it has no opinion."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    return TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind)
+
+
 def lora_targets(model: PreTrainedModel, names: ParameterNames, lora: Lora) -> list[str]:
     """Returns the names of the layers that a LoRA is put on; an outline of the model will do.
 
@@ -150,13 +157,11 @@ def lora_targets(model: PreTrainedModel, names: ParameterNames, lora: Lora) -> l
         RecipeError: A setting names no linear layer of the model, or one that shares its weight.
         ModelError: The checkpoint keeps a weight in a form that cannot be converted back to.
     """
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
-
     linear = list(linear_modules(model))
     there_are = f"there are: {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}"
     wanted = lora.target_modules
     if wanted is None:
-        wanted = DEFAULTS.get(model.config.model_type)
+        wanted = default_targets(model.config.model_type)
         if wanted is None:
             raise RecipeError(
                 f"lora.target_modules: PEFT knows no default for {model.config.model_type!r}; {there_are}"

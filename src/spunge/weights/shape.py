@@ -33,8 +33,8 @@ class Shape:
     """Numbers in all weights, tied ones once."""
     matrices: Mapping[str, tuple[int, int]]
     """The layers' linear maps by what LoRA calls them (`q_proj`): numbers in all, and input plus output features."""
-    adapted: frozenset[str]
-    """Those of them that PEFT adapts where a recipe names none."""
+    kind: str
+    """What transformers calls the architecture."""
     inner: int
     """Numbers that every token is multiplied with."""
     layers: int
@@ -62,7 +62,6 @@ def shape_of(model: LanguageModel) -> Shape:
 @cache
 def _shape_of(model: LanguageModel, directory: Path) -> Shape:
     import torch
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     outline: Any = model.outline()
     config, layers = outline.config, find_layers(outline.get_decoder())  # of text: what sees has layers too
@@ -76,7 +75,7 @@ def _shape_of(model: LanguageModel, directory: Path) -> Shape:
     return Shape(
         parameters=sum(parameter.numel() for parameter in outline.parameters()),
         matrices=matrices,
-        adapted=frozenset(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(config.model_type, matrices)),
+        kind=config.model_type,
         inner=sum(numbers for numbers, _ in matrices.values()) + text.hidden_size * text.vocab_size,
         layers=len(layers),
         width=text.hidden_size,
