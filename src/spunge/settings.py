@@ -39,7 +39,12 @@ class Settings(BaseModel):
     """Immutable settings; an unknown key is an error and a field's docstring is its documentation."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        populate_by_name=True,
+        allow_inf_nan=False,
+        defer_build=True,
     )
 
     version: ClassVar[int] = 1

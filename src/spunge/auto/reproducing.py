@@ -20,8 +20,8 @@ from spunge.auto.trials import Arm, Bench
 from spunge.auto.wish import Wish, inputs_of, read_wish
 from spunge.errors import ArtifactError, DataError
 from spunge.files import digest_of, new_directory, replace_text
+from spunge.run.environment import environment
 from spunge.run.executors import Executor
-from spunge.run.journal import environment
 from spunge.run.standalone import export
 from spunge.run.store import Store
 from spunge.run.variant import Variant

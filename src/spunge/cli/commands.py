@@ -59,7 +59,7 @@ app = typer.Typer(
 def _show_version(wanted: bool) -> None:
     if not wanted:
         return
-    from spunge.run.journal import environment
+    from spunge.run.environment import environment
 
     versions = {name: version for name, version in environment("").items() if version}
     screen.print("\n".join(f"{name} {versions[name]}" for name in sorted(versions, key=lambda name: name != "spunge")))

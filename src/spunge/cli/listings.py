@@ -7,19 +7,21 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
-from pydantic import BaseModel
 from rich.table import Table
 
 from spunge.cli.options import methods_of, screen
-from spunge.settings import name_of
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 def recipes() -> None:
     """Lists the recipes that ship with Spunge."""
     from spunge.recipe import reading, shipped
+    from spunge.settings import name_of
 
     table = Table("recipe", "method", "what it asks")
     for name in shipped.recipes():
@@ -72,7 +74,9 @@ def _described(name: str, section: str, kind: type[BaseModel]) -> Iterator[str]:
 
 
 def _spelt(default: Any) -> str:
-    return default.model_dump_json() if isinstance(default, BaseModel) else json.dumps(default, default=str)
+    from spunge.settings import Settings
+
+    return default.model_dump_json() if isinstance(default, Settings) else json.dumps(default, default=str)
 
 
 def _bounds(metadata: Sequence[Any]) -> Iterator[tuple[str, float]]:

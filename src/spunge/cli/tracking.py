@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spunge.errors import MissingExtra, RecipeError
-from spunge.interfaces import Progress
+
+if TYPE_CHECKING:
+    from spunge.interfaces import Progress
 
 Sink = Callable[[Mapping[str, float], int], None]
 

@@ -21,10 +21,11 @@ from spunge.rows.sources import Source, load_corpus
 from spunge.run.cautions import refuse_foreign
 from spunge.run.compute import HERE, Compute
 from spunge.run.damage import MatchDamage
+from spunge.run.environment import environment
 from spunge.run.evaluate import Evaluate
 from spunge.run.executors import Task
 from spunge.run.executors.planned import Planned
-from spunge.run.journal import Listener, environment, unheard
+from spunge.run.journal import Listener, unheard
 from spunge.run.parts import find
 from spunge.run.pipeline import write_items
 from spunge.run.robustness import chosen

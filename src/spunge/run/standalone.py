@@ -25,8 +25,8 @@ from spunge.rows.items import RUN_FORMAT
 from spunge.rows.sources import Corpus, Source, concatenate, load_corpus
 from spunge.run.cautions import cautions_of_sets
 from spunge.run.compute import choose_device
+from spunge.run.environment import environment
 from spunge.run.evaluate import Evaluate
-from spunge.run.journal import environment
 from spunge.run.keys import key
 from spunge.run.parts import find
 from spunge.run.store import Artifact
