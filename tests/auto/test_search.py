@@ -17,16 +17,18 @@ from hypothesis import strategies as st
 
 from spunge.auto import clock
 from spunge.auto.asking import Asking
-from spunge.auto.clock import Clock
+from spunge.auto.clock import Clock, Closing
 from spunge.auto.inspection import inspect
 from spunge.auto.judging import time_spent
 from spunge.auto.parts import divide
 from spunge.auto.rungs import Rung, ladder, promoted
 from spunge.auto.search import Event, Search, front
+from spunge.auto.session import attack_asks
 from spunge.auto.spaces import Dimension, Space
 from spunge.auto.study import Setting, Study
 from spunge.auto.trials import ARMS, Arm, Bench, Reading, name_of, points
 from spunge.errors import RecipeError
+from spunge.evaluators.attacks import Attack, FewShot, SiblingMerge
 from spunge.rows.sources import Source
 from spunge.splitters import ByColumn
 from spunge.weights.language_model import LanguageModel
@@ -248,12 +250,38 @@ def test_no_time_is_taken_that_choosing_and_judging_need(tmp_path: Path, monkeyp
     assert counted.end(1) == 0
     assert counted.has_time("joint", rungs[0])
     rate = 10.0 / (2 * clock.reads(rungs[0].tokens, rungs[0].items))
-    counted.closing = lambda reached: round(reached * 240 / rate)
+    counted.closing = lambda reached: Closing(round(reached * 240 / rate))
     assert counted.end(2) == pytest.approx(480, rel=0.01)
     assert counted.has_time("joint", rungs[0])
-    counted.closing = lambda reached: round(reached * 290 / rate)
+    counted.closing = lambda reached: Closing(round(reached * 290 / rate))
     assert not counted.has_time("joint", rungs[0])
     assert not counted.holds(ARMS, rungs[1])
+
+
+@pytest.mark.parametrize(("beside", "asks"), [(20.0, 3), (0.0, 5)])
+def test_what_attacks_take_is_foretold_for_more_items_and_for_the_end(beside: float, asks: int):
+    rate, rungs = 1e-2, ladder(1000)
+
+    def attack(items: int) -> float:
+        return beside + asks * rate * clock.reads(0, items)
+
+    def trial(arm: Arm, rung: Rung) -> dict[str, float]:
+        count = len(points(arm, wide=rung.wide, attacked=True))
+        attacked, read = count * attack(rung.items), count * rate * clock.reads(rung.tokens, rung.items)
+        trained = 0.1 * rung.rows * rung.epochs
+        return {"trained": trained, "attacked": attacked, "seconds": trained + read + attacked}
+
+    counted = Clock(None, rungs, lambda reached: Closing(5000 * reached, 8, 128), asks)
+    for arm in ARMS:
+        counted.note(arm, rungs[0], trial(arm, rungs[0]))
+    for arm in ARMS:
+        for rung in rungs:
+            assert counted.expected(arm, rung) == pytest.approx(trial(arm, rung)["seconds"])
+    assert counted.end(3) == pytest.approx(15000 * rate + 8 * attack(128))
+
+
+def test_no_more_items_are_asked_than_there_are():
+    assert [rung.items for rung in ladder(1000, 30)] == [24, 30, 30]
 
 
 def test_where_no_trial_went_on_none_was_cut(tmp_path: Path):
@@ -309,6 +337,20 @@ def test_the_quicker_arm_gets_no_more_trials_once_the_slower_has_no_time(
     counts = [[len(search.studies[arm].results(rung.number)) for arm in ARMS] for rung in search.rungs]
     assert counts[0][0] >= 2
     assert all(joint == merged for joint, merged in counts)
+
+
+@pytest.mark.parametrize(("attack", "why"), [(FewShot, "multiple_choice"), (SiblingMerge, "sibling")])
+def test_an_attack_that_cannot_be_asked_is_refused_before_any_training(tmp_path: Path, attack: type[Attack], why: str):
+    forget, retain = (
+        inspect([write_rows(tmp_path / f"{name}.jsonl", name)], "--forget") for name in ("forget", "retain")
+    )
+    parts = divide(forget, retain, tmp_path / "parts")
+    bench = Bench(
+        LanguageModel(id="lab:model"), Asking(parts, "texts"), ByColumn(column="group"), BUDGET,
+        cast("Executor", None), against=attack,
+    )  # fmt: skip
+    with pytest.raises(RecipeError, match=f"--against.*{why}"):
+        attack_asks(bench, ladder(parts.rows["forget-train"])[0])
 
 
 def test_the_recipe_of_an_even_sum_names_its_weights(tmp_path: Path):

@@ -17,18 +17,45 @@ _ITEM = 8
 """How many tokens of damage one item takes as long as, about: measured on SmolLM2-135M, sentences of 30 tokens."""
 
 
+@dataclass(frozen=True)
+class Closing:
+    """What choosing and judging will do."""
+
+    tokens: int = 0
+    """That are read (`reads`)."""
+    attacks: int = 0
+    """How many variants are attacked, where there is an attack."""
+    items: int = 0
+    """That each attack asks."""
+
+
+@dataclass(frozen=True)
+class _Took:
+    """The seconds of one trial."""
+
+    trained: float
+    read: float
+    attacked: float
+
+    @property
+    def whole(self) -> float:
+        return self.trained + self.read + self.attacked
+
+
 @dataclass
 class Clock:
     """Knows what trials took, and says whether there is time for another."""
 
     minutes: float | None
     rungs: list[Rung]
-    closing: Callable[[int], int] = lambda reached: 0
-    """How many rungs were reached → what choosing and judging will read, in tokens (`reads`)."""
+    closing: Callable[[int], Closing] = lambda reached: Closing()
+    """How many rungs were reached → what choosing and judging will do."""
+    asks: int = 0
+    """How often an attack asks its items; 0 where there is no attack."""
     earlier: float = 0.0
     """Seconds that earlier sittings of the same search took."""
     _began: float = field(default_factory=lambda: monotonic())
-    _took: dict[tuple[Arm, int], list[tuple[float, float]]] = field(default_factory=dict)
+    _took: dict[tuple[Arm, int], list[_Took]] = field(default_factory=dict)
 
     @property
     def spent(self) -> float:
@@ -43,21 +70,25 @@ class Clock:
     def note(self, arm: Arm, rung: Rung, result: Mapping[str, Any]) -> None:
         """Takes note of what one trial took; of one that failed early nothing can be learnt."""
         if result["trained"] is not None:
-            took = (result["trained"], result["seconds"] - result["trained"])
+            attacked = result.get("attacked", 0.0)  # searches that began before it was kept have none
+            took = _Took(result["trained"], result["seconds"] - result["trained"] - attacked, attacked)
             self._took.setdefault((arm, rung.number), []).append(took)
 
     def expected(self, arm: Arm, rung: Rung) -> float | None:
         """Returns what a trial will take: as long as those before it, or as others by what they train and read."""
         if took := self._took.get((arm, rung.number)):
-            return fmean(map(sum, took))
+            return fmean(one.whole for one in took)
         known = sorted(self._took, key=lambda one: (one[0] == arm, one[1]))
         if not known:
             return None
         other_arm, number = known[-1]
         other, took = self.rungs[number], self._took[known[-1]]
         training = rung.rows * rung.epochs / (other.rows * other.epochs)
-        asked = _asked(arm, rung) / _asked(other_arm, other)
-        return training * fmean(one for one, _ in took) + asked * fmean(two for _, two in took)
+        read = self._read(arm, rung) / self._read(other_arm, other)
+        return (
+            training * fmean(one.trained for one in took) + read * fmean(one.read for one in took)
+            + self._points(arm, rung) * self._attack(rung.items)
+        )  # fmt: skip
 
     def end(self, reached: int) -> float:
         """Returns the seconds that choosing and judging will take, going by what trials took to read.
@@ -65,9 +96,35 @@ class Clock:
         Args:
             reached: How many rungs there is something to choose from at. 0 while nobody knows.
         """
-        read = sum(two for took in self._took.values() for _, two in took)
-        tokens = sum(len(took) * _asked(arm, self.rungs[number]) for (arm, number), took in self._took.items())
-        return self.closing(reached) * read / tokens if tokens else 0.0
+        closing = self.closing(reached)
+        return closing.tokens * self._rate + closing.attacks * self._attack(closing.items)
+
+    @property
+    def _rate(self) -> float:
+        """Seconds that one token takes to read; 0 while nobody knows."""
+        read = sum(one.read for took in self._took.values() for one in took)
+        tokens = sum(len(took) * self._read(arm, self.rungs[number]) for (arm, number), took in self._took.items())
+        return read / tokens if tokens else 0.0
+
+    def _attack(self, items: int) -> float:
+        """Returns the seconds that one attack takes which asks so many items; what else it does is always the same."""
+        made = [
+            (one.attacked, self._points(arm, self.rungs[number]), self.rungs[number].items)
+            for (arm, number), took in self._took.items() for one in took
+        ]  # fmt: skip
+        attacks = sum(count for _, count, _ in made)
+        if not self.asks or not attacks:
+            return 0.0
+        seconds = sum(seconds for seconds, _, _ in made) / attacks
+        asked = sum(count * items for _, count, items in made) / attacks
+        return max(0.0, seconds + self.asks * (items - asked) * reads(0, 1) * self._rate)
+
+    def _points(self, arm: Arm, rung: Rung) -> int:
+        return len(points(arm, wide=rung.wide, attacked=self.asks > 0))
+
+    def _read(self, arm: Arm, rung: Rung) -> int:
+        """What the readings of a trial take, in tokens."""
+        return self._points(arm, rung) * reads(rung.tokens, rung.items)
 
     def has_time(self, arm: Arm, rung: Rung) -> bool:
         """Whether a trial would end before its rung has to."""
@@ -102,7 +159,3 @@ class Clock:
 def reads(tokens: int, items: int) -> int:
     """Returns what a reading takes, in tokens: of the damage, and of items that are asked."""
     return tokens + _ITEM * items
-
-
-def _asked(arm: Arm, rung: Rung) -> int:
-    return len(points(arm, wide=rung.wide)) * reads(rung.tokens, rung.items)

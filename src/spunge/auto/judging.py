@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from spunge.auto.clock import reads
+from spunge.auto.clock import Closing, reads
 from spunge.auto.fluency import FLOOR
 from spunge.auto.parts import Parts
 from spunge.auto.rungs import Rung
@@ -28,12 +28,13 @@ _WRITTEN = 16
 """Tokens read that a completion takes as long as, about."""
 
 
-def closing(parts: Parts, rungs: int) -> int:
-    """Returns about what choosing and judging will read, in tokens, where so many rungs are reached."""
-    chosen = 2 * (_FINALISTS + rungs - 1) * reads(TOKENS, _MOST_CHOSEN) + 6 * _WRITTEN * _CHOSEN_FLUENT
+def closing(parts: Parts, rungs: int) -> Closing:
+    """Returns about what choosing and judging will do where so many rungs are reached."""
+    finalists, items = 2 * (_FINALISTS + rungs - 1), min(_MOST_CHOSEN, parts.rows["forget-choose"])
+    chosen = finalists * reads(TOKENS, items) + 6 * _WRITTEN * _CHOSEN_FLUENT
     asked = min(MOST_JUDGED, parts.rows["forget-test"])
     judged = 3 * (reads(0, asked) + 2 * _WRITTEN * _JUDGED_FLUENT) + 2 * (reads(2 * TOKENS, asked))
-    return chosen + judged
+    return Closing(chosen + judged, finalists + 2, items)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ SHARE = 3
 _LEAST_ROWS = 48
 _MOST_ROWS = 1500
 """Rows that the highest rung trains on, at most: beyond that a trial would take an hour for little."""
+_ITEMS = (24, 48, 96)
+"""That the highest three rungs ask, where there are so many."""
 _STEPS = 100
 """About as many steps of four rows the highest rung takes at least: short sets are gone through more than once."""
 _MOST_EPOCHS = 8
@@ -30,16 +32,16 @@ class Rung:
     """Whether it is read at all points, or at the few of the first rung."""
 
 
-def ladder(rows: int, most: int = _MOST_ROWS) -> list[Rung]:
+def ladder(rows: int, asked: int = _ITEMS[-1]) -> list[Rung]:
     """Returns the rungs for a forget set of so many rows, the cheapest first.
 
     Where the whole set is small, fewer rungs are of any use: two of the same rows would differ in items alone.
 
     Args:
         rows: Of the forget set.
-        most: That the highest rung may train on.
+        asked: Rows that there are to ask while it is tuned.
     """
-    whole = min(rows, most)
+    whole = min(rows, _MOST_ROWS)
     sizes = [whole]
     while sizes[0] > SHARE * _LEAST_ROWS and len(sizes) < 3:
         sizes.insert(0, max(_LEAST_ROWS, round(sizes[0] / SHARE)))
@@ -49,7 +51,7 @@ def ladder(rows: int, most: int = _MOST_ROWS) -> list[Rung]:
     top = len(sizes) - 1
     return [
         Rung(
-            number, size, max(1, epochs if number == top else epochs // 2), (24, 48, 96)[number + 2 - top],
+            number, size, max(1, epochs if number == top else epochs // 2), min(_ITEMS[number + 2 - top], asked),
             (256, 384, 512)[number + 2 - top], number > 0,
         )
         for number, size in enumerate(sizes)

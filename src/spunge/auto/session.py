@@ -14,7 +14,7 @@ from spunge.auto.asking import Asking, asking_of
 from spunge.auto.clock import Clock
 from spunge.auto.inspection import Holding, check, inspect, splitter_of
 from spunge.auto.parts import Parts, divide
-from spunge.auto.rungs import ladder, promoted
+from spunge.auto.rungs import Rung, ladder, promoted
 from spunge.auto.search import Event, Search, readings_of
 from spunge.auto.spaces import Space, space_of
 from spunge.auto.study import Setting, Study
@@ -242,7 +242,7 @@ def _prepared(
             f"--by {getattr(splitter, 'column', 'cluster')}: one subset is left of the rows to unlearn, so there is "
             "nothing to merge; use another column or --by cluster"
         )
-    rungs = ladder(parts.rows["forget-train"])
+    rungs = ladder(parts.rows["forget-train"], parts.rows["forget-tune"])
     attacked = against is not None
     readings = {arm: [name_of(*point) for point in points(arm, wide=False, attacked=attacked)] for arm in ARMS}
     studies: dict[Arm, Study] = {
@@ -256,8 +256,9 @@ def _prepared(
         one["seconds"] for study in studies.values() for rung in rungs for one in study.results(rung.number).values()
     )
     minutes = wish.minutes if wish.minutes is not None or wish.trials is not None else MINUTES
+    asks = attack_asks(bench, rungs[0]) if attacked else 0
     search = Search(
-        bench, studies, rungs, Clock(minutes, rungs, partial(judging.closing, parts), earlier), out, wish.trials
+        bench, studies, rungs, Clock(minutes, rungs, partial(judging.closing, parts), asks, earlier), out, wish.trials
     )
     _check_methods(bench, spaces, rungs)
     lines = plan_lines(
@@ -301,7 +302,21 @@ def _attack(name: str) -> type[Attack]:
         raise RecipeError(f"--against: {error}") from error
 
 
-def _check_methods(bench: Bench, spaces: Mapping[str, Space], rungs: Sequence[Any]) -> None:
+def attack_asks(bench: Bench, rung: Rung) -> int:
+    """Returns how often the attack asks its items; one that cannot be asked is known before any training.
+
+    Raises:
+        RecipeError: It cannot, or it lacks something.
+    """
+    try:
+        attack = bench.attack("tune", rung.items)
+        attack.check()
+        return len(attack.settings)
+    except SpungeError as error:
+        raise RecipeError(f"--against: {error}") from error
+
+
+def _check_methods(bench: Bench, spaces: Mapping[str, Space], rungs: Sequence[Rung]) -> None:
     """Asks every method what it will take, so that what it lacks and what does not fit is known before any training.
 
     Raises:

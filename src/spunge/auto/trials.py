@@ -249,8 +249,11 @@ class Bench:
         return tables
 
     def run(self, arm: Arm, setting: Setting, rung: Rung) -> dict[str, Any]:
-        """Makes a trial at a rung: JSON values with its `readings`, `seconds`, and why it `failed` if it did."""
-        begun, trained = time.monotonic(), None
+        """Makes a trial at a rung: JSON values with its `readings`, `seconds`, and why it `failed` if it did.
+
+        Of the seconds, `trained` and `attacked` say what went into training and into attacks.
+        """
+        begun, trained, attacked = time.monotonic(), None, 0.0
         suite = self.asking.forget("tune", rung.items)
         readings: list[Reading] = []
         failed = None
@@ -266,7 +269,9 @@ class Bench:
                 tables = self.ask([there for *_, there in spent], [suite])
                 for (share, scale, damage, met, there), [after] in zip(spent, tables, strict=True):
                     forgotten = mean_of(self.asking.forgotten(before, after) if after.height else [])
+                    asked = time.monotonic()
                     back = self.brought_back(there, "tune", rung.items, before, forgotten)
+                    attacked += time.monotonic() - asked
                     readings.append(
                         Reading(arm, setting.number, rung.number, merge, share, scale, damage, met, forgotten, back)
                     )
@@ -279,6 +284,7 @@ class Bench:
             "readings": [asdict(one) for one in readings],
             "seconds": time.monotonic() - begun,
             "trained": trained,
+            "attacked": attacked,
             "failed": failed,
         }
 
@@ -302,17 +308,21 @@ class Bench:
 
     def left(self, variant: Variant, part: Part, limit: int | None, before: ItemTable) -> float | None:
         """Returns how much is forgotten once the attack has done its worst; None where the model cannot be asked."""
-        [[tables]] = self.ask([variant], self._attacks(part, limit))
+        [[tables]] = self.ask([variant], [self.attack(part, limit)])
         if not tables.height:
             return None
         return min(mean_of(self.asking.forgotten(before, table)) for table in tables.partition_by("task"))
 
-    def _attacks(self, part: Part, limit: int | None) -> list[Attack]:
-        """What `--against` comes to on a part: the attack on the suite of what must go."""
+    def attack(self, part: Part, limit: int | None) -> Attack:
+        """Returns what `--against` comes to on a part: the attack on the suite of what must go.
+
+        Raises:
+            SpungeError: It cannot be asked of this suite, or needs what there is not.
+        """
         assert self.against is not None, "asked only where there is an attack"
         parts = self.asking.parts
         material = Material((Source(path=str(parts.forget)),), (Source(path=str(parts.retain)),))
-        return [*self.against.against(self.asking.forget(part, limit), material, {})][:1]
+        return next(self.against.against(self.asking.forget(part, limit), material, {}))
 
 
 def mean_of(values: Sequence[float]) -> float:
