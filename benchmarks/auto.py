@@ -1,7 +1,8 @@
-"""What `spunge auto` is worth: against random draws at equal trials, and against a recipe that was made by hand.
+"""What `spunge auto` is worth: against random draws, against a recipe that was made by hand, and killed on the way.
 
     python benchmarks/auto.py samplers lab:model --forget lab:toxicity/forget.jsonl \\
         --retain lab:toxicity/retain.jsonl --trials 16 --damage 0.1 --seeds 3 --out /tmp/searches
+    python benchmarks/auto.py killed lab:model --forget … --retain … --trials 4 --out /tmp/killed
     python benchmarks/auto.py by-hand /tmp/searches/tpe-0 --recipe smollm2-toxigen
     python benchmarks/auto.py note NAME /tmp/searches/*    # what came of them, as benchmarks/results/auto-NAME.json
     python benchmarks/auto.py tables                       # writes the tables of docs/auto.md from these
@@ -47,6 +48,11 @@ def main() -> None:
     samplers.add_argument("--seeds", type=int, default=1)
     samplers.add_argument("--out", type=Path, required=True)
     samplers.set_defaults(does=search_twice)
+    killed = commands.add_parser("killed")
+    killed.add_argument("model")
+    killed.add_argument("--trials", default="4", help="of each arm")
+    killed.add_argument("--out", type=Path, required=True)
+    killed.set_defaults(does=search_killed)
     hand = commands.add_parser("by-hand")
     hand.add_argument("search", type=Path)
     hand.add_argument("--recipe", required=True)
@@ -67,10 +73,38 @@ def search_twice(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     for seed in range(arguments.seeds):
         for sampler in ("tpe", "random"):
             out = arguments.out / f"{sampler}-{seed}"
-            command = [sys.executable, "-m", "spunge", "auto", arguments.model, *words, "--yes", "--quiet"]
-            command += ["--trials", arguments.trials, "--sampler", sampler, "--seed", str(seed), "--out", str(out)]
-            subprocess.run(command, check=True)
+            subprocess.run(
+                [*_search(arguments, words, out), "--sampler", sampler, "--seed", str(seed), "--quiet"], check=True
+            )
             print(json.dumps(noted(out)), flush=True)
+
+
+def search_killed(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    """Searches whole, and killed once a third and once two thirds of the trials were made; both must come to the same.
+
+    Raises:
+        SystemExit: They did not.
+    """
+    whole, killed = arguments.out / "whole", arguments.out / "killed"
+    subprocess.run([*_search(arguments, words, whole), "--quiet"], check=True)
+    result = _read(whole / "result.json")
+    made = sum(rung["trials"] for rung in result["time"]["rungs"])
+    for at in (made // 3, 2 * made // 3):
+        with subprocess.Popen(_search(arguments, words, killed), stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            if any(line.startswith(f"{at} of") for line in process.stderr):
+                process.kill()
+        print(f"after {at} of {made} trials: ended with {process.returncode}", flush=True)
+    subprocess.run([*_search(arguments, words, killed), "--quiet"], check=True)
+    again = _read(killed / "result.json")
+    differing = [name for name in result if name not in ("time", "plan") and result[name] != again[name]]
+    models = [(out / "model" / "model.safetensors").read_bytes() for out in (whole, killed)]
+    sys.exit(f"differs: {differing or 'the model'}" if differing or models[0] != models[1] else None)
+
+
+def _search(arguments: argparse.Namespace, words: Sequence[str], out: Path) -> list[str]:
+    command = [sys.executable, "-m", "spunge", "auto", arguments.model, *words, "--yes"]
+    return [*command, "--trials", arguments.trials, "--out", str(out)]
 
 
 def make_by_hand(arguments: argparse.Namespace, words: Sequence[str]) -> None:
