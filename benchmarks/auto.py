@@ -22,6 +22,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from spunge.auto import judging
@@ -194,17 +195,18 @@ def written(page: str) -> str:
     return re.sub(r"(?P<head><!-- auto (?P<kind>\S+) (?P<name>\S+) -->)\n.*?<!-- end -->", table, page, flags=re.S)
 
 
-def _found(notes: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = ["| sampler | seed | arm | forgotten | damage | learning rate | rows |", "|---|---|---|---|---|---|---|"]
-    for note in notes:
-        for arm, one in note["arms"].items():
-            amount = f"{one['forgotten']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
-            chosen = " ✓" if arm == note["choice"] else ""
-            lines.append(
-                f"| {note['sampler']} | {note['seed']} | {arm}{chosen} | {amount} | {one['damage']:.3f} "
-                f"| {one['learning_rate']:.2g} | {one['rows']} |"
-            )
+def _samplers(notes: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = {(note["seed"], arm, note["sampler"]): note["comparison"][arm] for note in notes for arm in ARMS}
+    lines = ["| arm | seed | TPE | random | difference |", "|---|---|---|---|---|"]
+    for arm in ARMS:
+        pairs = {seed: [found[seed, arm, one] for one in ("tpe", "random")] for seed in _seeds(notes)}
+        rows = [*pairs.items(), ("mean", [*map(fmean, zip(*pairs.values(), strict=True))])]
+        lines += [f"| {arm} | {seed} | {tpe:.3f} | {drawn:.3f} | {tpe - drawn:+.3f} |" for seed, (tpe, drawn) in rows]
     return lines
+
+
+def _seeds(notes: Sequence[Mapping[str, Any]]) -> list[int]:
+    return sorted({note["seed"] for note in notes})
 
 
 def _by_hand(notes: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -234,7 +236,7 @@ def _rungs(notes: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-TABLES = {"found": _found, "by-hand": _by_hand, "rungs": _rungs}
+TABLES = {"samplers": _samplers, "by-hand": _by_hand, "rungs": _rungs}
 
 
 def _read(file: Path) -> Any:

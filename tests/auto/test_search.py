@@ -280,8 +280,10 @@ def test_what_attacks_take_is_foretold_for_more_items_and_for_the_end(beside: fl
     assert counted.end(3) == pytest.approx(15000 * rate + 8 * attack(128))
 
 
-def test_no_more_items_are_asked_than_there_are():
-    assert [rung.items for rung in ladder(1000, 30)] == [24, 30, 30]
+def test_no_more_is_read_than_there_is():
+    rungs = ladder(1000, 30, 300)
+    assert [rung.items for rung in rungs] == [24, 30, 30]
+    assert [rung.tokens for rung in rungs] == [256, 300, 300]
 
 
 def test_where_no_trial_went_on_none_was_cut(tmp_path: Path):

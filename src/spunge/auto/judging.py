@@ -28,12 +28,12 @@ _WRITTEN = 16
 """Tokens read that a completion takes as long as, about."""
 
 
-def closing(parts: Parts, rungs: int) -> Closing:
-    """Returns about what choosing and judging will do where so many rungs are reached."""
+def closing(parts: Parts, tokens: int, rungs: int) -> Closing:
+    """Returns about what choosing and judging will do where so many rungs are reached, and so many tokens there are."""
     finalists, items = 2 * (_FINALISTS + rungs - 1), min(_MOST_CHOSEN, parts.rows["forget-choose"])
-    chosen = finalists * reads(TOKENS, items) + 6 * _WRITTEN * _CHOSEN_FLUENT
+    chosen = finalists * reads(tokens, items) + 6 * _WRITTEN * _CHOSEN_FLUENT
     asked = min(MOST_JUDGED, parts.rows["forget-test"])
-    judged = 3 * (reads(0, asked) + 2 * _WRITTEN * _JUDGED_FLUENT) + 2 * (reads(2 * TOKENS, asked))
+    judged = 3 * (reads(0, asked) + 2 * _WRITTEN * _JUDGED_FLUENT) + 2 * (reads(2 * tokens, asked))
     return Closing(chosen + judged, finalists + 2, items)
 
 

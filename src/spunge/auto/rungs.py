@@ -11,6 +11,8 @@ _MOST_ROWS = 1500
 """Rows that the highest rung trains on, at most: beyond that a trial would take an hour for little."""
 _ITEMS = (24, 48, 96)
 """That the highest three rungs ask, where there are so many."""
+_TOKENS = (256, 384, 512)
+"""That they measure damage on."""
 _STEPS = 100
 """About as many steps of four rows the highest rung takes at least: short sets are gone through more than once."""
 _MOST_EPOCHS = 8
@@ -32,7 +34,7 @@ class Rung:
     """Whether it is read at all points, or at the few of the first rung."""
 
 
-def ladder(rows: int, asked: int = _ITEMS[-1]) -> list[Rung]:
+def ladder(rows: int, asked: int = _ITEMS[-1], tokens: int = _TOKENS[-1]) -> list[Rung]:
     """Returns the rungs for a forget set of so many rows, the cheapest first.
 
     Where the whole set is small, fewer rungs are of any use: two of the same rows would differ in items alone.
@@ -40,6 +42,7 @@ def ladder(rows: int, asked: int = _ITEMS[-1]) -> list[Rung]:
     Args:
         rows: Of the forget set.
         asked: Rows that there are to ask while it is tuned.
+        tokens: That there are to measure damage on meanwhile.
     """
     whole = min(rows, _MOST_ROWS)
     sizes = [whole]
@@ -52,7 +55,7 @@ def ladder(rows: int, asked: int = _ITEMS[-1]) -> list[Rung]:
     return [
         Rung(
             number, size, max(1, epochs if number == top else epochs // 2), min(_ITEMS[number + 2 - top], asked),
-            (256, 384, 512)[number + 2 - top], number > 0,
+            min(_TOKENS[number + 2 - top], tokens), number > 0,
         )
         for number, size in enumerate(sizes)
     ]  # fmt: skip

@@ -242,7 +242,8 @@ def _prepared(
             f"--by {getattr(splitter, 'column', 'cluster')}: one subset is left of the rows to unlearn, so there is "
             "nothing to merge; use another column or --by cluster"
         )
-    rungs = ladder(parts.rows["forget-train"], parts.rows["forget-tune"])
+    tokens = bench.tokens("tune", judging.TOKENS)
+    rungs = ladder(parts.rows["forget-train"], parts.rows["forget-tune"], tokens)
     attacked = against is not None
     readings = {arm: [name_of(*point) for point in points(arm, wide=False, attacked=attacked)] for arm in ARMS}
     studies: dict[Arm, Study] = {
@@ -257,9 +258,8 @@ def _prepared(
     )
     minutes = wish.minutes if wish.minutes is not None or wish.trials is not None else MINUTES
     asks = attack_asks(bench, rungs[0]) if attacked else 0
-    search = Search(
-        bench, studies, rungs, Clock(minutes, rungs, partial(judging.closing, parts), asks, earlier), out, wish.trials
-    )
+    clock = Clock(minutes, rungs, partial(judging.closing, parts, tokens), asks, earlier)
+    search = Search(bench, studies, rungs, clock, out, wish.trials)
     _check_methods(bench, spaces, rungs)
     lines = plan_lines(
         wish, (forget, retain), parts, {name: len(rows) for name, rows in subsets.items()}, search, known

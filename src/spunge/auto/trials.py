@@ -152,6 +152,12 @@ class Bench:
         """What damage is measured on."""
         return {part: load_corpus([Source(path=str(path))]) for part, path in self.asking.parts.damage.items()}
 
+    def tokens(self, part: Part, most: int) -> int:
+        """Returns how many tokens of a part there are to measure damage on, of so many that are wanted."""
+        from spunge.asking.divergence import whole_texts
+
+        return min(most, sum(map(len, whole_texts(self.model.load_tokenizer(), self.texts[part].texts, tokens=most))))
+
     def unlearner(self, setting: Setting, rung: Rung) -> Unlearner:
         """Returns a trial's method for a rung."""
         fields = {**setting.fixed, **setting.fields}
