@@ -246,7 +246,7 @@ def test_no_time_is_taken_that_choosing_and_judging_need(tmp_path: Path, monkeyp
     monkeypatch.setattr(clock, "monotonic", lambda: 100.0)
     rungs = ladder(1000)
     counted = Clock(10, rungs, _began=0.0)
-    counted.note("joint", rungs[0], {"trained": 50.0, "seconds": 60.0})
+    counted.note("joint", rungs[0], "npo", {"trained": 50.0, "seconds": 60.0})
     assert counted.end(1) == 0
     assert counted.has_time("joint", rungs[0])
     rate = 10.0 / (2 * clock.reads(rungs[0].tokens, rungs[0].items))
@@ -255,7 +255,7 @@ def test_no_time_is_taken_that_choosing_and_judging_need(tmp_path: Path, monkeyp
     assert counted.has_time("joint", rungs[0])
     counted.closing = lambda reached: Closing(round(reached * 290 / rate))
     assert not counted.has_time("joint", rungs[0])
-    assert not counted.holds(ARMS, rungs[1])
+    assert not counted.holds(dict.fromkeys(ARMS, "npo"), rungs[1])
 
 
 @pytest.mark.parametrize(("beside", "asks"), [(20.0, 3), (0.0, 5)])
@@ -273,11 +273,23 @@ def test_what_attacks_take_is_foretold_for_more_items_and_for_the_end(beside: fl
 
     counted = Clock(None, rungs, lambda reached: Closing(5000 * reached, 8, 128), asks)
     for arm in ARMS:
-        counted.note(arm, rungs[0], trial(arm, rungs[0]))
+        counted.note(arm, rungs[0], "npo", trial(arm, rungs[0]))
     for arm in ARMS:
         for rung in rungs:
             assert counted.expected(arm, rung) == pytest.approx(trial(arm, rung)["seconds"])
     assert counted.end(3) == pytest.approx(15000 * rate + 8 * attack(128))
+
+
+def test_a_method_that_trains_in_no_time_is_foretold_as_one():
+    rungs = ladder(1000)
+    counted = Clock(None, rungs)
+    for method, trained in (("adaptive_rmu", 10.0), ("npo", 100.0)):
+        counted.note("joint", rungs[0], method, {"trained": trained, "seconds": trained + 5.0})
+    assert counted.expected("joint", rungs[0]) == pytest.approx(60.0)
+    assert counted.expected("joint", rungs[0], "npo") == pytest.approx(105.0)
+    wider, longer = (counted.expected("merged", rungs[1], method) or 0.0 for method in ("adaptive_rmu", "npo"))
+    assert longer - wider == pytest.approx(90.0 * rungs[1].rows / rungs[0].rows)
+    assert counted.expected("joint", rungs[0], "task_vector_negation") == pytest.approx(60.0)
 
 
 def test_no_more_is_read_than_there_is():

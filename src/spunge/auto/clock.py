@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from time import monotonic
@@ -33,6 +33,7 @@ class Closing:
 class _Took:
     """The seconds of one trial."""
 
+    method: str
     trained: float
     read: float
     attacked: float
@@ -67,22 +68,29 @@ class Clock:
         """Seconds in all; None where trials are counted."""
         return None if self.minutes is None else 60 * self.minutes
 
-    def note(self, arm: Arm, rung: Rung, result: Mapping[str, Any]) -> None:
+    def note(self, arm: Arm, rung: Rung, method: str, result: Mapping[str, Any]) -> None:
         """Takes note of what one trial took; of one that failed early nothing can be learnt."""
         if result["trained"] is not None:
             attacked = result.get("attacked", 0.0)  # searches that began before it was kept have none
-            took = _Took(result["trained"], result["seconds"] - result["trained"] - attacked, attacked)
+            took = _Took(method, result["trained"], result["seconds"] - result["trained"] - attacked, attacked)
             self._took.setdefault((arm, rung.number), []).append(took)
 
-    def expected(self, arm: Arm, rung: Rung) -> float | None:
-        """Returns what a trial will take: as long as those before it, or as others by what they train and read."""
-        if took := self._took.get((arm, rung.number)):
+    def expected(self, arm: Arm, rung: Rung, method: str | None = None) -> float | None:
+        """Returns what a trial will take: as long as those before it, or as others by what they train and read.
+
+        Args:
+            arm: The trial's.
+            rung: The trial's.
+            method: Its method, where that is known: one may take ten times as long as another.
+        """
+        of_method = {place: [one for one in took if one.method == method] for place, took in self._took.items()}
+        known = {place: took for place, took in of_method.items() if took} or self._took
+        if took := known.get((arm, rung.number)):
             return fmean(one.whole for one in took)
-        known = sorted(self._took, key=lambda one: (one[0] == arm, one[1]))
         if not known:
             return None
-        other_arm, number = known[-1]
-        other, took = self.rungs[number], self._took[known[-1]]
+        other_arm, number = place = max(known, key=lambda one: (one[0] == arm, one[1]))
+        other, took = self.rungs[number], known[place]
         training = rung.rows * rung.epochs / (other.rows * other.epochs)
         read = self._read(arm, rung) / self._read(other_arm, other)
         return (
@@ -126,20 +134,19 @@ class Clock:
         """What the readings of a trial take, in tokens."""
         return self._points(arm, rung) * reads(rung.tokens, rung.items)
 
-    def has_time(self, arm: Arm, rung: Rung) -> bool:
+    def has_time(self, arm: Arm, rung: Rung, method: str | None = None) -> bool:
         """Whether a trial would end before its rung has to."""
         if self.whole is None:
             return True
         last = _UNTIL[rung.number + len(_UNTIL) - len(self.rungs)]
-        return self.spent + (self.expected(arm, rung) or 0.0) <= last * (self.whole - self.end(rung.number + 1))
+        return self.spent + (self.expected(arm, rung, method) or 0.0) <= last * (self.whole - self.end(rung.number + 1))
 
-    def holds(self, arms: Sequence[Arm], rung: Rung) -> bool:
-        """Whether a trial of each arm at a rung would leave time to choose and to judge."""
+    def holds(self, methods: Mapping[Arm, str], rung: Rung) -> bool:
+        """Whether a trial of each arm at a rung, of these methods, would leave time to choose and to judge."""
         if self.whole is None:
             return True
-        return self.spent + sum(self.expected(arm, rung) or 0.0 for arm in arms) <= self.whole - self.end(
-            rung.number + 1
-        )
+        trials = sum(self.expected(arm, rung, method) or 0.0 for arm, method in methods.items())
+        return self.spent + trials <= self.whole - self.end(rung.number + 1)
 
     def left(self, waiting: Mapping[tuple[Arm, int], int]) -> float | None:
         """Returns the seconds that are left; None before anything is known.

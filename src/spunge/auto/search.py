@@ -57,9 +57,10 @@ class Search:
             RecipeError: There is no time for two trials.
         """
         for arm, study in self.studies.items():
+            settings = study.settings()
             for rung in self.rungs:
-                for result in study.results(rung.number).values():
-                    self.clock.note(arm, rung, result)
+                for number, result in study.results(rung.number).items():
+                    self.clock.note(arm, rung, settings[number].method, result)
         self._first_rung()
         for rung in self.rungs[1:]:
             self._promote(rung)
@@ -123,25 +124,27 @@ class Search:
         fewest = min(len(self.studies[arm].results(0)) for arm in ARMS)
         count = promoted(fewest, rung.number)
         begun = any(self.studies[arm].results(rung.number) for arm in ARMS)
-        if not begun and not self.clock.holds(ARMS, rung):
+        settings = {arm: self.studies[arm].settings() for arm in ARMS}
+        first = {arm: settings[arm][numbers[0]].method for arm, numbers in ranked.items() if numbers}
+        if not begun and not self.clock.holds(first, rung):
             return  # what was found below is chosen from: that is sooner than late
         late = False
         for place in range(count):
             for arm in ARMS:
                 if place >= len(ranked[arm]):
                     continue
-                setting = self.studies[arm].settings()[ranked[arm][place]]
+                setting = settings[arm][ranked[arm][place]]
                 if setting.number in self.studies[arm].results(rung.number):
                     continue
                 if place and not self._behind(arm, rung):
-                    late = late or not self.clock.has_time(arm, rung)
+                    late = late or not self.clock.has_time(arm, rung, setting.method)
                     if late:
                         continue
                 self._promoted(arm, setting, rung)
         for arm in ARMS:  # where a search goes on, one arm may have sent up a new trial and the other none
             for number in ranked[arm]:
                 if self._behind(arm, rung) and number not in self.studies[arm].results(rung.number):
-                    self._promoted(arm, self.studies[arm].settings()[number], rung)
+                    self._promoted(arm, settings[arm][number], rung)
 
     def _promoted(self, arm: Arm, setting: Setting, rung: Rung) -> None:
         """Makes a trial at a higher rung; where another process is at it, waits, and makes it only if that one died."""
@@ -164,7 +167,7 @@ class Search:
         if result is None:
             result = self.bench.run(arm, setting, rung)
             study.note(setting.number, rung.number, result)
-            self.clock.note(arm, rung, result)
+            self.clock.note(arm, rung, setting.method, result)
         self.listener(self._event(arm, rung, setting, result))
         return result
 
