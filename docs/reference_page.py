@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import typer
-from mkdocs.structure.files import File
 
 PAGE = "reference.md"
 
 
 def on_files(files: Any, config: Any) -> Any:
     """Adds the page to those of the site: MkDocs calls this."""
+    from mkdocs.structure.files import File
+
     files.append(File.generated(config, PAGE, content=reference()))
     return files
 
@@ -56,17 +58,27 @@ def _python() -> Iterator[str]:
     yield from ("## Python", "")
     for name in spunge.__all__:
         named = getattr(spunge, name)
-        signature = "" if inspect.isclass(named) else str(inspect.signature(named))
-        yield from (
-            f"### `spunge.{name}`",
-            "",
-            "```text",
-            f"{name}{signature}",
-            "",
-            inspect.getdoc(named) or "",
-            "```",
-            "",
-        )
+        yield from (f"### `spunge.{name}`", "", *_documented(name, named))
+        if inspect.isclass(named):
+            if hasattr(named, "model_fields"):
+                yield from _fields(named)
+            for member, value in vars(named).items():
+                if _is_public(member, value):
+                    yield from (f"#### `{name}.{member}`", "", *_documented(member, value))
+
+
+def _documented(name: str, value: Any) -> Iterator[str]:
+    """What is called how, and what its docstring says; of a property or a class the latter alone."""
+    called = getattr(value, "__func__", value)
+    signature = f"{name}{inspect.signature(called)}" if inspect.isfunction(called) else name
+    yield from ("```text", signature, "", inspect.getdoc(value) or "", "```", "")
+
+
+def _is_public(name: str, value: Any) -> bool:
+    """Whether a class's attribute is one to call or read; of operators those that say what they do."""
+    made = inspect.isfunction(getattr(value, "__func__", value)) or isinstance(value, property | cached_property)
+    operator = name.startswith("__") and not hasattr(object, name) and bool(inspect.getdoc(value))
+    return made and (operator or not name.startswith("_"))
 
 
 def _recipe() -> Iterator[str]:
