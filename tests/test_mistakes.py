@@ -12,9 +12,10 @@ import torch
 from conftest import make_model, sentences, write_jsonl
 
 import spunge
-from spunge.errors import DataError, IncompatibleTaskVectors, RecipeError
+from spunge.errors import DataError, IncompatibleTaskVectors, ModelError, RecipeError
 from spunge.mergers import Ties
 from spunge.recipe import reading
+from spunge.rows import readers
 from spunge.run import standalone
 from spunge.run.flow import foresee
 from spunge.run.store import Store
@@ -123,3 +124,70 @@ def test_a_misspelt_file_or_method_is_told_which_is_meant(tmp_path: Path, monkey
         reading.read("my-frist.yaml")
     with pytest.raises(RecipeError, match=r"unknown method 'RMU'; did you mean 'rmu'\?"):
         reading.validate(AnyUnlearner, {"method": "RMU"}, "unlearn")
+    with pytest.raises(RecipeError, match=r"unlearn.lr: unknown setting; did you mean 'learning_rate'\?"):
+        reading.validate(AnyUnlearner, {"method": "npo", "lr": 1e-3}, "unlearn")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.csv", "text,topic,topic\nx,y,z\n", "two columns are named 'topic': rename or remove one"),
+        ("a.jsonl", '{"text": "x"}\n{"text": "x", "text": "y"}\n', r"a.jsonl:2: two values are named 'text': rename"),
+        ("a.json", '[{"text": "x", "text": "y"}]', "two values are named 'text'"),
+        (
+            "a.csv",
+            'text,topic\n"x\ny",z\nx,y,z\n',
+            r"a.csv:4: 3 cells, of 2 columns: a cell that holds a ',' stands in do",
+        ),
+        ("a.csv", f"text\n{'x' * 200_000}\nx,y\n", r"a.csv:3: 2 cells, of 1 columns"),
+        ("a.jsonl", '[{"text": "x"}]', "a JSON array, not an object a line: give it the ending .json"),
+        ("a.jsonl", '{"text": "x"}\n{"text": NaN}\n', "row 2 has an empty 'text'"),
+        ("a.csv", "Text , topic\nx,y\n", r"columns are 'Text ', ' topic'; name yours with --columns 'text=Text '"),
+    ],
+)
+def test_a_file_that_is_not_quite_what_it_seems(tmp_path: Path, name: str, content: str, told: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=told):
+        spunge.rows(tmp_path / name)
+
+
+def test_large_files_are_held_to_the_same(tmp_path: Path) -> None:
+    filling = '{"text": "word"}\n' * (readers.LARGE // 16)
+    (tmp_path / "a.jsonl").write_text(filling + '{"text": "x", "text": "y"}\n')
+    with pytest.raises(DataError, match="two values are named 'text'"):
+        spunge.rows(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_text(filling + '{"text": NaN}\n')
+    with pytest.raises(DataError, match="has an empty 'text'"):
+        spunge.rows(tmp_path / "a.jsonl")
+
+
+def test_bars_part_cells_too(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text|topic\nx, y|z\n")
+    assert spunge.rows(tmp_path / "a.csv").rows.rows() == [("x, y", "z")]
+
+
+@pytest.mark.parametrize(
+    ("holds", "told"),
+    [
+        ("recipe.yaml", r"a run \(`spunge export` writes its model\)"),
+        ("task_vector.safetensors", "a task vector .* adds it to its base model"),
+        ("adapter_config.json", "an adapter"),
+        ("notes.txt", "no config.json in it: a model is a directory of config.json"),
+    ],
+)
+def test_directories_that_are_no_model(tmp_path: Path, holds: str, told: str) -> None:
+    (tmp_path / holds).touch()
+    with pytest.raises(ModelError, match=told):
+        spunge.load(tmp_path).config()
+    with pytest.raises(ModelError, match="a file, and a model is a directory"):
+        spunge.load(tmp_path / holds).config()
+
+
+def test_a_misspelt_suite_is_told_which_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "suite.yaml").touch()
+    with pytest.raises(RecipeError, match=r"siute.yaml: no such suite file; did you mean 'suite.yaml'\?"):
+        reading.read_suite("siute.yaml")
+    with pytest.raises(RecipeError, match=r"neither a file nor a suite that ships with Spunge; did you mean 'wmdp'\?"):
+        reading.read_suite("wdmp")
+    assert reading.read_suite("wmdp")

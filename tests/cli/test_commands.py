@@ -210,6 +210,7 @@ def test_a_recipe_takes_what_a_search_found(world: dict[str, Any], write_recipe:
         (["methods", "tise"], r"tise: no method of this name; did you mean 'ties'\?"),
         (["run", "recipe.yaml", "--dtype", "float17"], r"--dtype float17: use one of"),
         (["run", "recipe.yaml", "--jobs", "0"], r"--jobs"),
+        (["run", "recipe.yaml", "--unlearn.alpha=1"], r"No such option: .*a setting has no dashes: unlearn.alpha=…"),
         (["run", "recipe.yaml", "unlearn.layer=9"], r"layer.*9.*4"),
         (["run", "recipe.yaml", "model.id=nowhere"], r"nowhere: neither a local directory nor"),
         (["run", "recipe.yaml", "split.column=domian"], r"no column 'domian'; columns are text, domain, level"),

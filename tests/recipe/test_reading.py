@@ -284,7 +284,7 @@ def test_the_schema_documents_every_setting() -> None:
 def test_read_suite(write_recipe: Callable[[dict[str, Any]], Path], world: dict[str, Any]) -> None:
     file = write_recipe(world)
     assert [evaluator.suite for evaluator in reading.read_suite(str(file))] == ["hazards"]
-    with pytest.raises(RecipeError, match="no suite"):
+    with pytest.raises(RecipeError, match="neither a file nor a suite that ships"):
         reading.read_suite("nosuch")
     (file.parent / "suite.yaml").write_text("- {suite: s, method: multiple_choice, goal: forget, sorces: []}\n")
     with pytest.raises(RecipeError, match=r"suite\.yaml:1:53: evaluate\.0\.sorces: .*did you mean 'sources'"):

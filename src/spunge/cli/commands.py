@@ -94,7 +94,9 @@ def main() -> None:
     except SpungeError as error:
         code = _refuse(str(error))
     except typer.TyperException as error:
-        code = _refuse(error.format_message())
+        setting = getattr(error, "option_name", "").lstrip("-")
+        hint = f" (a setting has no dashes: {setting}=…)" if "." in setting else ""
+        code = _refuse(error.format_message() + hint)
     except MemoryError as error:
         code = _refuse(f"out of memory ({error or 'nothing more to be had'}): see what `spunge plan` says it takes")
     except OSError as error:

@@ -68,7 +68,10 @@ def near(name: str, candidates: Iterable[str]) -> str:
 
 
 def _closest(name: str, names: Sequence[str]) -> str | None:
-    """The name that is spelt most like this one, if any is."""
+    """The name of which this one has the initials (lr, bs), or that is spelt most like it, if any is."""
+    for one in names:
+        if len(name) > 1 and name.lower() == "".join(re.findall(r"(?<![a-z])[a-z]", one.lower())):
+            return one
     spelt = {candidate.lower(): candidate for candidate in reversed(names)}
     close = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.6)
     return spelt[close[0]] if close else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,7 +86,7 @@ def read_suite(suite: str, overrides: Sequence[str] = (), *, allow_code: bool = 
     Raises:
         RecipeError: There is no such recipe or suite, or a setting is unknown or wrong.
     """
-    if not Path(suite).is_file() and suite not in shipped.recipes():
+    if suite in shipped.suites() and not Path(suite).is_file():
         document, name, folder = yaml.load(f"[{{suite: {json.dumps(suite)}}}]", "--suite"), "--suite", None
     else:
         if suite.endswith(SUFFIXES) and not suite.endswith(".json"):
@@ -94,7 +94,7 @@ def read_suite(suite: str, overrides: Sequence[str] = (), *, allow_code: bool = 
                 f"{suite}: a data file, not a suite: a suite is a YAML list that says how to ask it, such as "
                 f"[{{suite: mine, method: multiple_choice, goal: forget, sources: [{{path: {suite}}}]}}]"
             )
-        file = _find(suite)
+        file = _find(suite, "suite", shipped.suites())
         name, folder = _shown(file), _folder(file)
         document = yaml.load(file.read_bytes(), name)
     if isinstance(document.settings, list):
@@ -137,7 +137,8 @@ def _validated(root: type[S], document: Document, words: Sequence[str]) -> S:
         raise RecipeError(in_document(error, document, root)) from error
 
 
-def _find(recipe: str | Path) -> Path | Traversable:
+def _find(recipe: str | Path, kind: str = "recipe", others: Iterable[str] = ()) -> Path | Traversable:
+    """Returns the file of a recipe, or of a suite that stands in one; `others` are what might be meant besides."""
     path = Path(recipe)
     refuse_special(path)
     if path.is_file() and path.name.endswith(SUFFIXES) and path.suffix != ".json":  # JSON is YAML
@@ -149,8 +150,10 @@ def _find(recipe: str | Path) -> Path | Traversable:
         return recipes[str(recipe)]
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         beside = [str(path.with_name(other.name)) for other in sorted(path.parent.glob("*.y*ml"))]
-        raise RecipeError(f"{recipe}: no such recipe file{near(str(recipe), beside)}")
-    raise RecipeError(f"{recipe}: neither a file nor a recipe that ships with Spunge{near(str(recipe), recipes)}")
+        raise RecipeError(f"{recipe}: no such {kind} file{near(str(recipe), beside)}")
+    raise RecipeError(
+        f"{recipe}: neither a file nor a {kind} that ships with Spunge{near(str(recipe), [*others, *recipes])}"
+    )
 
 
 def _folder(file: Path | Traversable) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import io
 import json
@@ -28,6 +29,7 @@ LARGE = 1 << 20
 """Bytes from which a file of JSON Lines is worth another reader."""
 _JSON_BLOCK = 1 << 24
 """Bytes of such a file that are parsed at once."""
+_UNREADABLE = (pl.exceptions.PolarsError, UnicodeError, json.JSONDecodeError, csv.Error, lzma.LZMAError)
 _EXACT = 2**53
 """From here on float64 does not hold every whole number."""
 
@@ -68,7 +70,7 @@ def read_local(path: Path, reading: Reading | None = None) -> pl.DataFrame:
         return reader(path, reading)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: cannot be read as {kind[1:]}: {_encoding(path)}") from error
-    except (pl.exceptions.PolarsError, UnicodeError, json.JSONDecodeError, OSError, EOFError, lzma.LZMAError) as error:
+    except (*_UNREADABLE, OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read as {kind[1:]}: {first_line(error)}") from error
 
 
@@ -231,9 +233,13 @@ def _read_any_jsonl(path: Path) -> pl.DataFrame:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = _parse(line)
             except (json.JSONDecodeError, RecursionError) as error:
                 raise DataError(f"{path}:{number}: not JSON: {first_line(error)}") from error
+            except _Twice as error:
+                raise DataError(f"{path}:{number}: {error}") from error
+            if isinstance(row, list) and any(isinstance(one, dict) for one in row):
+                raise DataError(f"{path}: a JSON array, not an object a line: give it the ending .json")
             if not isinstance(row, dict):
                 raise DataError(f"{path}:{number}: a line must be a JSON object, this is a {type(row).__name__}")
             rows.append(row)
@@ -243,7 +249,9 @@ def _read_any_jsonl(path: Path) -> pl.DataFrame:
 def _read_json(path: Path, reading: Reading) -> pl.DataFrame:
     text = read_text(path)
     try:
-        rows = json.loads(text)
+        rows = _parse(text)
+    except _Twice as error:
+        raise DataError(f"{path}: {error}") from error
     except json.JSONDecodeError:
         # Many public files are JSON Lines by another name; where the first line is whole, so are they meant.
         if _is_object(text.lstrip().partition("\n")[0]):
@@ -263,6 +271,33 @@ def _is_object(line: str) -> bool:
         return isinstance(json.loads(line), dict)
     except (json.JSONDecodeError, RecursionError):
         return False
+
+
+class _Twice(ValueError):
+    """An object has two values of one name."""
+
+
+def _parse(text: str) -> Any:
+    """Parses JSON. `NaN`, which Python writes where pandas has no value, is none; of two values none is taken.
+
+    Raises:
+        _Twice: An object names a thing twice.
+    """
+    return json.loads(
+        text, object_pairs_hook=_object, parse_constant=lambda name: None if name == "NaN" else float(name)
+    )
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise _Twice(f"two values are named {_twice([name for name, _ in pairs])!r}: rename or remove one")
+    return made
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    """Returns the first name that stands there a second time."""
+    return next((name for number, name in enumerate(names) if name in names[:number]), None)
 
 
 def _frame(rows: list[dict[str, Any]], path: Path) -> pl.DataFrame:
@@ -296,11 +331,31 @@ def _read_csv(path: Path, reading: Reading) -> pl.DataFrame:
     with _open(path) as stream:
         content = stream.read()
     content.decode("utf-8-sig")  # polars would only say that it is invalid
-    header = re.sub(rb'"[^"]*"', b"", content.split(b"\n", 1)[0])
-    # Where decimals have a comma, spreadsheets part cells by semicolons; a column's name may hold any of the three.
-    separator = max((",", ";", "\t"), key=lambda mark: header.count(mark.encode()))
-    # Every column stays text: inference would turn the label 007 into 7 and NA into null.
-    return pl.read_csv(content, infer_schema=False, separator=separator)
+    header = re.sub(rb'"[^"]*"', b"", content.split(b"\n", 1)[0]).decode("utf-8-sig", "replace")
+    # Where decimals have a comma, spreadsheets part cells by semicolons; a column's name may hold any of the four.
+    separator = max((",", ";", "\t", "|"), key=header.count)
+    if header.strip():
+        names = next(_cells(content, separator))
+        if twice := _twice(names):  # polars would give the second another name, and nobody would know
+            raise DataError(f"{path}: two columns are named {twice!r}: rename or remove one")
+    try:
+        # Every column stays text: inference would turn the label 007 into 7 and NA into null.
+        return pl.read_csv(content, infer_schema=False, separator=separator)
+    except pl.exceptions.ComputeError as error:
+        rows = _cells(content, separator)
+        columns = len(next(rows))
+        if longer := next(((rows.line_num, len(cells)) for cells in rows if len(cells) > columns), None):
+            raise DataError(
+                f"{path}:{longer[0]}: {longer[1]} cells, of {columns} columns: "
+                f"a cell that holds a {separator!r} stands in double quotes"
+            ) from error
+        raise
+
+
+def _cells(content: bytes, separator: str) -> Any:
+    """Returns Python's own reader of CSV, which is slow, but knows the line it is in."""
+    csv.field_size_limit(LONGEST)
+    return csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline=""), delimiter=separator)
 
 
 def _read_parquet(path: Path, reading: Reading) -> pl.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -377,9 +378,10 @@ def _check_text(source: Source, rows: pl.DataFrame) -> None:
     elif {"prompt", "response"} <= set(rows.columns):
         wanted = ["prompt", "response"]
     else:
+        spelt = next((name for name in rows.columns if name.strip().lower() == "text"), "…")
         raise DataError(
             f"{source.path}: no column 'text' (nor 'prompt' and 'response'); {_columns_in_words(rows)}; "
-            "name yours with --columns text=…, or `columns: {text: …}` in a recipe"
+            f"name yours with --columns {shlex.quote(f'text={spelt}')}, or `columns: {{text: {spelt!r}}}` in a recipe"
         )
     for name in wanted:
         if rows[name].dtype != pl.String:
@@ -391,4 +393,5 @@ def _check_text(source: Source, rows: pl.DataFrame) -> None:
 
 
 def _columns_in_words(rows: pl.DataFrame) -> str:
-    return f"columns are {', '.join(rows.columns) or 'none'}"
+    names = [name if name == name.strip() and name else repr(name) for name in rows.columns]
+    return f"columns are {', '.join(names) or 'none'}"

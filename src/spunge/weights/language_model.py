@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _WEIGHTS = seal.SEALED
 _MOST_LAYERS = 2000
+_NO_MODELS = {
+    "recipe.yaml": "a run (`spunge export` writes its model)",
+    "task_vector.safetensors": "a task vector (`spunge export --model BASE --task-vector` adds it to its base model)",
+    "adapter_config.json": "an adapter (PEFT's `merge_and_unload` adds it to its base model)",
+}
+"""What directories are that hold such a file, and no configuration of a model."""
 _BESIDES = tuple(pattern for pattern in _WEIGHTS if pattern != "*.safetensors")
 
 
@@ -102,7 +108,8 @@ class LanguageModel(Settings):
         if path.is_file() and path.suffix.lower() == ".gguf":
             raise ModelError(f"{self.id}: a GGUF file: run `spunge import {self.id}` once, and name what it writes")
         if is_local(self.id):
-            raise ModelError(f"{self.id}: no such model directory")
+            kind = "a file, and a model is a directory" if path.exists() else "no such model directory"
+            raise ModelError(f"{self.id}: {kind}")
         return None
 
     def _fetched(self, files: Sequence[str]) -> Path:
@@ -209,6 +216,11 @@ class LanguageModel(Settings):
         from transformers import AutoConfig
 
         directory = self.directory(weights=False)
+        if not (directory / "config.json").exists():
+            told = next(
+                (told for name, told in _NO_MODELS.items() if (directory / name).exists()), "no config.json in it"
+            )
+            raise ModelError(f"{self.id}: {told}: a model is a directory of config.json, safetensors and tokenizer")
         self.verify(weights=False)
         with as_model_error(f"{self.id}: no configuration that can be read"):
             _refuse_many_layers(directory)
