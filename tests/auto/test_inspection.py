@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from spunge.auto.asking import Asking
 from spunge.auto.inspection import Holding, check, inspect, splitter_of
 from spunge.auto.parts import PARTS, divide
 from spunge.auto.session import begin, claim, look
@@ -140,6 +141,16 @@ def test_facts_are_all_unlearned_and_each_asked_in_one_part(tmp_path: Path):
     parts = divide(forget, held(tmp_path, texts(150, "k"), "kept"), tmp_path / "parts")
     assert parts.rows["forget-train"] == 30
     assert sum(parts.rows[f"forget-{part}"] for part in PARTS) == 40
+
+
+def test_where_both_sets_hold_questions_every_reading_asks_both(tmp_path: Path):
+    forget, other = (write(tmp_path / f"{name}.jsonl", texts(90, name)) for name in ("f", "k"))
+    questions = write(tmp_path / "q.jsonl", QUESTIONS)
+    retain = inspect([other, questions], "--retain")
+    both = divide(inspect([forget, questions], "--forget"), retain, tmp_path / "both")
+    assert [suite.goal for suite in Asking(both, "questions").both("tune", 8)] == ["forget", "retain"]
+    texts_alone = divide(inspect([forget], "--forget"), retain, tmp_path / "alone")
+    assert [suite.goal for suite in Asking(texts_alone, "texts").both("tune", 8)] == ["forget"]
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,22 @@ def test_under_an_attack_who_lasts_longest_goes_on(tmp_path: Path):
     assert search.at_top("joint")[0].number == 0
 
 
+class Loses(Computed):
+    """A bench on which the later a trial the more it forgets, and the more still it loses of what must stay."""
+
+    def run(self, arm: Arm, setting: Setting, rung: Rung) -> dict[str, Any]:
+        result, number = super().run(arm, setting, rung), setting.number
+        forgets = {"forgotten": 0.5 + 0.1 * number, "lost": 0.2 * number}
+        return {**result, "readings": [{**one, **forgets} for one in result["readings"]]}
+
+
+def test_who_loses_less_of_what_must_stay_than_it_forgets_goes_on(tmp_path: Path):
+    search = searched(tmp_path, 6, Loses())
+    assert {*search.studies["joint"].results(1)} == {0, 1}
+    assert search.at_top("joint")[0].number == 0
+    assert {one.number for one in front(search.readings(1))} == {0}
+
+
 def test_no_time_is_taken_that_choosing_and_judging_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(clock, "monotonic", lambda: 100.0)
     rungs = ladder(1000)

@@ -26,7 +26,7 @@ def judged(arm: str, forgotten: float, low: float, damage: float) -> dict[str, A
         "rows": 400, "scale": 0.8, "damage": 0.029, "met": True, "forgotten": forgotten, "broken": 0.0,
     }  # fmt: skip
     test = {
-        "forgotten": forgotten, "low": low, "high": 2 * forgotten - low, "items": 113, "broken": 0.05,
+        "forgotten": forgotten, "low": low, "high": 2 * forgotten - low, "items": 113, "broken": 0.05, "lost": 0.0,
         "scores": {"acc": [0.9, 0.4]}, "damage": damage, "kept": [0.8, 0.79],
     }  # fmt: skip
     return {"choice": choice, "test": test}
@@ -111,6 +111,25 @@ def test_an_unmet_budget_and_a_useless_model_are_named():
     useless["choice"]["broken"] = 0.9
     lines = telling.verdict({**none, "arms": {"joint": useless}}, "texts", 0.03)
     assert "no longer writes language" in lines[0]
+
+
+def test_a_choice_that_forgets_what_must_stay_as_well_did_not_work():
+    spoilt = judged("joint", 0.5, 0.4, 0.03)
+    spoilt["test"]["lost"] = 0.6
+    near = asdict(Reading("joint", 3, 1, "", 3.0, 1.0, 0.09, True, 0.6))
+    none = changed(worked=False, choice="joint", comparison=None, arms={"joint": spoilt}, nearest=near)
+    lines = telling.verdict(none, "questions", 0.03)
+    assert "as much went of what must stay (0.600)" in lines[0]
+    assert "A smaller --damage" in lines[1]
+    assert "beyond the budget" not in " ".join(lines)
+
+
+def test_a_front_shows_what_was_lost_where_it_was_asked():
+    assert "lost ↓" not in telling.front_table(RESULT, "questions").header
+    points = [asdict(Reading("joint", 2, 1, "", 1.0, 1.0, 0.03, True, 0.5, lost=0.125))]
+    table = telling.front_table(changed(front={"joint": points, "merged": []}), "questions")
+    assert table.header[-1] == "lost ↓"
+    assert "0.125" in table.to_markdown()
 
 
 def test_without_any_model_it_says_how_many_failed():

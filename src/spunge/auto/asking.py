@@ -57,14 +57,19 @@ class Asking:
         """Returns the suite that asks what must go."""
         return self._suite(FORGOTTEN, "forget", self.parts.asked[part], limit)
 
-    def keep(self, part: Part) -> Evaluator | None:
+    def keep(self, part: Part, limit: int | None = None) -> Evaluator | None:
         """Returns the suite that asks what must stay, where there are questions on it."""
         if self.parts.kept is None:
             return None
         source = Source(path=str(self.parts.kept[part]))
         return MultipleChoice.model_validate(
-            {"suite": KEPT, "goal": "retain", "style": self.keeps_style, "sources": (source,)}
+            {"suite": KEPT, "goal": "retain", "style": self.keeps_style, "sources": (source,), "limit": limit}
         )
+
+    def both(self, part: Part, limit: int) -> list[Evaluator]:
+        """Returns what is asked of a reading: what must go and, where both sets hold questions, what must stay."""
+        keep = self.keep(part, limit) if self.kind == "questions" else None
+        return [self.forget(part, limit), *([keep] if keep else [])]
 
     def fluency(self, part: Part, limit: int) -> list[Evaluator]:
         """Returns what asks whether the model still writes: after benign beginnings, and after those of texts that go.

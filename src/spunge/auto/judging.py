@@ -63,7 +63,7 @@ class Choice:
             "arm": read.arm, "number": read.number, "rung": read.rung, "merge": read.merge,
             "method": self.setting.method, "settings": {**self.setting.fixed, **self.setting.fields},
             "rows": self.rung.rows, "scale": self.scale, "damage": read.damage, "met": read.met,
-            "forgotten": read.forgotten, "back": read.back, "broken": self.broken,
+            "forgotten": read.forgotten, "lost": read.lost, "back": read.back, "broken": self.broken,
         }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def choose(search: Search, arm: Arm) -> Choice | None:
     finalists = list({(one.rung, one.number, one.merge): one for one in finalists}.values())
     if not finalists:  # nothing keeps to the budget: the least damage there is
         readings = [one for rung in search.rungs for one in search.readings(rung.number) if one.arm == arm]
-        finalists = sorted(readings, key=lambda one: (one.damage is None, one.damage, -one.forgotten))[:1]
+        finalists = sorted(readings, key=lambda one: (one.damage is None, one.damage, -one.gone))[:1]
     read = [_read(search, reading) for reading in finalists]
     useless: list[Choice] = []
     # Whether it writes takes long to see, so those that forgot less are seen only where those before write nothing.
@@ -101,10 +101,10 @@ def _read(search: Search, reading: Reading) -> Choice:
     wide = Rung(rung.number, rung.rows, rung.epochs, _MOST_CHOSEN, TOKENS, wide=True)
     variant = variant_of(search, *reading.trial)
     [(_, scale, damage, met, there)] = bench.read(variant, [1.0], "choose", wide)
-    [[before], [after]] = bench.ask([bench.unchanged, there], [bench.asking.forget("choose", wide.items)])
-    forgotten = mean_of(bench.asking.forgotten(before, after) if after.height else [])
-    back = bench.brought_back(there, "choose", wide.items, before, forgotten)
-    anew = replace(reading, scale=scale, damage=damage, met=met, forgotten=forgotten, back=back)
+    before, after = bench.ask([bench.unchanged, there], bench.asking.both("choose", wide.items))
+    forgotten, lost = bench.changed(before, after)
+    back = bench.brought_back(there, "choose", wide.items, before[0], forgotten)
+    anew = replace(reading, scale=scale, damage=damage, met=met, forgotten=forgotten, lost=lost, back=back)
     return Choice(anew, setting, rung, there.scale)
 
 
@@ -163,7 +163,7 @@ def judge(search: Search) -> dict[str, Any]:
         )
         result["choice"] = best.reading.arm
         test = result["arms"][best.reading.arm]["test"]
-        result["worked"] = bool(best.reading.met and best.fluent and test["low"] is not None and test["low"] > 0)
+        result["worked"] = bool(best.reading.met and best.fluent and (test["low"] or 0.0) > max(0.0, test["lost"]))
     else:
         result["worked"] = False
     top = max((one.rung for rung in search.rungs for one in search.readings(rung.number)), default=0)
@@ -201,15 +201,18 @@ def _compared(search: Search, chosen: Mapping[Arm, Choice], before: ItemTable) -
 def _judged(
     search: Search, before: list[ItemTable], after: list[ItemTable], gone: list[float], keeps: bool
 ) -> dict[str, Any]:
-    suites = 2 if search.bench.asking.kind == "texts" else 1
+    asking = search.bench.asking
+    suites = 2 if asking.kind == "texts" else 1
     interval = mean_interval(gone) if gone else None
     scores = {name: [_score(before[0], name), _score(after[0], name)] for name in ("acc", "p_correct", "perplexity")}
     scores = {name: pair for name, pair in scores.items() if pair[0] is not None}
     judged: dict[str, Any] = {
         "forgotten": mean_of(gone), "low": interval and interval.low, "high": interval and interval.high,
         "items": len(gone), "broken": _broken(before[1 : 1 + suites], after[1 : 1 + suites]),
-        "scores": scores,
+        "scores": scores, "lost": 0.0,
     }  # fmt: skip
+    if keeps and asking.kind == "questions":
+        judged["lost"] = mean_of(asking.forgotten(before[-1], after[-1])) if after[-1].height else 1.0
     if keeps:
         judged["kept"] = [_score(before[-1], "acc"), _score(after[-1], "acc")]
     return judged
@@ -223,9 +226,9 @@ def _nearest(search: Search, rung: int) -> dict[str, Any] | None:
     """What forgets most for its damage where nothing within the budget is any good: the least damage above it."""
     beyond = [
         one for one in search.readings(rung)
-        if one.damage is not None and one.damage > search.bench.budget and one.forgotten > 0
+        if one.damage is not None and one.damage > search.bench.budget and one.gone > 0
     ]  # fmt: skip
-    found = min(beyond, key=lambda one: (one.share, -one.forgotten), default=None)
+    found = min(beyond, key=lambda one: (one.share, -one.gone), default=None)
     return None if found is None else asdict(found)
 
 

@@ -103,7 +103,7 @@ class Search:
         if reading.met and damage <= budget:
             damage = budget  # met within 5 %: none is better for having been measured a little lower
         back = [] if reading.back is None else [reading.back]
-        return [reading.forgotten, damage, *back]
+        return [reading.gone, damage, *back]
 
     def _refuse_where_two_take_too_long(self, rung: Rung) -> None:
         if self.clock.whole is None:
@@ -211,7 +211,7 @@ def readings_of(result: Mapping[str, Any]) -> list[Reading]:
 
 def front(readings: list[Reading]) -> list[Reading]:
     """Returns the readings that none beats in all objectives, the least damage first."""
-    known = [one for one in readings if one.damage is not None and one.forgotten > 0]
+    known = [one for one in readings if one.damage is not None and one.gone > 0]
     kept: list[Reading] = []
     for one in sorted(known, key=lambda one: (*one.costs, one.number)):  # whoever beats one comes before it
         if not any(all(map(le, other.costs, one.costs)) for other in kept):

@@ -89,7 +89,7 @@ class Session:
                 reached |= {number: (rung.number, result) for number, result in study.results(rung.number).items()}
             for number, (rung_number, result) in sorted(reached.items()):
                 within = [one for one in readings_of(result) if one.share == 1.0]
-                best = max(within, key=lambda one: one.forgotten, default=None)
+                best = max(within, key=lambda one: one.gone, default=None)
                 rows.append({
                     "arm": arm, "number": number, "rung": rung_number, "told": settings[number].told,
                     "seconds": result["seconds"], "failed": result["failed"],

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spunge.auto.fluency import FLOOR
 from spunge.files import format_duration
 from spunge.report.tables import Cell, Table
+
+if TYPE_CHECKING:
+    from spunge.auto.trials import Reading
 
 _NEAR = 0.9
 """Of the budget: who does less damage than this share of it is not compared as at the same."""
@@ -20,6 +23,13 @@ def amount(value: float | None, low: float | None = None, high: float | None = N
         return "not measured"
     known = low is not None and high is not None and low == low
     return f"{value:.3f} ({low:.3f} to {high:.3f})" if known else f"{value:.3f}"
+
+
+def forgets(reading: Reading) -> str:
+    """Writes how much a reading forgot, what it lost of what must stay, and what an attack brings back."""
+    lost = f", loses {amount(reading.lost)}" if reading.lost else ""
+    back = f", {amount(reading.back)} comes back" if reading.back is not None else ""
+    return f"{amount(reading.forgotten)}{lost}{back}"
 
 
 def unit(kind: str) -> str:
@@ -42,16 +52,20 @@ def verdict(result: Mapping[str, Any], kind: str, budget: float) -> list[str]:
             f"{gone} is forgotten, at a damage of {damage(test['damage'])} (budget {budget:g})."
         )
     else:
+        spoilt = (test["low"] or 0.0) > 0
         why = (
             f"none keeps to a damage of {budget:g}" if not choice["met"]
             else "what forgets most no longer writes language" if choice["broken"] > FLOOR
+            else f"as much went of what must stay ({amount(test['lost'])})" if spoilt
             else "what is forgotten cannot be told from nothing"
         )  # fmt: skip
         lines.append(
             f"Nothing worked within the budget: {why}. The best, {LABELS[arm]} by {named(choice)}, forgot {gone} on "
             f"{test['items']} items at a damage of {damage(test['damage'])}."
         )
-        if near := result["nearest"]:
+        if choice["met"] and choice["broken"] <= FLOOR and spoilt:
+            lines.append("A smaller --damage or more rows to keep may hold on to it.")
+        elif near := result["nearest"]:
             lines.append(
                 f"The nearest that forgets more is beyond the budget: {LABELS[near['arm']]}, trial {near['number']}, "
                 f"{amount(near['forgotten'])} on the rows to tune on at a damage of {damage(near['damage'])}; "
@@ -134,18 +148,21 @@ def times(result: Mapping[str, Any]) -> str:
 def front_table(result: Mapping[str, Any], kind: str) -> Table:
     """Returns both arms' fronts, the least damage first."""
     rows: list[Mapping[str, Any]] = points_of(result)
+    keeps = any(one["lost"] for one in rows)
     cells = [
         [
             Cell(str(number)), Cell(str(one["arm"])), Cell(f"trial {one['number']}"), Cell(one["merge"] or "–"),
             Cell(f"{one['scale']:.3g}", float(one["scale"])), Cell(damage(one["damage"]), one["damage"]),
             Cell(amount(one["forgotten"]), float(one["forgotten"])),
+            *([Cell(amount(one["lost"]), float(one["lost"]))] if keeps else []),
         ]
         for number, one in enumerate(rows, 1)
     ]  # fmt: skip
-    header = ["", "arm", "trial", "merge", "λ", "damage ↓", "forgotten ↑"]
+    header = ["", "arm", "trial", "merge", "λ", "damage ↓", "forgotten ↑", *(["lost ↓"] if keeps else [])]
+    beyond = ", lost of the questions that must stay in the same," if keeps else ","
     note = (
-        f"On the rows to tune on; forgotten in {unit(kind)}, damage in nats per token. No point of the same arm does "
-        "less damage and forgets as much."
+        f"On the rows to tune on; forgotten in {unit(kind)}{beyond} damage in nats per token. No point of the same arm "
+        f"does less damage and forgets as much{' beyond what it lost' if keeps else ''}."
     )
     return Table("front", "The fronts of joint unlearning and of the merged model", note, header, cells)
 

@@ -76,16 +76,24 @@ class Reading:
     """How much went, averaged over the items; 0 where the model gave NaN."""
     back: float | None = None
     """What of that an attack brings back; None where there is none."""
+    lost: float = 0.0
+    """Where both sets hold questions, how much of those that must stay went with it: damage on texts, most of whose
+    tokens are no facts, hardly shows it."""
+
+    @property
+    def gone(self) -> float:
+        """How much was forgotten beyond what was lost: an objective."""
+        return self.forgotten - self.lost
 
     @property
     def lasting(self) -> float:
-        """How much stays forgotten, under the attack where there is one: what is ranked and chosen by."""
-        return self.forgotten - (self.back or 0.0)
+        """How much of that stays forgotten, under the attack where there is one: what is ranked and chosen by."""
+        return self.gone - (self.back or 0.0)
 
     @property
     def costs(self) -> tuple[float, ...]:
         """The objectives, the less the better: damage, minus what was forgotten, what an attack brings back."""
-        return inf if self.damage is None else self.damage, -self.forgotten, self.back or 0.0
+        return inf if self.damage is None else self.damage, -self.gone, self.back or 0.0
 
     @property
     def trial(self) -> tuple[Arm, int, int, str]:
@@ -260,27 +268,26 @@ class Bench:
         Of the seconds, `trained` and `attacked` say what went into training and into attacks.
         """
         begun, trained, attacked = time.monotonic(), None, 0.0
-        suite = self.asking.forget("tune", rung.items)
+        suites = self.asking.both("tune", rung.items)
         readings: list[Reading] = []
         failed = None
         try:
             variants = self.trained(arm, setting, rung)
             trained = time.monotonic() - begun
-            [[before]] = self.ask([self.unchanged], [suite])
+            [before] = self.ask([self.unchanged], suites)
             wanted = points(arm, wide=rung.wide, attacked=self.against is not None)
             for merge in dict.fromkeys(merge for merge, _ in wanted):
                 variant = self.merged(arm, setting, rung, variants, merge)
                 shares = [share for name, share in wanted if name == merge]
                 spent = self.read(variant, shares, "tune", rung)
-                tables = self.ask([there for *_, there in spent], [suite])
-                for (share, scale, damage, met, there), [after] in zip(spent, tables, strict=True):
-                    forgotten = mean_of(self.asking.forgotten(before, after) if after.height else [])
+                tables = self.ask([there for *_, there in spent], suites)
+                for (share, scale, damage, met, there), after in zip(spent, tables, strict=True):
+                    forgotten, lost = self.changed(before, after)
                     asked = time.monotonic()
-                    back = self.brought_back(there, "tune", rung.items, before, forgotten)
+                    back = self.brought_back(there, "tune", rung.items, before[0], forgotten)
                     attacked += time.monotonic() - asked
-                    readings.append(
-                        Reading(arm, setting.number, rung.number, merge, share, scale, damage, met, forgotten, back)
-                    )
+                    at = (arm, setting.number, rung.number, merge, share)
+                    readings.append(Reading(*at, scale, damage, met, forgotten, back, lost))
                 if variant.artifact is not None and arm == "merged":
                     # A merge of a large model is larger than all of its parts, and is had again in seconds.
                     remove(variant.artifact.path)
@@ -293,6 +300,12 @@ class Bench:
             "attacked": attacked,
             "failed": failed,
         }
+
+    def changed(self, before: Sequence[ItemTable], after: Sequence[ItemTable]) -> tuple[float, float]:
+        """Returns how much went of what must go and of what must stay, on the suites of `Asking.both`; 0 of NaN."""
+        pairs = zip(before, after, strict=True)
+        went = [mean_of(self.asking.forgotten(base, one) if one.height else []) for base, one in pairs]
+        return went[0], sum(went[1:])
 
     def part(self, variant: Variant, directory: Path) -> TaskVectorPart:
         """Returns a variant as what is exported: its task vector and the λ at which it was asked."""

@@ -123,10 +123,10 @@ def _searched(session: Session, *, quiet: bool) -> dict[str, Any]:
         if not quiet:
             best = session.search.at_top()
             if best:
-                from spunge.auto.telling import amount, unit
+                from spunge.auto.telling import forgets, unit
 
                 kind = session.asking.kind
-                told = f"{best[0].told} forgets {amount(best[0].forgotten)} {unit(kind)} on the rows to tune on"
+                told = f"{best[0].told} forgets {forgets(best[0])} {unit(kind)} on the rows to tune on"
                 aside.print(f"the best so far, kept in {session.out}: {told}", soft_wrap=True)
             else:
                 aside.print("no trial had ended", soft_wrap=True)
@@ -134,18 +134,19 @@ def _searched(session: Session, *, quiet: bool) -> dict[str, Any]:
 
 
 def _line(session: Session, event: Event) -> str:
-    from spunge.auto.telling import amount
+    from spunge.auto.search import readings_of
+    from spunge.auto.telling import forgets
 
     result = event.result
-    within = [one for one in result["readings"] if one["share"] == 1.0]
-    best = max(within, key=lambda one: one["forgotten"], default=None)
+    within = [one for one in readings_of(result) if one.share == 1.0]
+    best = max(within, key=lambda one: one.gone, default=None)
     if result["failed"]:
         came = f"failed: {result['failed']}"
     else:
-        came = f"forgets {amount(best['forgotten'])}" if best else "could not be read"
+        came = f"forgets {forgets(best)}" if best else "could not be read"
     of = f" of {event.whole}" if event.whole else ""
     left = "" if event.left is None else f"; {format_duration(event.left)} left"
-    top = f"; best {amount(event.best.forgotten)} ({event.best.told})" if event.best else ""
+    top = f"; best {forgets(event.best)} ({event.best.told})" if event.best else ""
     trial = f"{event.arm} {event.setting.number}, {event.rung.rows} rows, {event.setting.told}"
     return f"{event.done}{of}: {trial}: {came} in {format_duration(result['seconds'])}{top}{left}"
 
