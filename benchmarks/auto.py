@@ -117,14 +117,14 @@ def make_by_hand(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     recipe = reading.read(arguments.recipe, [*arguments.overrides, *words])
     top = search.rungs[-1]
     rung = replace(top, rows=len(bench.rows.forget), epochs=1, tokens=judging.TOKENS)
-    suite = asking.forget("test", judging.MOST_JUDGED)
-    [[before]] = bench.ask([bench.unchanged], [suite])
+    suites = asking.both("test", judging.MOST_JUDGED)
+    [before] = bench.ask([bench.unchanged], suites)
     result = _read(out / "result.json")
 
-    def forgotten(variant: Any) -> tuple[list[float], float | None, float]:
+    def forgotten(variant: Any) -> tuple[list[float], float, float | None, float]:
         [(_, scale, damage, _, there)] = bench.read(variant, [1.0], "test", rung)
-        [[after]] = bench.ask([there], [suite])
-        return asking.forgotten(before, after), damage, scale
+        [after] = bench.ask([there], suites)
+        return asking.forgotten(before[0], after[0]), bench.changed(before, after)[1], damage, scale
 
     rows: list[dict[str, Any]] = _read(out / BY_HAND) if (out / BY_HAND).exists() else []
     for arm in arguments.arms:
@@ -132,19 +132,20 @@ def make_by_hand(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         fields = {name: value for name, value in made.dump().items() if name not in ("method", "together")}
         setting = Setting(-1, made.dump()["method"], fields, {})
         variants = bench.trained(arm, setting, rung)
-        by_hand, damage, scale = forgotten(
+        by_hand, lost, damage, scale = forgotten(
             bench.merged(arm, setting, rung, variants, "ties 1" if arm == "merged" else "")
         )
         for other in ARMS:
             choice = result["arms"][other]["choice"]
-            found, found_damage, _ = forgotten(
+            found, found_lost, found_damage, _ = forgotten(
                 judging.variant_of(search, other, choice["number"], choice["rung"], choice["merge"])
             )
             apart = compare(found, by_hand)
             interval = apart.interval()
             own = mean_interval(by_hand)
             rows.append({
-                "by_hand": arm, "learning_rate": fields["learning_rate"],
+                "by_hand": arm, "method": setting.method, "lost": lost, "auto_lost": found_lost,
+                "learning_rate": fields["learning_rate"],
                 "alpha": fields.get("alpha", 0.0), "scale": scale, "damage": damage,
                 "forgotten": sum(by_hand) / len(by_hand), "low": own.low, "high": own.high, "auto": other,
                 "auto_forgotten": sum(found) / len(found), "auto_damage": found_damage,
@@ -210,14 +211,20 @@ def _seeds(notes: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def _by_hand(notes: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [one for note in notes for one in note["by_hand"]]
+    lost = any(one.get("lost") for one in rows)  # asked where both sets hold questions, and told beside what went
+    gone = "forgotten (lost)" if lost else "forgotten"
     lines = [
-        "| by hand | learning rate | α | forgotten | `spunge auto` | forgotten | difference |",
+        f"| by hand | learning rate | α | {gone} | `spunge auto` | {gone} | difference |",
         "|---|---|---|---|---|---|---|",
     ]
-    for one in (one for note in notes for one in note["by_hand"]):
+    for one in rows:
+        method = f", {one['method']}" if lost else ""
+        by_hand, found = (f" ({one[name]:.3f})" if lost else "" for name in ("lost", "auto_lost"))
         lines.append(
-            f"| {one['by_hand']} | {one['learning_rate']:.2g} | {one['alpha']:g} | {one['forgotten']:.3f} "
-            f"| {one['auto']}{' ✓' if one['chosen'] else ''} | {one['auto_forgotten']:.3f} "
+            f"| {one['by_hand']}{method} | {one['learning_rate']:.2g} | {one['alpha']:g} "
+            f"| {one['forgotten']:.3f}{by_hand} "
+            f"| {one['auto']}{' ✓' if one['chosen'] else ''} | {one['auto_forgotten']:.3f}{found} "
             f"| {one['difference']:+.3f} ({one['difference_low']:+.3f} to {one['difference_high']:+.3f}) |"
         )
     return lines
