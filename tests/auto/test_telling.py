@@ -159,7 +159,7 @@ def test_the_page_holds_both_fronts_and_escapes_names(tmp_path: Path):
 
 def test_the_card_says_where_its_figures_come_from():
     card = telling.card(RESULT, RESULT["wish"], "questions", "the model answers 90% of 80 questions (25% by chance)")
-    assert card.startswith("---\nbase_model: ")
+    assert card.startswith("---\nlibrary_name: transformers\n")
     assert "## Judged on the test part" in card
     assert "reproduce.json" in card
 

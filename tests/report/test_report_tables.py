@@ -18,6 +18,7 @@ from spunge.errors import ArtifactError
 from spunge.report import paper, search
 from spunge.report.findings import Findings
 from spunge.report.insides import costs
+from spunge.report.markdown import front_matter
 from spunge.report.points import BAD, GOOD, UNSURE
 from spunge.report.tables import Cell, Table, all_tables, escape_markdown, key_tables, signed, slug
 from spunge.report.verdict import verdict
@@ -308,13 +309,23 @@ def test_results_md_and_card_carry_the_verdict(tmp_path):
     headline = escape_markdown(judged(run).headline)
     assert headline in (run / "report" / "results.md").read_text()
     card = report.card(run)
-    assert card.split("---")[2].splitlines()[4] == f"**{headline}**"
+    assert card.split("---")[2].splitlines()[6] == f"**{headline}**"
     assert "- Warning: subset 'tiny' has 3 rows and was left out" in card
     assert "Against unlearning one subset after the other: not run" in card
     assert len((run / "report" / "results.md").read_text().splitlines()) < 60  # a page
     front = YAML(typ="safe", pure=True).load(card.split("---")[1])
-    assert front["base_model"] == "lab:model"
+    assert front == {"library_name": "transformers", "tags": ["unlearning", "spunge"]}  # the hub has no lab:model
     assert "## Limits" in card
+
+
+def test_a_card_says_what_loads_the_files_and_names_a_base_that_the_hub_can_have():
+    adapter = front_matter("owner/model", "adapter")
+    assert YAML(typ="safe", pure=True).load(adapter.split("---")[1]) == {
+        "base_model": "owner/model", "library_name": "peft", "tags": ["unlearning", "spunge"],
+    }  # fmt: skip
+    assert 'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("owner/model"), DIRECTORY)' in adapter
+    assert "base_model:" not in front_matter("./model", "task-vector")
+    assert 'from_pretrained(spunge.load("lab:model").directory())' in front_matter("lab:model", "adapter")
 
 
 def test_compared_runs_are_matched_by_item(tmp_path):

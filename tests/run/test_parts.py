@@ -103,7 +103,7 @@ def test_an_adapter_is_loaded_by_plain_peft(of_factors: Path, tiny_model: Path, 
     assert (adapted - before).abs().max() > 1e-2
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert ("not its merged model" in card) == (variant != "merged")
-    assert card.startswith("---\nbase_model: ")
+    assert card.startswith("---\nlibrary_name: peft\n")
 
 
 def test_an_adapter_of_the_embedded_model_names_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from spunge.auto.fluency import FLOOR
 from spunge.files import format_duration
+from spunge.report.markdown import front_matter
 from spunge.report.tables import Cell, Table
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def card(
     tables = [judged_table(result, kind), front_table(result, kind)]
     body = "\n\n".join(f"## {table.title}\n\n{table.to_markdown()}\n{table.note}" for table in tables)
     return (
-        f"---\nbase_model: {wish['model']}\nlibrary_name: transformers\ntags: [unlearning, spunge]\n---\n\n"
+        f"{front_matter(str(wish['model']))}\n\n"
         f"# {str(wish['model']).rsplit('/', 1)[-1]}, unlearned\n\nFound by `spunge auto`; {known}.\n\n"
         + "\n\n".join(lines)
         + f"\n\n{body}\n\n## Limits\n\n- {times(result)}\n"

@@ -107,12 +107,12 @@ def _written(report: Path) -> Findings:
     return Findings(json.loads(written.read_text(encoding="utf-8")) if written.is_file() else build(report.parent))
 
 
-def card(run: Path, variant: str = MERGED.name) -> str:
+def card(run: Path, variant: str = MERGED.name, form: str = "checkpoint") -> str:
     """Returns the model card of a run's model, in the hub's format: what it is, verdict, tables, recipe, limits."""
     from spunge.report.markdown import model_card
 
     findings = Findings(build(run))
-    return model_card(findings, judge(findings), key_tables(findings), variant)
+    return model_card(findings, judge(findings), key_tables(findings), variant, form)
 
 
 def tabulate(findings: Findings) -> list[Table]:

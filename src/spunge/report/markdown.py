@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from spunge.files import is_local
 from spunge.report.closing import closing
 from spunge.report.findings import Findings
 from spunge.report.tables import Table, escape_markdown, plain
@@ -48,7 +49,44 @@ def render(findings: Findings, judged: Verdict, tables: Sequence[Table]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def model_card(findings: Findings, judged: Verdict, tables: Sequence[Table], variant: str = MERGED.name) -> str:
+_FORMS = {
+    "checkpoint": ("transformers", "A checkpoint: transformers' `AutoModelForCausalLM.from_pretrained` loads it."),
+    "adapter": (
+        "peft",
+        "An adapter, to be loaded onto {base}: `PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({path})"
+        ", DIRECTORY)`. It is exact where the change has the adapter's rank; the export says how much of it is kept.",
+    ),
+    "task-vector": (
+        "spunge",
+        "A task vector, what to add to the weights of {base}: `spunge export --model {path} --task-vector DIRECTORY "
+        "--out NEW` makes a checkpoint of both.",
+    ),
+}
+"""What can be exported → the library that loads it, and how."""
+
+
+def front_matter(base: str, form: str = "checkpoint") -> str:
+    """Returns the head of a model card: what the hub reads of it, and below that how the files are loaded.
+
+    Args:
+        base: The base model's id; the hub is told of it where it can have it.
+        form: What the files are: `checkpoint`, `adapter` or `task-vector`.
+    """
+    library, loaded = _FORMS[form]
+    path = f'spunge.load("{base}").directory()' if base.startswith("lab:") else json.dumps(base)
+    named = [] if is_local(base) else [f"base_model: {json.dumps(plain(base))}"]
+    head = ["---", *named, f"library_name: {library}", "tags: [unlearning, spunge]", "---"]
+    told = loaded.format(base=escape_markdown(base), path=path)
+    return "\n".join([*head, "", told])
+
+
+def model_card(
+    findings: Findings,
+    judged: Verdict,
+    tables: Sequence[Table],
+    variant: str = MERGED.name,
+    form: str = "checkpoint",
+) -> str:
     """Returns a model card in the hub's format: whether it worked, what to be warned of, what was done, and how.
 
     Args:
@@ -56,13 +94,13 @@ def model_card(findings: Findings, judged: Verdict, tables: Sequence[Table], var
         judged: Its verdict.
         tables: The main ones.
         variant: Whose card it is; the verdict is on the merged model, and the card of another says so.
+        form: What it lies beside; see `front_matter`.
     """
     results = findings.results
     provenance = results["provenance"]
     base = provenance["model"]["id"]
-    front = ["---", f"base_model: {_quoted(base)}", "library_name: transformers", "tags: [unlearning, spunge]", "---"]
     lines = [
-        *front,
+        front_matter(base, form),
         "",
         f"# {escape_markdown(results['experiment'])}",
         "",
@@ -127,10 +165,6 @@ def _first_rows(table: Table) -> list[str]:
     lines = table.to_markdown().rstrip().splitlines()
     shown = lines[: _ROWS + 2]  # the head and the line under it
     return shown + (["", f"… and {len(lines) - len(shown)} more rows."] if len(shown) < len(lines) else [])
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(plain(text))
 
 
 def _fenced(recipe: str) -> list[str]:

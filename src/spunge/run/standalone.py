@@ -21,6 +21,7 @@ from spunge.files import locate, new_directory, refuse_existing
 from spunge.interfaces import Evaluator, Merger, Progress, Unlearner, Work, silent, strength_of
 from spunge.mergers import TaskArithmetic
 from spunge.merging import AsAdapter, AsCheckpoint, AsTaskVector, Form, Part
+from spunge.report.markdown import front_matter
 from spunge.rows.items import RUN_FORMAT
 from spunge.rows.sources import Corpus, Source, concatenate, load_corpus
 from spunge.run.cautions import cautions_of_sets
@@ -42,6 +43,9 @@ from spunge.weights.task_vector import TaskVector
 
 if TYPE_CHECKING:
     from spunge.steering.search import Trial
+
+
+_FORMS: dict[str, type[Form]] = {"checkpoint": AsCheckpoint, "task-vector": AsTaskVector, "adapter": AsAdapter}
 
 
 @dataclass(frozen=True)
@@ -125,12 +129,13 @@ def parse_form(name: str, rank: int) -> Form:
     Raises:
         RecipeError: There is no such form.
     """
-    forms: dict[str, Form] = {
-        "checkpoint": AsCheckpoint(), "task-vector": AsTaskVector(), "adapter": AsAdapter(rank)
-    }  # fmt: skip
-    if name not in forms:
-        raise RecipeError(f"--as {name}: use one of {', '.join(forms)}")
-    return forms[name]
+    if name not in _FORMS:
+        raise RecipeError(f"--as {name}: use one of {', '.join(_FORMS)}")
+    return AsAdapter(rank) if name == "adapter" else _FORMS[name]()
+
+
+def _name_of(form: Form | None) -> str:
+    return next((name for name, kind in _FORMS.items() if isinstance(form, kind)), "checkpoint")
 
 
 def merge(
@@ -158,7 +163,7 @@ def merge(
     if isinstance(form, AsCheckpoint | AsAdapter):
         method = getattr(merger, "method", type(merger).__name__)
         what = f"the {method} merge of {len(opened)} task vectors: {', '.join(opened)}"
-        form = replace(form, card=card(base.id, what, {"merge": merger.dump(), "seed": step.seed}))
+        form = replace(form, card=card(base.id, what, {"merge": merger.dump(), "seed": step.seed}, form))
     options = merging.Options(choose_device(step.device), step.seed, progress=step.progress)
     diagnostics = merging.write(merger, opened, step.out, base=checkpoint, form=form, options=options)
     if (caution := merging.caution_of_rounding(diagnostics.get("rounding"))) is not None:
@@ -180,7 +185,7 @@ def export_part(part: Part, out: Path, *, form: Form | None = None) -> dict[str,
     Raises:
         SpungeError: Something is missing or wrong; `out` does not exist afterwards.
     """
-    return export(part.model, part, out, form=form, about=report.card(part.run, part.variant))
+    return export(part.model, part, out, form=form, about=report.card(part.run, part.variant, _name_of(form)))
 
 
 def export(
@@ -212,7 +217,7 @@ def export(
     if about is None:
         made = {name: vector.provenance.get(name) for name in ("method", "settings", "data", "seed")}
         what = f"a task vector that changes {len(vector)} parameters (norm {vector.norm:.4g})"
-        about = card(model.id, what, {**made, "scale": vector.scale})
+        about = card(model.id, what, {**made, "scale": vector.scale}, form)
     if isinstance(form, AsAdapter):
         # The sum of one: exact of factors, and else what of it an adapter of this rank can hold.
         adapter = replace(_adapter_of(model, form), card=about)
@@ -342,16 +347,16 @@ def _topics(forget: Mapping[str, Corpus]) -> Corpus:
     return concatenate(rows.with_subset(name) if name else rows for name, rows in forget.items())
 
 
-def card(model: str, what: str, made: Mapping[str, Any]) -> str:
-    """Returns the model card of a checkpoint that no run stands behind: what it is, from what, and how it was made."""
+def card(model: str, what: str, made: Mapping[str, Any], form: Form | None = None) -> str:
+    """Returns the model card of an export that no run stands behind: what it is, from what, and how it was made."""
     stated = {name: value for name, value in made.items() if value is not None}
     return (
-        f"---\nbase_model: {json.dumps(model)}\nlibrary_name: transformers\ntags: [unlearning, spunge]\n---\n\n"
+        f"{front_matter(model, _name_of(form))}\n\n"
         f"# {Path(model).name}, unlearned\n\n"
         f"`{model}` plus {what}.\n\n"
         f"```json\n{json.dumps(stated, indent=1, sort_keys=True, default=str)}\n```\n\n"
         "## Limits\n\n"
-        "- Nothing was measured on this checkpoint when it was written: what it forgot, and what else it lost, is not "
+        "- Nothing was measured on it when it was written: what it forgot, and what else it lost, is not "
         "known here.\n"
         "- Unlearning hides more than it erases: fine-tuning, quantisation or other prompts may bring part of it "
         "back.\n"
