@@ -2,6 +2,7 @@
 
 python studies/printed.py tutorial gallery                        # a minute or two of a CPU
 python studies/printed.py tutorial --model SMOLLM2 --data DATA    # its commands on a real model, with toxigen/ in DATA
+python studies/printed.py --rows DIR --data DATA                  # writes posts.jsonl and benign.jsonl alone, its rows
 
 printed/PAGE.txt, or PAGE-smollm2.txt, then holds each command, the day, and what came out. Tests hold what the pages
 quote to these files.
@@ -30,10 +31,15 @@ REAL = "posts"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pages", nargs="+", help="as docs/ names them, without .md")
+    parser.add_argument("pages", nargs="*", help="as docs/ names them, without .md")
     parser.add_argument("--model", type=Path, help="the directory of SmolLM2-135M-Instruct")
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", type=Path, help="holds toxigen/annotated_revised.json")
+    parser.add_argument("--rows", type=Path, help="an existing directory")
     options = parser.parse_args()
+    if (options.model or options.rows) and not options.data:
+        parser.error("--data: name the folder that holds toxigen/annotated_revised.json")
+    if options.rows:
+        write_rows(options.rows, options.data)
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
         furnish(directory)
@@ -58,9 +64,14 @@ def printed(words: tuple[str, ...], directory: Path) -> str:
 
 
 def put_real(directory: Path, model: Path, data: Path) -> None:
-    """Puts the real model in its place, and 60 hateful sentences and 50 benign ones about each of three groups."""
+    """Puts the real model in its place, and the rows for it."""
     (directory / "SmolLM2-135M-Instruct").rename(directory / "embedded")
     (directory / "SmolLM2-135M-Instruct").symlink_to(model.resolve())
+    write_rows(directory, data)
+
+
+def write_rows(directory: Path, data: Path) -> None:
+    """Writes 60 hateful sentences and 50 benign ones about each of three groups."""
     rows = json.loads((data / "toxigen" / "annotated_revised.json").read_text(encoding="utf-8"))
     for name, count, wanted in (("posts", 60, hateful), ("benign", 50, benign)):
         with (directory / f"{name}.jsonl").open("w", encoding="utf-8") as file:
