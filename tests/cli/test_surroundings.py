@@ -8,8 +8,10 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from spunge import memory
@@ -89,3 +91,11 @@ def test_what_users_of_command_lines_expect() -> None:
     read = runner.invoke(commands.app, ["plan", "lab-knowledge", "--set", "merge.density=7", "-o", "nowhere"])
     assert "merge.density" in str(read.exception)
     assert not Path("nowhere").exists()
+
+
+def test_every_out_is_o_for_short() -> None:
+    menu: Any = typer.main.get_command(commands.app)
+    leaves = [leaf for one in menu.commands.values() for leaf in getattr(one, "commands", {"": one}).values()]
+    spelt = [parameter.opts for leaf in leaves for parameter in leaf.params if "--out" in parameter.opts]
+    assert len(spelt) > 15
+    assert [opts for opts in spelt if "-o" not in opts] == []

@@ -259,7 +259,7 @@ def audit(
         list[str], typer.Argument(help="MODEL …: checkpoints, adapters, task vectors of it, or RUN:joint.")
     ],
     suite: Suite,
-    out: Annotated[Path, typer.Option("--out", help="The directory; that of an earlier audit is continued.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The directory; that of an earlier audit is continued.")],
     forget: Annotated[list[str] | None, typer.Option("--forget", help="Rows of what was to go.")] = None,
     retain: Annotated[list[str] | None, typer.Option("--retain", help="Rows of what was to stay.")] = None,
     unseen: Annotated[
