@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -91,6 +92,13 @@ def test_what_users_of_command_lines_expect() -> None:
     read = runner.invoke(commands.app, ["plan", "lab-knowledge", "--set", "merge.density=7", "-o", "nowhere"])
     assert "merge.density" in str(read.exception)
     assert not Path("nowhere").exists()
+
+
+@pytest.mark.parametrize("command", ["ls", "verify", "gc"])
+def test_a_store_that_is_not_there_is_not_an_empty_one(command: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(commands.app, ["store", command, "-o", str(tmp_path / "wrong")])
+    assert re.search("wrong: no store in it: --out names the runs root", str(done.exception))
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_out_is_o_for_short() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -14,7 +14,20 @@ from rich.table import Table
 from spunge.cli.options import AllowCode, Out, aside, screen
 from spunge.errors import redacted
 
+if TYPE_CHECKING:
+    from spunge.run.store import Store
+
 app = typer.Typer(help="Looks after the artifacts that all runs under a runs root share.", no_args_is_help=True)
+
+
+def _store(out: Path) -> Store:
+    """Opens the store of a runs root; one that is not there was meant to be another, and nothing is made."""
+    from spunge.errors import ArtifactError
+    from spunge.run.store import Store
+
+    if not (out / "store").is_dir():
+        raise ArtifactError(f"{out}: no store in it: --out names the runs root, which holds runs and their store")
+    return Store(out / "store")
 
 
 @app.command("ls")
@@ -23,8 +36,8 @@ def list_store(out: Out = Path("runs")) -> None:
     from spunge.errors import ArtifactError
     from spunge.files import format_bytes, size_of
     from spunge.run.foretell import plan as planning
-    from spunge.run.store import Store
 
+    store = _store(out)
     runs: Mapping[str, Sequence[str]] = {}
     try:
         runs = planning.needed(out)
@@ -32,7 +45,7 @@ def list_store(out: Out = Path("runs")) -> None:
         aside.print(redacted(f"spunge: warning: {error}"), soft_wrap=True)
     table = Table("stage", "key", "size", "made", "seconds", "runs")
     total = count = 0
-    for artifact in Store(out / "store").contents():
+    for artifact in store.contents():
         used, made = size_of(artifact.path), datetime.fromtimestamp(artifact.path.stat().st_mtime)
         shown = (format_bytes(used), f"{made:%Y-%m-%d %H:%M}", str(artifact.manifest.get("seconds", "")))
         table.add_row(
@@ -47,9 +60,8 @@ def list_store(out: Out = Path("runs")) -> None:
 def verify(out: Out = Path("runs")) -> None:
     """Reads every artifact and compares it with the digests in its manifest; changes nothing."""
     from spunge.errors import ArtifactError
-    from spunge.run.store import Store
 
-    store = Store(out / "store")
+    store = _store(out)
     damaged = list(store.damaged())
     for path, what in damaged:
         screen.print(f"{path}: {what} is damaged", soft_wrap=True)
@@ -67,9 +79,8 @@ def gc(
     """Says what no run under the runs root refers to, and what broken attempts left; with --delete, removes it."""
     from spunge.files import format_bytes, size_of
     from spunge.run.foretell import plan as planning
-    from spunge.run.store import Store
 
-    store = Store(out / "store")
+    store = _store(out)
     total = count = 0
     with store.held(alone=True) if delete else nullcontext():
         for path in store.superfluous(planning.needed(out, allow_code=allow_code)):
