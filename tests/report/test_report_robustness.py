@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import polars as pl
 import pytest
@@ -14,6 +16,7 @@ from spunge.report.answers import matrices
 from spunge.report.findings import Findings
 from spunge.report.recovery import recovered
 from spunge.report.robustness import heat, tables, worst_cases
+from spunge.report.verdict import verdict
 from spunge.rows.items import Item, Measurement, item_table
 from spunge.statistics import ratio_interval
 
@@ -87,6 +90,41 @@ def test_an_oracle_takes_the_place_of_what_was_unlearned(scores) -> None:
     expected, ends = ratio_interval(after - oracle, base - oracle)
     assert row["recovered"] == pytest.approx(expected)
     assert row["recovered_low"] == pytest.approx(ends.low)
+    before = scores["unlearned", ""].astype(float)
+    for name, part in (("never_gone", before - oracle), ("returned", after - before)):
+        share, ends = ratio_interval(part, base - oracle)
+        assert (row[name], row[f"{name}_low"]) == (pytest.approx(share), pytest.approx(ends.low))
+    assert row["never_gone"] + row["returned"] == pytest.approx(row["recovered"])
+
+
+def test_what_was_never_gone_is_no_success_of_an_attack(tmp_path) -> None:
+    run = write_run(tmp_path, items=800, attacked=True, gain=-0.3)
+    items = pl.read_parquet(run / "items.parquet")
+    never_knew = items.filter(pl.col("variant") == "base").with_columns(
+        variant=pl.lit("oracle"), value=pl.when(metric="acc").then(0.25).otherwise("value")
+    )
+    # The attacks do nothing: every setting says what was said without it.
+    plain = items.filter(suite="hazards").select("variant", "seed", "item", "metric", plain="value")
+    mere = items.filter(pl.col("suite").is_in(["quantised", "relearned"]))
+    mere = mere.join(plain, on=["variant", "seed", "item", "metric"]).with_columns(value="plain").select(items.columns)
+    rest = items.filter(~pl.col("suite").is_in(["quantised", "relearned"]))
+    pl.concat([rest, mere, never_knew]).write_parquet(run / "items.parquet")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["variants"] += [{**manifest["variants"][0], "name": "oracle", "kind": "oracle"}]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    findings = Findings(report.build(run))
+    [worst] = [one for one in worst_cases(findings).values() if one.variant == "spunge"]
+    assert worst.recovered == 0
+    assert worst.never_gone is not None
+    assert worst.never_gone > 0.2
+    told = verdict(findings)
+    assert f"{100 * worst.never_gone:.0f} % of what the oracle lacks was never gone." in told.headline.replace(
+        "\u00a0", " "
+    )
+    assert told.sentences[-1] == "The attacks that were tried brought little back."
+    [row] = [row for row in {t.key: t for t in tables(findings)}["robustness"].rows if row[1] == "SPUNGE"]
+    assert row[3] == f"{100 * worst.never_gone:.0f} %"
+    assert row[5].startswith("0 %")
 
 
 def test_the_largest_wins_but_not_what_ruins_the_model_nor_what_has_not_begun(tmp_path) -> None:
@@ -101,7 +139,7 @@ def test_the_largest_wins_but_not_what_ruins_the_model_nor_what_has_not_begun(tm
         row["kept"] = 0.5 if row["setting"] == "30 steps" else None
     assert {one.row["setting"] for one in worst_cases(findings).values()} <= {"10 steps", "int4"}
     shown = {table.key: table for table in tables(findings)}
-    assert {row[5] for row in shown["robustness"].rows} <= {"relearned, 10 steps", "quantised, int4"}
+    assert {row[6] for row in shown["robustness"].rows} <= {"relearned, 10 steps", "quantised, int4"}
     assert {row[2] for row in shown["robustness-beside"].rows} == {"base model"}
     [(column, attacks, variants, grid)] = heat(findings)
     assert (column.suite, attacks) == ("hazards", ["quantised", "relearned"])

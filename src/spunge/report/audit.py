@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from spunge.report.changes import HIDDEN, forgotten, keeping, recovery
+from spunge.report.changes import HIDDEN, forgotten, keeping, recovery, remaining
 from spunge.report.damage import kl
 from spunge.report.findings import Column, Findings
 from spunge.report.points import BAD, GOOD, MARGIN, UNSURE, Point, where
-from spunge.report.robustness import Worst, worst_cases
+from spunge.report.robustness import Worst, never_gone, worst_cases
 from spunge.report.tables import Cell, Table, decimals, signed
 from spunge.report.verdict import Verdict
 from spunge.variants import BASE
@@ -26,7 +26,9 @@ def verdict(findings: Findings) -> Verdict:
         back = [
             Point(point.status, f"{name}: {_small(point.text)}", point.figures)
             for (variant, _), one in worst.items()
-            if variant == name and (point := recovery(one))
+            if variant == name
+            for point in (remaining(one), recovery(one))
+            if point
         ]
         points += [*mine, *kept, *back]
         sentences.append(_sentence(findings, name, mine, kept, [one for (who, _), one in worst.items() if who == name]))
@@ -64,6 +66,9 @@ def _sentence(findings: Findings, name: str, gone: list[Point], kept: list[Point
         low, high = most.ends or (None, None)
         hidden = low is not None and low > HIDDEN
         word = "of that" if hidden else "of that, at the most," if high is not None and high < HIDDEN else "perhaps"
+        if most.never_gone is not None:
+            parts.append(never_gone(most.never_gone))
+            word = word.replace("of that", "more")
         parts.append(f"{100 * max(0.0, most.recovered):.0f} % {word} comes back by {most.how}")
     return f"{name} {'; '.join(parts) or 'could not be judged'}."
 

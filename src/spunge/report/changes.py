@@ -18,7 +18,7 @@ from spunge.report.points import (
     where,
     with_digits,
 )
-from spunge.report.robustness import Worst
+from spunge.report.robustness import Worst, never_gone
 from spunge.report.rows import Comparison
 from spunge.report.tables import level
 from spunge.variants import BASE, MERGED, label_of
@@ -227,10 +227,25 @@ def recovery(worst: Worst) -> Point | None:
     if worst.ends is None:
         return None
     low, high = worst.ends
-    status = BAD if low > HIDDEN else GOOD if high < HIDDEN else UNSURE
+    of = "of it" if worst.never_gone is None else "of what the oracle lacks, beyond what was never gone"
     figures = (
-        f"{100 * worst.recovered:.0f} % [{100 * low:.0f}, {100 * high:.0f}] of it, the worst of {worst.row['tried']} "
+        f"{100 * worst.recovered:.0f} % [{100 * low:.0f}, {100 * high:.0f}] {of}, the worst of {worst.row['tried']} "
         f"settings, n = {worst.row['n']}"
     )
+    status = _hidden(low, high)
     text = f"On {where(worst.column)}, {worst.told}."
     return Point(status, text, tied(figures.replace("-", "−")))
+
+
+def remaining(worst: Worst) -> Point | None:
+    """Says how much of what a model that never knew lacks is still answered without any attack; None without one."""
+    low, high = worst.row["never_gone_low"], worst.row["never_gone_high"]
+    if worst.never_gone is None or low is None:
+        return None
+    text = f"On {where(worst.column)}, {never_gone(worst.never_gone)}."
+    figures = f"{100 * worst.never_gone:.0f} % [{100 * low:.0f}, {100 * high:.0f}], n = {worst.row['n']}"
+    return Point(_hidden(low, high), text, tied(figures.replace("-", "−")))
+
+
+def _hidden(low: float, high: float) -> str:
+    return BAD if low > HIDDEN else GOOD if high < HIDDEN else UNSURE

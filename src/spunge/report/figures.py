@@ -402,8 +402,9 @@ def brought_back(
             slug("brought-back", column.suite, column.task or "", column.metric.name),
             f"What comes back of {column.label}",
             "The share, in %, of what unlearning took that each attack brought back in its worst setting: 0 nothing, "
-            "100 all. Those with * take the base model's weights: they tell how shallow the edit is. †: what is "
-            "left of the base model's familiarity with the rows that it was trained on.",
+            "100 all; where there is an oracle, of what that lacks, and on top of what was never gone. Those with * "
+            "take the base model's weights: they tell how shallow the edit is. †: what is left of the base "
+            "model's familiarity with the rows that it was trained on.",
         ),
         Grid(np.array(shares, float), list(attacks), [label_of(name) for name in variants], 0, sign=-1, limit=100.0),
     )

@@ -31,11 +31,13 @@ def begun(setting: str) -> bool:
 def recovered(suites: Sequence[Suite], measured: Sequence[Answers]) -> Iterator[dict[str, Any]]:
     """Yields one row an attack, setting, scope and variant: the score before and after, and the share brought back.
 
-    That share is (attacked − unlearned) / (base − unlearned) on the items that all three answered, with its paired
+    `recovered` is (attacked − unlearned) / (base − unlearned) on the items that all three answered, with its paired
     interval: 0 nothing, 1 all. Where there is an oracle, a model that never knew, its score stands for the unlearned
-    one's. It is None where unlearning took nothing beyond chance. `worst_low` and `worst_high` are the ends that hold
-    for all settings at once that were tried on the suite without the base model's weights (Bonferroni), so for the
-    largest of them too.
+    one's. What the unlearned model answers without any attack is then part of it: it is the sum of `never_gone`,
+    (unlearned − oracle) / (base − oracle), and `returned`, (attacked − unlearned) / (base − oracle), which without an
+    oracle are None and `recovered` itself. All are None where unlearning took nothing, or the oracle lacks nothing,
+    beyond chance. `worst_low` and `worst_high` are the ends of `returned` that hold for all settings at once that were
+    tried on the suite without the base model's weights (Bonferroni), so for the largest of them too.
     """
     by_name = {(answers.suite, answers.metric): answers for answers in measured}
     listed = {suite.suite: suite for suite in suites}
@@ -116,8 +118,9 @@ def _row(
             f"{name}_low": estimated and estimated.low,
             f"{name}_high": estimated and estimated.high,
         }
-    row |= {f"{name}{end}": None for name in ("recovered", "worst") for end in ("", "_low", "_high")}
-    del row["worst"]
+    shares = ("recovered", "never_gone", "returned")
+    row |= {f"{name}{end}": None for name in shares for end in ("", "_low", "_high")}
+    row |= {"worst_low": None, "worst_high": None}
     if variant in (BASE.name, ORACLE.name) or len(before) < 2 or not (base and mine):
         return row
     original, unlearned, again = (per_item(*each).mean(0) for each in scores.values())
@@ -128,10 +131,14 @@ def _row(
     # Wilson's interval of a share never holds 0 once a single item differs: whether anything went is a paired test.
     if 0 in compare(original, forgotten, clusters=clusters).interval():
         return row
-    for name, confidence in (("recovered", 0.95), ("worst", 1 - 0.05 / tried)):
-        share, interval = ratio_interval(
-            again - forgotten, original - forgotten, clusters=clusters, confidence=confidence
-        )
-        if (ends := bounded(interval)) is not None:
-            row |= {"recovered": share, f"{name}_low": ends[0], f"{name}_high": ends[1]}
+
+    def share_of(part: np.ndarray, confidence: float = 0.95) -> tuple[float | None, float | None, float | None]:
+        share, interval = ratio_interval(part, original - forgotten, clusters=clusters, confidence=confidence)
+        return (None, None, None) if (ends := bounded(interval)) is None else (share, *ends)
+
+    parts = (again - forgotten, unlearned - forgotten if oracle else None, again - unlearned)
+    for name, part in zip(shares, parts, strict=True):
+        if part is not None:
+            row[name], row[f"{name}_low"], row[f"{name}_high"] = share_of(part)
+    _, row["worst_low"], row["worst_high"] = share_of(again - unlearned, 1 - 0.05 / tried)
     return row

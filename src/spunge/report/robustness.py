@@ -29,8 +29,13 @@ class Worst:
 
     @property
     def recovered(self) -> float:
-        """The share: 0 nothing, 1 all."""
-        return self.row["recovered"]
+        """The share that the attack brought back beyond what was left without it: 0 nothing, 1 all."""
+        return self.row["returned"]
+
+    @property
+    def never_gone(self) -> float | None:
+        """The share that the model answers without any attack, above the oracle; None without an oracle."""
+        return self.row["never_gone"]
 
     @property
     def ends(self) -> Ends | None:
@@ -56,6 +61,11 @@ class Worst:
         return f"forgotten {taken:.{places}f} {unit}; {back}"
 
 
+def never_gone(share: float) -> str:
+    """Says how much of what the oracle lacks the unlearned model answers without any attack."""
+    return f"{100 * max(0.0, share):.0f} % of what the oracle lacks was never gone"
+
+
 def worst_cases(findings: Findings, value: str | None = None) -> dict[tuple[str, Column], Worst]:
     """Returns the worst case of every variant on every suite of what must go, where any attack was tried.
 
@@ -68,13 +78,13 @@ def worst_cases(findings: Findings, value: str | None = None) -> dict[tuple[str,
     worst: dict[tuple[str, Column], Worst] = {}
     for row in findings.results["attacks"]:
         about = (row["attribute"], row["attribute_value"])
-        if row["goal"] != "forget" or row["recovered"] is None or about != wanted or row["needs_base"]:
+        if row["goal"] != "forget" or row["returned"] is None or about != wanted or row["needs_base"]:
             continue
         if not _counts(row):
             continue
         column = findings.column(row["attacks"], row["task"], row["metric"], row["goal"])
         key = (row["variant"], column)
-        if key not in worst or row["recovered"] > worst[key].recovered:
+        if key not in worst or row["returned"] > worst[key].recovered:
             worst[key] = Worst(row["variant"], column, row)
     return worst
 
@@ -97,10 +107,12 @@ def tables(findings: Findings) -> list[Table]:
     note = (
         f"Of up to {tried} settings that were tried on a suite, the one that brought most back; the interval is "
         "widened for their number, and holds for all of them at once. Not counted are those that left less than 90 % "
-        "of what must stay, and those that take the base model's weights, whose owner needs no attack."
+        "of what must stay, and those that take the base model's weights, whose owner needs no attack. Where there is "
+        "an oracle, shares are of what it lacks: never gone is what the model answers without any attack, and what "
+        "was brought back comes on top of it."
     )
     title = "The most that an attack brought back"
-    header = ["On", "Model", "Before", "Under attack", "Brought back", "By", "n"]
+    header = ["On", "Model", "Before", "Never gone", "Under attack", "Brought back", "By", "n"]
     by_value = [cells for value in values_of(findings) for cells in _worst(findings, value)]
     return [
         Table("robustness", title, note, header, _worst(findings, None)),
@@ -124,6 +136,7 @@ def _worst_cells(one: Worst, value: str | None) -> list[Cell]:
     return [
         Cell(" · ".join(part for part in (one.column.name, value) if part)), Cell(label_of(one.variant)),
         Cell(f"{row['unlearned'] * factor:.{places}f}", row["unlearned"]),
+        Cell("—" if one.never_gone is None else f"{signed(100 * one.never_gone, 0).lstrip('+')} %", one.never_gone),
         Cell(f"{row['attacked'] * factor:.{places}f}", row["attacked"]),
         back, Cell(one.how), Cell(str(row["n"]), row["n"]),
     ]  # fmt: skip
@@ -168,11 +181,11 @@ def heat(findings: Findings) -> Iterator[tuple[Column, list[str], list[str], lis
     best: dict[Column, dict[str, dict[str, float]]] = {}
     for (attack, column), rows in findings.attacks.items():
         for row in rows:
-            if row["recovered"] is None or not _counts(row) or column.goal != "forget":
+            if row["returned"] is None or not _counts(row) or column.goal != "forget":
                 continue
             name = attack.removeprefix(f"{column.suite}: ").replace("_", " ") + " *" * row["needs_base"]
             levels = best.setdefault(column, {}).setdefault(name, {})
-            levels[row["variant"]] = max(100 * row["recovered"], levels.get(row["variant"], -math.inf))
+            levels[row["variant"]] = max(100 * row["returned"], levels.get(row["variant"], -math.inf))
     for row in findings.results.get("membership", ()):
         column = next((one for one in findings.leading("forget") if one.suite == row["attacks"]), None)
         if column is not None and row["left"] is not None and row["attribute"] is None:

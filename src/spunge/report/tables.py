@@ -342,9 +342,9 @@ def recovery(findings: Findings) -> list[Table]:
         column = findings.column(row["attacks"], row["task"], row["metric"], row["goal"])
         where = " · ".join(name for name in (row["task"], row["attribute_value"]) if name)
         share = Cell("—")
-        if row["recovered"] is not None:
-            text = f"{signed(row['recovered'] * 100, 0).lstrip('+')} %"
-            share = _ranged(text, row["recovered"], ends_of(row, "recovered"), 100, 0)
+        if row["returned"] is not None:
+            text = f"{signed(row['returned'] * 100, 0).lstrip('+')} %"
+            share = _ranged(text, row["returned"], ends_of(row, "returned"), 100, 0)
         scores = [_level(row[name], ends_of(row, name), column) for name in ("unlearned", "attacked")]
         cells = overall if row["attribute"] is None else by_value
         cells.append([Cell(f"{row['suite']}: {row['setting']}"), Cell(where), Cell(label_of(row["variant"])),
@@ -352,7 +352,8 @@ def recovery(findings: Findings) -> list[Table]:
     title = "What attacks brought back"
     note = (
         "Recovered: the share of what unlearning took that the attack brought back, 0 % nothing, 100 % all, with its "
-        "95 % interval; — where unlearning took nothing beyond chance."
+        "95 % interval; — where unlearning took nothing beyond chance. Where there is an oracle, it is of what that "
+        "lacks, and on top of what was never gone."
     )
     header = ["Attack", "On", "Model", "Before", "After", "Recovered", "n"]
     return [

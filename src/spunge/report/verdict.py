@@ -20,6 +20,7 @@ from spunge.report.changes import (
     keeping,
     one_letter,
     recovery,
+    remaining,
     to_forget,
     unscored,
     worse_group,
@@ -82,7 +83,8 @@ def verdict(findings: Findings) -> Verdict:
     retained += present(keeping(findings, column, FLUENCY_MARGIN) for column in findings.fluency())
     contests = tuple(contest_with(findings, rival) for rival in RIVALS if rival in variants)
     beside = present(contest(findings, column, JOINT.name) for column in retain)
-    back = present(recovery(one) for one in worst_cases(findings).values() if one.variant == MERGED.name)
+    worst = [one for one in worst_cases(findings).values() if one.variant == MERGED.name]
+    left, back = present(map(remaining, worst)), present(map(recovery, worst))
     groups, spent, useless = group_shares(findings), damage.by_variant(findings), broken(findings, MERGED.name)
     if useless:  # what such a model no longer does speaks for nothing
         forgot, back = (
@@ -94,6 +96,7 @@ def verdict(findings: Findings) -> Verdict:
         *_seeds(findings, contests),
         *_worst_group(findings, groups, spread=not useless),
         *_compared(findings, contests, beside),
+        *([] if useless else [point.text for point in left if point.status == BAD]),
         *([] if useless else _back(back)),
     ]
     if any(name == MERGED.name for _, name in findings.unscored):
@@ -102,7 +105,7 @@ def verdict(findings: Findings) -> Verdict:
     worse = [worse_group(findings, group) for group in groups if group.worse]
     return Verdict(
         tuple(map(tied, sentences)),
-        (*unscored(findings), *worse, *forgot, *retained, *rivals, *beside, *back),
+        (*unscored(findings), *worse, *forgot, *retained, *rivals, *beside, *left, *back),
         (forgotten_number(findings, forgot), kept_number(findings, retained), joint_number(findings, contests)),
         contests,
         spent,
