@@ -74,9 +74,11 @@ def search_twice(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     for seed in range(arguments.seeds):
         for sampler in ("tpe", "random"):
             out = arguments.out / f"{sampler}-{seed}"
-            subprocess.run(
-                [*_search(arguments, words, out), "--sampler", sampler, "--seed", str(seed), "--quiet"], check=True
+            ended = subprocess.run(
+                [*_search(arguments, words, out), "--sampler", sampler, "--seed", str(seed), "--quiet"], check=False
             )
+            if ended.returncode > 1:  # 1 says that nothing worked, which is a result
+                sys.exit(ended.returncode)
             print(json.dumps(noted(out)), flush=True)
 
 
@@ -123,10 +125,11 @@ def make_by_hand(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     [before] = bench.ask([bench.unchanged], suites)
     result = _read(out / "result.json")
 
-    def forgotten(variant: Any) -> tuple[list[float], float, float | None, float]:
+    def changed(variant: Any) -> tuple[list[list[float]], float | None, float]:
+        """What went of what must go and, where both sets hold questions, of what must stay; damage, λ."""
         [(_, scale, damage, _, there)] = bench.read(variant, [1.0], "test", rung)
         [after] = bench.ask([there], suites)
-        return asking.forgotten(before[0], after[0]), bench.changed(before, after)[1], damage, scale
+        return [asking.forgotten(*pair) for pair in zip(before, after, strict=True)], damage, scale
 
     rows: list[dict[str, Any]] = _read(out / BY_HAND) if (out / BY_HAND).exists() else []
     for arm in arguments.arms:
@@ -134,26 +137,32 @@ def make_by_hand(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         fields = {name: value for name, value in made.dump().items() if name not in ("method", "together")}
         setting = Setting(-1, made.dump()["method"], fields, {})
         variants = bench.trained(arm, setting, rung)
-        by_hand, lost, damage, scale = forgotten(
+        (by_hand, *lost), damage, scale = changed(
             bench.merged(arm, setting, rung, variants, "ties 1" if arm == "merged" else "")
         )
         for other in ARMS:
             choice = result["arms"][other]["choice"]
-            found, found_lost, found_damage, _ = forgotten(
+            (found, *found_lost), found_damage, _ = changed(
                 judging.variant_of(search, other, choice["number"], choice["rung"], choice["merge"])
             )
             apart = compare(found, by_hand)
             interval = apart.interval()
             own = mean_interval(by_hand)
             rows.append({
-                "by_hand": arm, "method": setting.method, "lost": lost, "auto_lost": found_lost,
-                "learning_rate": fields["learning_rate"],
+                "by_hand": arm, "method": setting.method, "learning_rate": fields["learning_rate"],
                 "alpha": fields.get("alpha", 0.0), "scale": scale, "damage": damage,
                 "forgotten": sum(by_hand) / len(by_hand), "low": own.low, "high": own.high, "auto": other,
                 "auto_forgotten": sum(found) / len(found), "auto_damage": found_damage,
                 "difference": apart.difference, "difference_low": interval.low, "difference_high": interval.high,
                 "items": len(found), "chosen": other == result["choice"],
             })  # fmt: skip
+            for ours, theirs in zip(found_lost, lost, strict=True):
+                apart = compare(ours, theirs)
+                interval = apart.interval()
+                rows[-1] |= {
+                    "lost": fmean(theirs), "auto_lost": fmean(ours), "lost_difference": apart.difference,
+                    "lost_difference_low": interval.low, "lost_difference_high": interval.high,
+                }  # fmt: skip
             print(json.dumps(rows[-1]), flush=True)
         (out / BY_HAND).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
@@ -214,22 +223,24 @@ def _seeds(notes: Sequence[Mapping[str, Any]]) -> list[int]:
 
 def _by_hand(notes: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [one for note in notes for one in note["by_hand"]]
-    lost = any(one.get("lost") for one in rows)  # asked where both sets hold questions, and told beside what went
-    gone = "forgotten (lost)" if lost else "forgotten"
-    lines = [
-        f"| by hand | learning rate | α | {gone} | `spunge auto` | {gone} | difference |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lost = any("lost" in one for one in rows)  # asked where both sets hold questions
+    header = ["by hand", "learning rate", "α", "forgotten", "`spunge auto`", "forgotten", "difference"]
+    header += ["lost by hand", "lost", "difference"] if lost else []
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for one in rows:
         method = f", {one['method']}" if lost else ""
-        by_hand, found = (f" ({one[name]:.3f})" if lost else "" for name in ("lost", "auto_lost"))
-        lines.append(
-            f"| {one['by_hand']}{method} | {one['learning_rate']:.2g} | {one['alpha']:g} "
-            f"| {one['forgotten']:.3f}{by_hand} "
-            f"| {one['auto']}{' ✓' if one['chosen'] else ''} | {one['auto_forgotten']:.3f}{found} "
-            f"| {one['difference']:+.3f} ({one['difference_low']:+.3f} to {one['difference_high']:+.3f}) |"
-        )
+        cells = [
+            f"{one['by_hand']}{method}", f"{one['learning_rate']:.2g}", f"{one['alpha']:g}", f"{one['forgotten']:.3f}",
+            f"{one['auto']}{' ✓' if one['chosen'] else ''}", f"{one['auto_forgotten']:.3f}", _apart(one, "difference"),
+        ]  # fmt: skip
+        if lost:
+            cells += [f"{one['lost']:.3f}", f"{one['auto_lost']:.3f}", _apart(one, "lost_difference")]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _apart(one: Mapping[str, Any], name: str) -> str:
+    return f"{one[name]:+.3f} ({one[f'{name}_low']:+.3f} to {one[f'{name}_high']:+.3f})"
 
 
 def _rungs(notes: Sequence[Mapping[str, Any]]) -> list[str]:

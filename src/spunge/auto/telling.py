@@ -57,7 +57,7 @@ def verdict(result: Mapping[str, Any], kind: str, budget: float) -> list[str]:
         why = (
             f"none keeps to a damage of {budget:g}" if not choice["met"]
             else "what forgets most no longer writes language" if choice["broken"] > FLOOR
-            else f"as much went of what must stay ({amount(test['lost'])})" if spoilt
+            else f"what is forgotten is not clearly more than went of what must stay ({amount(test['lost'])})" if spoilt
             else "what is forgotten cannot be told from nothing"
         )  # fmt: skip
         lines.append(
