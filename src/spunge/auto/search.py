@@ -125,7 +125,7 @@ class Search:
         count = promoted(fewest, rung.number)
         begun = any(self.studies[arm].results(rung.number) for arm in ARMS)
         settings = {arm: self.studies[arm].settings() for arm in ARMS}
-        first = {arm: settings[arm][numbers[0]].method for arm, numbers in ranked.items() if numbers}
+        first: dict[Arm, str] = {arm: settings[arm][ranked[arm][0]].method for arm in ARMS if ranked[arm]}
         if not begun and not self.clock.holds(first, rung):
             return  # what was found below is chosen from: that is sooner than late
         late = False
