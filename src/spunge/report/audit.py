@@ -94,8 +94,8 @@ def tables(findings: Findings) -> list[Table]:
     kept = [f"Kept of {one.name}" for one in findings.leading("retain")]
     note = (
         "Forgotten: of what the base model had beyond guessing. Brought back: the worst of all settings that were "
-        "tried, with an interval that holds for all of them. KL: the mean divergence per token from the base model on "
-        "the retain rows, in nats."
+        "tried, with an interval that holds for all of them; where there is an oracle, of what that lacks, and on top "
+        "of what was never gone. KL: the mean divergence per token from the base model on the retain rows, in nats."
     )
     header = ["Model", "On", "Forgotten", "Brought back", "By", "KL", *kept]
     return [Table("audit", "The models side by side", note, header, cells)] if cells else []
