@@ -1,6 +1,7 @@
 """What every trained method forgets, keeps and costs: in the embedded world, on TOFU, and in memory.
 
-    python benchmarks/methods.py table --out runs            # docs/results.md: joint and SPUNGE, by the test items
+    # joint and SPUNGE by the test items, to results/methods-NAME.json; studies/tables.py writes docs/results.md from it
+    python benchmarks/methods.py table --out runs --note NAME
     python benchmarks/methods.py tofu --model FULL --reference RETAIN --forget forget10.jsonl --retain retain90.jsonl
     python benchmarks/methods.py memory                      # each method in a process of its own
 
@@ -10,6 +11,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import subprocess
@@ -64,6 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["table", "tofu", "memory"])
     parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--note", default="tried", help="what the table is called; what it has of other methods stays")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[5e-4, 2e-3])
     parser.add_argument("--epochs", type=int, default=SHARED["epochs"])
@@ -116,12 +119,7 @@ def table(options: argparse.Namespace) -> None:
 
         untouched = Variant("base", "base", 0)
         least = KEPT * asked(untouched, "validation")[1]
-        print(
-            "| method | learning rate | joint: hazards | joint: retained | SPUNGE: hazards | SPUNGE: retained ", end=""
-        )
-        print("| CPU s, joint | CPU s, subsets |\n|---|---|---|---|---|---|---|---|")
-        hazards, retained = asked(untouched, "test")
-        print(f"| base | | {hazards:.3f} | {retained:.3f} | | | | |", flush=True)
+        note(options, "base", {"joint": asked(untouched, "test")})
         for name in options.methods:
             tried = []
             for rate in options.learning_rates:
@@ -134,9 +132,20 @@ def table(options: argparse.Namespace) -> None:
             parts = [unlearn("subset", f"subset:{name}", unlearner, rows) for name, rows in subsets.rows.items()]
             variants = [part for part, _ in parts]
             [(_, merged)] = steps.merge(context, "spunge", variants, subsets)
-            figures = [*asked(joint, "test"), *asked(merged, "test")]
-            cells = [f"{figure:.3f}" for figure in figures] + [f"{seconds:.1f}", f"{sum(s for _, s in parts):.1f}"]
-            print(f"| {name} | {rate:g} | {' | '.join(cells)} |", flush=True)
+            row = {"learning_rate": rate, "joint": asked(joint, "test"), "merged": asked(merged, "test")}
+            spent = {"seconds_joint": round(seconds, 1), "seconds_subsets": round(sum(s for _, s in parts), 1)}
+            note(options, name, {**row, **spent})
+
+
+def note(options: argparse.Namespace, method: str, row: dict[str, Any]) -> None:
+    """Writes what came of a method into the table's file, and shows it."""
+    print(method, row, flush=True)
+    file = Path(__file__).parent / "results" / f"methods-{options.note}.json"
+    settings = {"learning_rates": options.learning_rates, "epochs": options.epochs}
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    rows = before["rows"] if before and before["settings"] == settings else {}
+    table = {"settings": settings, "measured": str(datetime.date.today()), "rows": {**rows, method: row}}
+    file.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 def _variant(name: str, kind: str, artifact: Artifact, unlearner: Unlearner) -> Variant:

@@ -1,7 +1,8 @@
-"""Writes the tables of docs/study.md from the results of the studies, so that no figure there is typed by hand.
+"""Writes tables of docs/study.md and docs/results.md from files with results, so that no figure there is typed by hand.
 
 python studies/tables.py            # after a study was run: between `<!-- arms NAME -->` or `<!-- contrasts NAME -->`
-                                    # and the next `<!-- end -->` stands what results/NAME.json says
+                                    # and the next `<!-- end -->` stands what results/NAME.json says, and
+                                    # benchmarks/results/methods-NAME.json after `<!-- methods NAME -->`
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import study
 import summary
 
 STUDIES = Path(__file__).parent
-PAGE = STUDIES.parent / "docs" / "study.md"
-MARKED = re.compile(r"(<!-- (arms|contrasts|trials) ([\w-]+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.S)
+PAGES = [STUDIES.parent / "docs" / name for name in ("study.md", "results.md")]
+METHODS = STUDIES.parent / "benchmarks" / "results"
+MARKED = re.compile(r"(<!-- (arms|contrasts|trials|methods) ([\w-]+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.S)
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -76,11 +78,25 @@ def trials(results: Results) -> str:
     return _markdown(lines)
 
 
+def methods(results: Mapping[str, Any]) -> str:
+    """Returns the table of the methods: accuracy on what must go and what must stay, and the seconds of training."""
+    lines = [["", "learning rate", "joint: hazards", "retained", "SPUNGE: hazards", "retained"]]
+    lines[0] += ["CPU s, joint", "CPU s, subsets"]
+    for name, row in results["rows"].items():
+        accuracies = [f"{score:.3f}" for kind in ("joint", "merged") for score in row.get(kind, ())]
+        line = [name, f"{row['learning_rate']:g}" if "learning_rate" in row else "", *accuracies]
+        line += [f"{row[seconds]:.1f}" for seconds in ("seconds_joint", "seconds_subsets") if seconds in row]
+        lines.append([*line, *[""] * (len(lines[0]) - len(line))])
+    return _markdown(lines)
+
+
 def written(page: str) -> str:
     """Returns the page with every marked table as the results have it."""
 
     def table(found: re.Match[str]) -> str:
         start, kind, name, suite, end = found.groups()
+        if kind == "methods":
+            return start + methods(json.loads((METHODS / f"methods-{name}.json").read_text(encoding="utf-8"))) + end
         results = json.loads((STUDIES / "results" / f"{name}.json").read_text(encoding="utf-8"))
         read = study.read(STUDIES / f"{name}.yaml")
         suite = suite or next(iter(read.scores))
@@ -109,4 +125,5 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
