@@ -62,7 +62,7 @@ def _python() -> Iterator[str]:
         if inspect.isclass(named):
             if hasattr(named, "model_fields"):
                 yield from _fields(named)
-            for member, value in vars(named).items():
+            for member, value in list(vars(named).items()):  # a lazy class grows when it is looked at
                 if _is_public(member, value):
                     yield from (f"#### `{name}.{member}`", "", *_documented(member, value))
 
