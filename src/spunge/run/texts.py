@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from math import log, sqrt
+from math import fsum, log, sqrt
 
 import polars as pl
 
@@ -66,8 +66,9 @@ def nearest(rows: Corpus, others: Corpus) -> Corpus:
     weight = {word: log(len(words) / count) ** 2 for word, count in counts.items()}
 
     def likeness(row: frozenset[str]) -> float:
-        whole = sum(weight[word] for word in row)
-        return sqrt(sum(weight[word] for word in row & theirs) / whole) if whole else 0.0
+        # Exactly rounded: a set's order differs from process to process, and like rows would change places.
+        whole = fsum(weight[word] for word in row)
+        return sqrt(fsum(weight[word] for word in row & theirs) / whole) if whole else 0.0
 
     ranked = sorted(range(len(words)), key=lambda index: (-likeness(words[index]), index))
     return rows.select(sorted(ranked[: (len(ranked) + 1) // 2]))
