@@ -5,8 +5,6 @@ Both come with torch, and both compute in float32; they round otherwise. `docs/b
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -39,15 +37,15 @@ class _Product(torch.autograd.Function):
     """The operation has no gradient of its own."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, weight)
+    def forward(ctx: torch.autograd.function.FunctionCtx, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, weight)  # pyright: ignore[reportAttributeAccessIssue]
         return _multiply(input, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        input, weight = ctx.saved_tensors
-        of_input, of_weight, of_bias = ctx.needs_input_grad
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        input, weight = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+        of_input, of_weight, of_bias = ctx.needs_input_grad  # pyright: ignore[reportAttributeAccessIssue]
         rows = gradient.flatten(0, -2)
         return (
             _multiply(gradient, weight.t(), None) if of_input else None,
