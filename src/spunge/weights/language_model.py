@@ -188,8 +188,6 @@ class LanguageModel(Settings):
         """
         import torch
 
-        from spunge.weights.linear import use_onednn
-
         no_bars()
         self.verify()
         directory = self.checkpoint().directory
@@ -203,7 +201,6 @@ class LanguageModel(Settings):
                 local_files_only=True,
                 **options,
             )
-        use_onednn(model)
         return model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
 
     def config(self) -> PreTrainedConfig:
