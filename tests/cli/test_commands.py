@@ -149,7 +149,7 @@ def test_single_steps_without_a_recipe(world: dict[str, Any], write_recipe: Writ
     merged, exported = Checkpoint.open(tmp_path / "merged"), Checkpoint.open(tmp_path / "exported")
     assert all(merged.digest(name) == exported.digest(name) for name in merged.tensors)
     for made in ("merged", "exported"):
-        assert "Nothing was measured on this checkpoint" in (tmp_path / made / "README.md").read_text()
+        assert "Nothing was measured on it when it was written" in (tmp_path / made / "README.md").read_text()
 
     recipe = write_recipe(world)
     done = spunge("evaluate", "--model", model, "--task-vector", "tv", "--suite", recipe, "--out", "ev", cwd=tmp_path)

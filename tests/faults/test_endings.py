@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,15 @@ def recipe(world: dict[str, Any], write_recipe: Callable[[dict[str, Any]], Path]
     return write_recipe({**world, "controls": []})
 
 
+@pytest.fixture
+def at_a_terminal() -> Iterator[None]:
+    """What `nohup` began ignores a lost terminal, and so does all that it begins."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("at_a_terminal")
 def test_a_lost_terminal_is_a_request_to_stop_and_a_kill_is_told_by_the_lock(recipe: Path, tmp_path: Path) -> None:
     lost = attempt(("run", recipe, "--quiet"), tmp_path, Signalled(tmp_path / "runs", 60, signal=signal.SIGHUP))
     assert lost.code == 128 + signal.SIGHUP, lost.errors

@@ -39,7 +39,7 @@ class Difference:
         """Returns an interval of `paired` in the units of `value`; None where it has no bounds."""
         if self.level is None:
             return bounded(interval)
-        return bounded(Interval(*(self.level * _growth(end) for end in (interval.low, interval.high))))
+        return bounded(Interval(self.level * _growth(interval.low), self.level * _growth(interval.high)))
 
     @property
     def variances(self) -> tuple[float, float] | None:
@@ -95,7 +95,7 @@ def difference(answers: Answers, pairs: Sequence[tuple[int, int]], items: np.nda
         return None
     clusters = answers.clusters_of(both)
     if answers.weights is not None:
-        return _of_perplexities(*(_logs(answers, rows, both) for rows in (first, second)), clusters)
+        return _of_perplexities(_logs(answers, first, both), _logs(answers, second, both), clusters)
     a, b = (answers.answered(rows, both) for rows in (first, second))
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return None
